@@ -1,0 +1,42 @@
+"""How a network is run on prepared inputs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .packing import Packed
+from .precision import Precision
+
+Run = Callable[[Sequence[Tensor]], Packed]
+"""From the tensors of the arguments to the packed output; differentiable where gradients are enabled."""
+
+
+class EagerEngine:
+    """Run the network's own code, one operator after the other.
+
+    Args:
+        network: a module in eval mode.
+        precision: the context to run it in.
+        convert: whether inputs are brought to the precision's base dtype and memory format first; the full-precision
+            twin takes them as they come.
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision, *, convert: bool) -> None:
+        self.network = network
+        self.precision = precision
+        self.convert = convert
+
+    def bind(self, arguments: Packed) -> Run:
+        """The run for one call: everything but the tensors of its arguments is settled."""
+
+        def run(tensors: Sequence[Tensor]) -> Packed:
+            entered = [self.precision.enter(t) for t in tensors] if self.convert else tensors
+            args, kwargs = arguments.rebuild(entered)
+            with self.precision.context():
+                return Packed(self._call(args, kwargs))
+
+        return run
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.network(*args, **kwargs)

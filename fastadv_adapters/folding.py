@@ -1,0 +1,216 @@
+"""Batch norms taken out of a copied network: folded into the layer before, or frozen into one scale and shift.
+
+The copy goes on running its own code. What changes is the class of its batch norms and the tensors of its layers, so
+whatever refers to a module (an attribute, a plain list, a hook) still finds it.
+
+Folding: with s = weight / sqrt(running_var + eps), batch norm in eval mode is  s * y + (bias - s * running_mean), and
+for y = W x + b that is the layer  (s W) x + (s (b - running_mean) + bias)  (Jacob et al. 2018,
+https://arxiv.org/abs/1712.05877, section 3.2).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from .copying import HOOKS, alias, clone, copy_module
+from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ScaleAndShift
+from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
+from .tracing import Trace, batch_norm_input, without_batch_norm
+
+_STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+@dataclass
+class Folded:
+    """A copied network after folding.
+
+    Attributes:
+        network: the copy, which computes the wrapped model's eval-mode function with its own tensors.
+        refreshes: what brings its tensors up to date.
+        report: name of each batch norm -> what was done with it.
+    """
+
+    network: nn.Module
+    refreshes: list[Refresh] = field(default_factory=list)
+    report: dict[str, str] = field(default_factory=dict)
+
+
+class _Skipped:
+    """Mixin for a batch norm that is now part of the layer before it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+class _Affine:
+    """Mixin for a batch norm frozen into ``input * scale + shift``, in the dtype of its input."""
+
+    scale_and_shift: ScaleAndShift
+
+    def forward(self, input: Tensor) -> Tensor:
+        scale, shift = self.scale_and_shift[input.dtype]
+        shape = (-1,) + (1,) * (input.ndim - 2)
+        return torch.addcmul(shift.view(shape), input, scale.view(shape))
+
+
+class _Rewritten:
+    """Mixin for a batch norm subclass whose forward runs from its own trace, without the batch norm in it."""
+
+    rewritten: fx.GraphModule
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rewritten(*args, **kwargs)
+
+
+def build(source: nn.Module, trace: Trace | None, precision: Precision) -> Folded:
+    """Copy ``source`` into a fast network; ``trace`` says what folds, None folds nothing."""
+    builder = _Builder(source, trace, precision)
+    builder.treat_norms()
+    builder.own_tensors()
+    with torch.no_grad():
+        for refresh in builder.result.refreshes:
+            refresh()
+    return builder.result
+
+
+class _Builder:
+    """One copy in the making: each part of it beside the original, by name."""
+
+    def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision) -> None:
+        registered = {id(t) for t in (*source.parameters(), *source.buffers())}
+        network = copy_module(source, lambda t: alias(t) if id(t) in registered else clone(t))
+        pairs = zip(source.named_modules(), list(network.modules()), strict=True)
+        self.parts = {name: (part, original) for (name, original), part in pairs}
+        self.trace, self.precision = trace, precision
+        self.result = Folded(network)
+        self.remade: set[str] = set()  # layers with a weight and a bias made by a fold
+
+    def treat_norms(self) -> None:
+        """Take every batch norm out that can be taken out."""
+        if self.trace is None:
+            return
+        for name, (part, original) in self.parts.items():
+            if isinstance(part, _BatchNorm) and isinstance(original, _BatchNorm):
+                self.result.report[name] = self._treat(name, part, original, self.trace)
+
+    def _treat(self, name: str, part: _BatchNorm, original: _BatchNorm, trace: Trace) -> str:
+        """Take one batch norm out, as far as that can be done; returns what was done."""
+        own_forward = None
+        if part.running_mean is None or part.running_var is None:
+            return "kept: it has no running statistics and normalises over the batch"
+        if _has_hooks(part):
+            return "kept: it has hooks"
+        if type(part) not in _STOCK_NORMS:
+            try:
+                own_forward = without_batch_norm(part)
+            except ValueError as error:
+                return f"kept: {error}"
+        layer_name, why = self._layer_for(name, part, trace)
+        if layer_name and own_forward and batch_norm_input(own_forward[1]).op != "placeholder":
+            layer_name, why = None, "something comes before the batch norm in its own forward"
+        if layer_name:
+            self._fold(layer_name, original)
+            _swap(part, None, own_forward)
+            return f"folded into {layer_name}"
+        _swap(part, self._freeze(original, part.running_mean.device), own_forward)
+        return f"frozen into scale and shift: {why}"
+
+    def _layer_for(self, name: str, norm: _BatchNorm, trace: Trace) -> tuple[str | None, str]:
+        """The layer that this batch norm folds into, or why there is none."""
+        layer_name = trace.producer.get(name)
+        if layer_name is None:
+            return None, "no layer before it that it alone reads"
+        layer = self.parts[layer_name][0]
+        if type(layer) not in _LAYERS:
+            return None, f"{layer_name} is a {type(layer).__name__}, which may use its weight in its own way"
+        if _has_hooks(layer):
+            return None, f"{layer_name} has hooks"
+        if layer_name in trace.touched:
+            return None, f"the weight of {layer_name} is read by other code too"
+        outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        if norm.num_features != outputs:
+            return None, f"{layer_name} has {outputs} outputs for {norm.num_features} channels"
+        return layer_name, ""
+
+    def _fold(self, layer_name: str, norm: _BatchNorm) -> None:
+        """Give a layer own tensors that hold it and the batch norm behind it."""
+        part, original = self.parts[layer_name]
+        weight: Tensor = original.weight
+        own = self._empty(weight, ahead=True, spatial=True)
+        part.weight = nn.Parameter(own, requires_grad=False)
+        bias = torch.empty(norm.num_features, dtype=own.dtype, device=own.device)
+        part.bias = nn.Parameter(bias, requires_grad=False)
+        self.result.refreshes.append(FollowLayer(original, norm, part.weight, part.bias))
+        self.remade.add(layer_name)
+
+    def _freeze(self, norm: _BatchNorm, device: torch.device) -> ScaleAndShift:
+        """Own scale and shift of a batch norm, in each dtype that its input may have."""
+        dtypes = {self.precision.base, self.precision.dtype}
+        own = {dtype: torch.empty(2, norm.num_features, dtype=dtype, device=device) for dtype in dtypes}
+        self.result.refreshes.append(FollowNorm(norm, own))
+        return own
+
+    def own_tensors(self) -> None:
+        """Lay out all other tensors and have them followed."""
+        for name, (part, original) in self.parts.items():
+            if isinstance(part, (_Skipped, _Affine)):
+                continue  # nothing of it is read any more
+            for theirs, ours in ((vars(original), vars(part)), (original._buffers, part._buffers)):
+                for key in [key for key, value in theirs.items() if isinstance(value, Tensor)]:
+                    ours[key] = clone(theirs[key].to(self.precision.dtype_for(theirs[key])))
+                    self.result.refreshes.append(CopyTensor(theirs, ours, key))
+            touched = self.trace is not None and name in self.trace.touched
+            ahead = () if touched or _has_hooks(original) else cast_ahead_names(original)
+            self._own_parameters(part, original, ahead, () if name not in self.remade else ("weight", "bias"))
+
+    def _own_parameters(
+        self, part: nn.Module, original: nn.Module, ahead: tuple[str, ...], remade: tuple[str, ...]
+    ) -> None:
+        for name, tensor in original._parameters.items():
+            if tensor is not None and name not in remade:
+                own = self._empty(tensor, ahead=name in ahead, spatial=isinstance(part, _ConvNd))
+                part._parameters[name] = nn.Parameter(own, requires_grad=False)
+                self.result.refreshes.append(CopyTensor(original._parameters, part._parameters, name))
+
+    def _empty(self, tensor: Tensor, *, ahead: bool, spatial: bool) -> Tensor:
+        dtype = self.precision.dtype_for(tensor, cast_ahead=ahead)
+        memory_format = self.precision.memory_format(tensor.ndim, spatial=spatial)
+        return torch.empty(tensor.shape, dtype=dtype, device=tensor.device, memory_format=memory_format)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, kind) for kind in HOOKS)
+
+
+def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Graph, fx.Node] | None) -> None:
+    """Give a batch norm the class that does what is left of it."""
+    if own_forward is None:
+        _become(part, _Skipped if affine is None else _Affine)
+        vars(part)["scale_and_shift"] = affine
+        return
+    graph, node = own_forward
+    if affine is None:
+        node.replace_all_uses_with(batch_norm_input(node))
+    else:
+        frozen = nn.Module()
+        _become(frozen, _Affine)
+        vars(frozen)["scale_and_shift"] = affine
+        part.add_module("frozen_batch_norm", frozen)
+        with graph.inserting_before(node):
+            new = graph.call_module("frozen_batch_norm", (batch_norm_input(node),))
+        node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    graph.eliminate_dead_code()
+    rewritten = fx.GraphModule(part, graph)
+    _become(part, _Rewritten)
+    part.rewritten = rewritten
+
+
+def _become(part: nn.Module, mixin: type) -> None:
+    """Change the class in place: whoever refers to this module still finds it, and isinstance still holds."""
+    part.__class__ = type(f"{mixin.__name__.strip('_')}{type(part).__name__}", (mixin, type(part)), {})

@@ -1,0 +1,159 @@
+"""Has the wrapped model changed since the last update, and how deeply?"""
+
+import enum
+import operator
+import weakref
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class Change(enum.Enum):
+    """What has happened to the wrapped model since the last look."""
+
+    NONE = "nothing"
+    VALUES = "values of tensors, or tensors replaced by ones of the same kind"
+    STRUCTURE = "modules, shapes, devices, hooks or plain attributes"
+
+
+class _Whatever:
+    """Equal to anything: stands in a snapshot for what does not matter."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_PLAIN = (Tensor, ModuleType, dict, list, tuple, set)
+_TENSOR_DICTS = ("_parameters", "_buffers")
+
+# Fused optimizers move no version counter, so steps are counted by one hook for all models.
+_watching: weakref.WeakSet["Freshness"] = weakref.WeakSet()
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if not _watching:
+        return
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for freshness in list(_watching):
+        freshness.note_step(stepped)
+
+
+register_optimizer_step_post_hook(_after_step)
+
+
+class Freshness:
+    """A snapshot of a module, and the comparison with what it is now.
+
+    Noticed: a tensor replaced in its module's dict, an in-place change (version counters of all parameters and
+    buffers), ``tensor.data = ...`` (data pointers), a step of any optimizer that holds one of the parameters, a plain
+    attribute set to another value, modules and hooks added or removed. Not noticeable: ``.data.mul_()`` and the like,
+    writes through numpy views, replayed CUDA graphs.
+
+    The comparison is one dict comparison per module, in C, so that it can be made before every forward.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.take()
+        _watching.add(self)
+
+    def take(self) -> None:
+        """Remember the module as it is now."""
+        self._stepped = False
+        self._modules = list(self.module.modules())
+        self._snapshots = [_snapshot(vars(m)) for m in self._modules]
+        self._objects = [(o, _freeze(vars(o))) for m in self._modules for o in vars(m).values() if _is_object(o)]
+        self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers) if d]
+        self._registered = self._now_registered()
+        self._attributes = [(vars(m), k, v) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
+        self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
+        self._ids = {id(t) for t in self._tensors}
+        self._kinds = [_kind(t) for t in self._tensors]
+        self._names = [list(d) for d in self._dicts]
+        self._pointers = [t.data_ptr() for t in self._tensors]
+        self._versioned = [t for t in self._tensors if not t.is_inference()]
+        self._versions = [t._version for t in self._versioned]
+
+    def note_step(self, stepped: set[int]) -> None:
+        """An optimizer has stepped the tensors with these ids."""
+        self._stepped = self._stepped or not stepped.isdisjoint(self._ids)
+
+    def change(self) -> Change:
+        """The deepest change since :meth:`take`."""
+        if not all(map(_same, map(vars, self._modules), self._snapshots)) and self._attributes_changed():
+            return Change.STRUCTURE
+        if any(not _same(_freeze(vars(o)), frozen) for o, frozen in self._objects):
+            return Change.STRUCTURE
+        now = self._now_registered()
+        replaced = len(now) != len(self._registered) or not all(map(operator.is_, now, self._registered))
+        if replaced and self._registered_changed(now):
+            return Change.STRUCTURE
+        moved = [t.data_ptr() for t in self._tensors] != self._pointers
+        if moved and [_kind(t) for t in self._tensors] != self._kinds:  # by ``tensor.data = ...``
+            return Change.STRUCTURE
+        stale = replaced or moved or self._stepped or [t._version for t in self._versioned] != self._versions
+        return Change.VALUES if stale or self._attribute_replaced() else Change.NONE
+
+    def _now_registered(self) -> list[Tensor | None]:
+        return [t for d in self._dicts for t in d.values()]
+
+    def _registered_changed(self, now: list[Tensor | None]) -> bool:
+        if [list(d) for d in self._dicts] != self._names:
+            return True
+        pairs = zip(now, self._registered, strict=True)
+        return any(_kind(new) != _kind(old) for new, old in pairs if new is not old)
+
+    def _attributes_changed(self) -> bool:
+        return any(_differs(vars(m), old) for m, old in zip(self._modules, self._snapshots, strict=True))
+
+    def _attribute_replaced(self) -> bool:
+        return any(attributes.get(key) is not tensor for attributes, key, tensor in self._attributes)
+
+
+def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    try:
+        return bool(now == before)
+    except Exception:  # a replaced tensor or array has no truth value: it is another one
+        return False
+
+
+def _snapshot(attributes: dict[str, Any]) -> dict[str, Any]:
+    frozen = {key: _shallow(value) for key, value in attributes.items()}
+    # Modes are no change; tensors are compared one by one, by identity.
+    return frozen | dict.fromkeys(("training", *_TENSOR_DICTS), _Whatever())
+
+
+def _shallow(value: Any) -> Any:
+    """The value with its containers copied, so that a change inside them shows in a comparison."""
+    if isinstance(value, dict):
+        return {key: _shallow(item) for key, item in value.items()}
+    return [_shallow(item) for item in value] if type(value) is list else set(value) if type(value) is set else value
+
+
+def _is_object(value: object) -> bool:
+    """Whether the value is a user's own object (a config, say), whose attributes a dict comparison does not see."""
+    return hasattr(value, "__dict__") and not callable(value) and not isinstance(value, _PLAIN)
+
+
+def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {key: _shallow(value) for key, value in attributes.items()}
+
+
+def _differs(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether more has changed in one module's dict than which tensor is stored as a plain attribute."""
+    if now.keys() != before.keys():
+        return True
+    for key, old in before.items():
+        both_tensors = isinstance(old, Tensor) and isinstance(now[key], Tensor)
+        if not both_tensors and not _same({key: now[key]}, {key: old}):
+            return True
+    return False
+
+
+def _kind(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, type(tensor))

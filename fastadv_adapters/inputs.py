@@ -1,0 +1,115 @@
+"""What comes in from outside, checked once at the border: models, options, arguments."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from .notices import notify
+
+DECISIONS = ("auto", "exact", "fast")
+LOGITS_DTYPES = (torch.float32, torch.float64)
+
+
+def accept_model(model: object) -> nn.Module:
+    """The module to wrap, out of any container that only runs it elsewhere.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: a module that cannot be attacked: no parameters, lazy, quantised, on the meta device, NaN weights,
+            already fast.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}: wrap the model itself")
+    model = _unwrapped(model)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if not any(True for _ in model.parameters()):
+        raise ValueError(
+            f"expected a model with parameters, got {type(model).__name__} without any: there is nothing to speed up, "
+            f"and no device to run on"
+        )
+    for name, tensor in tensors.items():
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            raise ValueError(
+                f"expected initialised parameters, got {name}, which is lazy: run the model once on an example batch"
+            )
+        if tensor.is_meta:
+            raise ValueError(f"expected real weights, got {name} on the meta device: load the weights first")
+    _refuse_quantised(model, tensors)
+    refuse_nan({**tensors})
+    return model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if any(type(part).__name__ == "FastAttackModel" for part in model.modules()):
+        raise ValueError(
+            f"expected a plain model, got {type(model).__name__} with a FastAttackModel in it: wrap the whole plain "
+            f"model instead, normalisation included"
+        )
+    if isinstance(model, nn.DataParallel):
+        notify("the fast model runs the module inside nn.DataParallel on one device", "data-parallel")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _unwrapped(model.module)
+    compiled = getattr(model, "_orig_mod", None)  # what torch.compile keeps of the module
+    return _unwrapped(compiled) if isinstance(compiled, nn.Module) else model
+
+
+def _refuse_quantised(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    quantised = [name for name, tensor in tensors.items() if tensor.is_quantized]
+    quantised += [name for name, part in model.named_modules() if "quantized" in type(part).__module__.split(".")]
+    if quantised:
+        raise ValueError(
+            f"expected a floating-point model, got quantised {quantised[0]}: integers have no gradient; wrap the "
+            f"model as it was before quantisation"
+        )
+
+
+def refuse_nan(tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError if a tensor holds NaN; reads the device once."""
+    floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
+    if not floating:
+        return
+    flags = torch.stack([torch.isnan(t.detach()).any() for t in floating.values()])
+    if bool(flags.any()):
+        names = [name for name, flag in zip(floating, flags.tolist(), strict=True) if flag]
+        raise ValueError(
+            f"expected weights without NaN, got NaN in {names[0]}"
+            + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            + ": load a checkpoint from before the training diverged"
+        )
+
+
+def accept_options(decisions: object, logits_dtype: object, loss_scale: object) -> None:
+    """Raise ValueError for an option that does not exist."""
+    if decisions not in DECISIONS:
+        raise ValueError(f"expected decisions to be one of {', '.join(map(repr, DECISIONS))}, got {decisions!r}")
+    if logits_dtype not in LOGITS_DTYPES:
+        raise ValueError(f"expected logits_dtype to be torch.float32 or torch.float64, got {logits_dtype!r}")
+    number = isinstance(loss_scale, (int, float)) and not isinstance(loss_scale, bool) and 0 < loss_scale < float("inf")
+    if not number and loss_scale not in ("per-sample", "per-call", None):
+        raise ValueError(
+            f'expected loss_scale to be "per-sample", "per-call", a positive number or None, got {loss_scale!r}'
+        )
+
+
+def accept_tensors(tensors: Sequence[Tensor], device: torch.device) -> None:
+    """Raise TypeError or ValueError for arguments that the model cannot be attacked with."""
+    if not tensors or not tensors[0].is_floating_point():
+        got = f"{tensors[0].dtype}" if tensors else "no tensor"
+        raise TypeError(f"expected the first input to be a floating-point tensor, got {got}: convert it with .float()")
+    if tensors[0].ndim == 0:
+        raise ValueError("expected the first input to have a batch dimension, got a 0-d tensor: add one with [None]")
+    for tensor in tensors:
+        if tensor.device != device and tensor.ndim:
+            raise ValueError(
+                f"expected inputs on the model's device {device}, got one on {tensor.device}: move it with .to()"
+            )
+
+
+def refused(error: Exception, model: nn.Module, tensors: Sequence[Tensor]) -> Exception:
+    """The network's own error with the inputs that it refused; any but the common types as it is."""
+    if type(error) not in (RuntimeError, ValueError, TypeError, IndexError):
+        return error
+    shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
+    return type(error)(f"{type(model).__name__} refused an input of shape {shapes}: {error}")

@@ -1,0 +1,157 @@
+"""What an attack maximises: one value per sample, computed from logits, whose gradient does not vanish."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""Logits (N, C) and labels (N,) to one value per sample (N,), to be maximised."""
+
+LOSSES = ("ce", "dlr", "margin")
+"""The names that :func:`resolve_loss` knows."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss to be maximised, and the direction in which the logits raise it.
+
+    Attributes:
+        name: how the user called it.
+        function: logits (N, C), labels (N,) -> (N,). In targeted attacks the labels are the targets.
+        fallback: a loss that takes over, sample by sample, where the gradient of ``function`` at the logits is all
+            zero or not finite; None if that cannot happen with finite logits.
+    """
+
+    name: str
+    function: LossFunction
+    fallback: LossFunction | None = None
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """One value per sample, shape (N,).
+
+        Raises:
+            ValueError: the loss gave another shape.
+        """
+        values: object = self.function(logits, labels)
+        if not isinstance(values, Tensor) or values.shape != labels.shape:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"expected the loss to give one value per sample, shape {tuple(labels.shape)}, got {got}. "
+                f'Return it without reduction over the batch (reduction="none")'
+            )
+        return values
+
+    def ascent(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (N,) and, per sample, the direction at the logits (N, C) to backpropagate; both without history.
+
+        The direction is the gradient up to a positive factor per sample.
+        """
+        with torch.enable_grad():
+            logits = logits.detach().requires_grad_(True)
+            values = self(logits, labels)
+            if not values.requires_grad:
+                raise ValueError(
+                    f"expected a loss that can be differentiated by the logits, got values of {self.name} without "
+                    f"a gradient. Compute them from the logits alone, without argmax or detach()"
+                )
+            (direction,) = torch.autograd.grad(values.sum(), logits)
+            if self.fallback is not None:
+                largest = direction.abs().amax(1, keepdim=True)
+                usable = (largest > 0) & largest.isfinite()
+                (other,) = torch.autograd.grad(self.fallback(logits, labels).sum(), logits)
+                direction = torch.where(usable, direction / largest, other)
+        return values.detach(), direction
+
+
+def resolve_loss(loss: str | LossFunction, targeted: bool = False) -> Loss:
+    """The loss that a user asked for.
+
+    Args:
+        loss: ``"ce"`` (:func:`cross_entropy`), ``"margin"`` (:func:`margin`), ``"dlr"`` (:func:`dlr`), or a callable
+            with logits (N, C) and labels (N,) as arguments that returns (N,) values to be maximised. A callable is
+            maximised in targeted attacks too, with the targets as its labels.
+        targeted: whether labels are targets to be reached instead of classes to be left.
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: neither a name nor a callable.
+    """
+    fallback = _targeted(margin) if targeted else margin
+    if callable(loss):
+        return Loss(getattr(loss, "__name__", type(loss).__name__), loss, fallback)
+    choices = f"one of {', '.join(map(repr, LOSSES))} or a callable loss(logits, labels) -> (N,)"
+    if not isinstance(loss, str):
+        raise TypeError(f"expected loss to be {choices}, got {type(loss).__name__}. Pass one of these")
+    if loss == "ce":
+        return Loss(loss, _targeted(cross_entropy) if targeted else cross_entropy)
+    if loss == "margin":
+        return Loss(loss, fallback)
+    if loss == "dlr":
+        return Loss(loss, dlr_targeted if targeted else dlr, fallback)
+    raise ValueError(f"expected loss to be {choices}, got {loss!r}. Choose one of these")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The safe cross entropy: ``m = logsumexp over j != y of z_j - z_y``, shape (N,).
+
+    The cross entropy is ``log(1 + exp(m))``: it grows with m, and its gradient is that of m times sigmoid(m). Steps of
+    an attack follow the gradient's direction alone, so m gives the same steps. But sigmoid(m) vanishes once the model
+    is sure (below m = -104 in float32, -17 in float16), while the gradient of m has -1 at the label and a softmax over
+    the other classes, in every dtype; nor is the entry at the label a difference of nearly equal numbers, as
+    ``softmax - one_hot`` has.
+    """
+    _check_classes(logits, 2, "ce")
+    return _others(logits, labels).logsumexp(1) - _own(logits, labels)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """``max over j != y of z_j - z_y``, shape (N,): positive where the label is not predicted."""
+    _check_classes(logits, 2, "margin")
+    return _others(logits, labels).amax(1) - _own(logits, labels)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio, shape (N,): the margin divided by the largest logit minus the third largest.
+
+    It does not change when the logits are scaled or shifted (Croce and Hein 2020, arXiv:2003.01690, equation 6).
+    """
+    _check_classes(logits, 3, "dlr")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
+
+
+def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
+    """The targeted difference of logits ratio (same paper, equation 7), shape (N,); the labels are the targets.
+
+    The paper compares the target's logit with that of the true class, which a targeted attack is not told; here the
+    largest logit of any other class stands in its place.
+    """
+    _check_classes(logits, 4, "dlr of a targeted attack")
+    top = logits.topk(4, dim=1).values
+    return -margin(logits, labels) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+
+
+_TINY = 1e-12  # in the authors' code too, for logits that are all equal
+
+
+def _targeted(function: LossFunction) -> LossFunction:
+    return lambda logits, targets: -function(logits, targets)
+
+
+def _own(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def _others(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits with minus infinity at the label."""
+    return logits.scatter(1, labels[:, None], -torch.inf)
+
+
+def _check_classes(logits: Tensor, least: int, name: str) -> None:
+    if logits.ndim != 2 or logits.shape[1] < least:
+        raise ValueError(
+            f"expected logits of shape (N, C) with C of at least {least} for the loss {name}, got shape "
+            f"{tuple(logits.shape)}. Attack a model that gives one logit per class, or pass another loss"
+        )

@@ -1,0 +1,257 @@
+"""``FastAttackModel``: a PyTorch model wrapped for fast attacks."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .boundary import Call
+from .engines import EagerEngine
+from .inputs import accept_model, accept_options, accept_tensors, refused
+from .networks import Networks, device_of
+from .packing import Packed
+from .precision import resolve
+from .scaling import GradientStats, LossScale
+from .summary import summarise
+
+Decisions = Literal["auto", "exact", "fast"]
+
+
+class FastAttackModel(nn.Module):
+    """A copy of a model that is much faster at what attacks do: gradients with respect to the *input*.
+
+    It behaves as the wrapped model in eval mode, so attack libraries take it as it is::
+
+        fast = FastAttackModel(model)
+        adversarial = torchattacks.PGD(fast, eps=8 / 255, steps=10)(images, labels)
+
+    Behind it are a *fast network* (batch norm folded, weights frozen, half precision, channels-last) and a
+    full-precision *twin*. Every gradient passes a boundary that scales each sample by a power of two, unscales in
+    float32, and puts 0 for non-finite entries, whoever calls ``backward()`` or ``autograd.grad``. The wrapped model is
+    never changed: not its weights, gradients, modes, hooks or attributes.
+
+    Args:
+        model: any ``nn.Module`` whose first input is a floating-point tensor (N, ...). Stays the caller's; train it
+            on, and the fast model follows.
+        dtype: what the fast network computes in: ``torch.float16``, ``torch.bfloat16``, ``torch.float32`` or
+            ``"auto"``, the fastest that the device has in hardware.
+        fuse_bn: fold batch norm into the layer before it; where that cannot be, freeze it into a scale and a shift.
+        channels_last: lay images out channels-last; ``"auto"``: if the model has convolutions.
+        loss_scale: ``"per-sample"``: each sample's gradient at the logits is scaled by its own power of two;
+            ``"per-call"``: all by the same one; a number: by that; None: not at all.
+        decisions: whose values a forward pass returns. ``"auto"``: the twin's where no gradient is needed, the fast
+            network's otherwise. ``"exact"``: always the twin's, with the fast network's gradients, for attacks that
+            read decisions from gradient passes (minimum-norm attacks: DeepFool, C&W, FAB, DDN, FMN, EAD, ...).
+            ``"fast"``: always the fast network's.
+        logits_dtype: dtype of floating outputs, ``torch.float32`` or ``torch.float64``. In float64 the cross entropy
+            of a confident model does not saturate.
+        auto_update: look for changes of the wrapped model before every forward pass and follow them. What cannot be
+            noticed (``.data.mul_()``, numpy views, replayed CUDA graphs) needs :meth:`update`.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: an unknown option, or a model that cannot be wrapped; the text says why and what to do.
+    """
+
+    training: bool
+    _anchor: nn.Parameter
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        fuse_bn: bool = True,
+        channels_last: bool | Literal["auto"] = "auto",
+        loss_scale: LossScale = "per-sample",
+        decisions: Decisions = "auto",
+        logits_dtype: torch.dtype = torch.float32,
+        auto_update: bool = True,
+    ) -> None:
+        accept_options(decisions, logits_dtype, loss_scale)
+        source = accept_model(model)
+        precision = resolve(source, device_of(source), dtype, channels_last)
+        super().__init__()
+        self._given = {
+            "dtype": dtype,
+            "fuse_bn": fuse_bn,
+            "channels_last": channels_last,
+            "loss_scale": loss_scale,
+            "auto_update": auto_update,
+        }
+        self._networks = Networks(source, precision, fuse_bn=fuse_bn)
+        self._see(decisions, logits_dtype, full_precision=False)
+
+    def _see(self, decisions: Decisions, logits_dtype: torch.dtype, *, full_precision: bool) -> None:
+        self._decisions: Decisions = decisions
+        self._logits_dtype = logits_dtype
+        self._full_precision = full_precision
+        self.training = False
+        # Libraries read a model's device off its parameters; this one is empty, frozen and in no state_dict.
+        self.register_parameter("_anchor", nn.Parameter(torch.empty(0, device=self.device), requires_grad=False))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs of the wrapped model in eval mode, floating ones in ``logits_dtype``.
+
+        Args:
+            *args: what the wrapped model takes; the first a floating-point tensor (N, ...) on the model's device.
+            **kwargs: likewise.
+
+        Raises:
+            TypeError: the first input is not a floating-point tensor.
+            ValueError: an input on another device.
+            RuntimeError: the model's own error (or another type), with the shapes that it refused.
+        """
+        if self._given["auto_update"]:
+            self._networks.refresh(unasked=True)
+        arguments = Packed((args, kwargs))
+        accept_tensors(arguments.tensors, self.device)
+        try:
+            return self._run(arguments)
+        except Exception as error:
+            changed = refused(error, self.wrapped, arguments.tensors)
+            if changed is error:
+                raise
+            raise changed from error
+
+    def _run(self, arguments: Packed) -> Any:
+        tensors, twin = arguments.tensors, self._networks.twin
+        if _transformed(tensors):
+            return twin.bind(arguments)(tensors).tree()
+        with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if not self._full_precision and (with_gradient or self._decisions == "fast"):
+            with torch.inference_mode(False):
+                self._networks.check_once(arguments)
+        engine = twin if self._full_precision else self._networks.fast
+        call = self._call(engine, arguments)
+        if with_gradient:
+            return call(tensors)
+        with torch.no_grad():
+            return call.values(tensors, exact=self._decisions != "fast")
+
+    def _call(self, engine: EagerEngine, arguments: Packed) -> Call:
+        networks = self._networks
+        generation = networks.generation
+        loss_scale: LossScale = self._given["loss_scale"]  # type: ignore[assignment]
+        return Call(
+            fast=engine.bind(arguments),
+            twin=networks.twin.bind(arguments),
+            exact_values=self._decisions == "exact" and not self._full_precision,
+            logits_dtype=self._logits_dtype,
+            loss_scale="per-call" if loss_scale == "per-sample" and not networks.samples_apart else loss_scale,
+            state=networks.state,
+            can_overflow=engine.precision.dtype == torch.float16,
+            is_current=lambda: networks.generation == generation,
+        )
+
+    def update(self) -> "FastAttackModel":
+        """Bring the fast model up to date with the wrapped model, in place; returns it.
+
+        Changed values are folded and cast into the same storage. Where modules, shapes, the device or a plain
+        attribute changed, the networks are built anew. Scaling starts afresh.
+        """
+        self._networks.refresh()
+        return self
+
+    def view(
+        self,
+        *,
+        decisions: Decisions | None = None,
+        logits_dtype: torch.dtype | None = None,
+        full_precision: bool = False,
+    ) -> "FastAttackModel":
+        """The same fast model, sharing networks, updates and statistics, that answers differently.
+
+        Args:
+            decisions: as in the class; None keeps this one's.
+            logits_dtype: likewise.
+            full_precision: take gradients from the full-precision twin too, through the same boundary.
+        """
+        decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
+        accept_options(decisions, logits_dtype, self._given["loss_scale"])
+        view = FastAttackModel.__new__(FastAttackModel)
+        nn.Module.__init__(view)
+        view._given, view._networks = self._given, self._networks
+        view._see(decisions, logits_dtype, full_precision=full_precision)
+        return view
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The wrapped model."""
+        return self._networks.source
+
+    @property
+    def device(self) -> torch.device:
+        """Where the wrapped model lives; move that, and the fast model follows."""
+        return self._networks.precision.device
+
+    @property
+    def gradient_stats(self) -> GradientStats:
+        """What has passed through the boundary since the last reset; reading it waits for the device."""
+        return self._networks.state.stats()
+
+    def reset_gradient_stats(self) -> None:
+        """Start counting anew."""
+        self._networks.state.reset_counts()
+
+    def summary(self) -> str:
+        """What was done with the model, layer by layer, and why not where not; as text for printing."""
+        options = {**self._given, "decisions": self._decisions, "logits_dtype": self._logits_dtype}
+        return summarise(self._networks, options)
+
+    def train(self, mode: bool = True) -> "FastAttackModel":
+        """Change nothing: a fast model is always in eval mode, also where a parent module is set to training.
+
+        Raises:
+            RuntimeError: a torchattacks attack asks for training mode, which would be another model than this.
+        """
+        if mode and sys._getframe(1).f_globals.get("__name__", "").startswith("torchattacks."):
+            raise RuntimeError(
+                "expected an attack on the model in eval mode, got one that sets it to training mode "
+                "(set_model_training_mode(True), or LGV, which trains its model). A fast model computes the eval-mode "
+                "function: leave the attack in eval mode, or give it the plain model"
+            )
+        return self
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """One empty, frozen parameter on the model's device: there is nothing here to train."""
+        self._networks.refresh_device()
+        if self._anchor.device != self.device:
+            self._anchor = nn.Parameter(torch.empty(0, device=self.device), requires_grad=False)
+        return super().named_parameters(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Name of the wrapped class and what it runs in."""
+        precision = self._networks.precision
+        return f"{type(self.wrapped).__name__}, dtype={precision.dtype}, device={precision.device}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FastAttackModel":
+        return self  # device and dtype follow the wrapped model
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        pass  # a checkpoint holds the wrapped model, not its copies
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        pass
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        seen = (self._decisions, self._logits_dtype, self._full_precision)
+        return _restore, (self.wrapped, self._given, seen)
+
+
+def _restore(source: nn.Module, given: dict[str, Any], seen: tuple[Decisions, torch.dtype, bool]) -> FastAttackModel:
+    """Build a deep-copied or unpickled fast model around its own copy of the wrapped one."""
+    fast = FastAttackModel(source, **given)
+    fast._see(seen[0], seen[1], full_precision=seen[2])
+    return fast
+
+
+def _transformed(tensors: list[Tensor]) -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is at work, which needs the plain operators."""
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is not None or any(map(functorch.is_functorch_wrapped_tensor, tensors)):
+        return True
+    return bool(forward_ad._current_level >= 0)

@@ -1,0 +1,166 @@
+"""The two networks behind a fast model: the full-precision twin and the fast network, kept up to date in place."""
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .copying import alias, clone, copy_module
+from .engines import EagerEngine
+from .folding import Folded, build
+from .freshness import Change, Freshness
+from .notices import notify
+from .packing import Packed
+from .precision import Precision
+from .scaling import State
+from .selfcheck import Verdict, check
+from .tracing import Trace, trace
+
+
+class Networks:
+    """Twin and fast network of one wrapped model.
+
+    Args:
+        source: the wrapped model; never touched.
+        precision: how the fast network computes.
+        fuse_bn: whether batch norms are folded or frozen.
+
+    Attributes:
+        twin: runs the wrapped model's own weights, in its own precision, in eval mode.
+        fast: runs the fast network.
+        generation: counts updates; a backward pass is right only in the generation of its forward pass.
+        samples_apart: whether no sample's gradient reaches another's, as far as was checked.
+        notes: what was done otherwise than asked, for the summary.
+    """
+
+    def __init__(self, source: nn.Module, precision: Precision, *, fuse_bn: bool) -> None:
+        self.source = source
+        self.precision = precision
+        self.fuse_bn = fuse_bn
+        self.state = State(precision.device)
+        self.generation = 0
+        self.notes: list[str] = []
+        self._lock = threading.RLock()
+        self._freshness = Freshness(source)
+        self._rebuild()
+
+    def refresh(self, *, unasked: bool = False) -> None:
+        """Bring everything up to date with the source; ``unasked`` only if a change is noticed."""
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            change = self._freshness.change()
+            if unasked and change is Change.NONE:
+                return
+            self.generation += 1
+            if change is Change.STRUCTURE:
+                self._rebuild()
+            else:
+                self._follow_twin()
+                for refresh in self.folded.refreshes:
+                    refresh()
+                self.state.reset_exponent()
+            self._freshness.take()
+
+    def refresh_device(self) -> None:
+        """Follow the source to another device, if it has moved."""
+        if device_of(self.source) != self.precision.device:
+            self.refresh()
+
+    def _rebuild(self) -> None:
+        """Copy the source anew."""
+        device = device_of(self.source)
+        if device != self.precision.device:
+            self.precision = replace(self.precision, device=device)
+            self.state = State(device)
+        self.checked_samples = 0
+        self.samples_apart = True
+        self._copy_twin()
+        self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
+        self._copy_fast()
+        self._freshness.take()
+
+    @property
+    def opaque(self) -> dict[str, str]:
+        """Parts of the model whose forward does not trace, with the reason."""
+        return self._trace.opaque if self._trace else {}
+
+    def _copy_twin(self) -> None:
+        twin = copy_module(self.source, alias)
+        self._twin_parts = list(zip(self.source.modules(), twin.modules(), strict=True))
+        for part in twin.modules():  # own buffers: a forward may write into them
+            for name, buffer in part._buffers.items():
+                part._buffers[name] = None if buffer is None else clone(buffer)
+        self.twin = EagerEngine(twin, replace(self.precision, dtype=torch.float32), convert=False)
+
+    def _copy_fast(self) -> None:
+        self.folded: Folded = build(self.source, self._trace, self.precision)
+        self.fast = EagerEngine(self.folded.network, self.precision, convert=True)
+
+    def _follow_twin(self) -> None:
+        """Alias again what was replaced or moved in the source; copy its buffers."""
+        for theirs, ours in self._twin_parts:
+            _alias_again(theirs._parameters, ours._parameters)
+            _alias_again(vars(theirs), vars(ours))
+            for name, buffer in theirs._buffers.items():
+                copied = ours._buffers[name]
+                if buffer is not None and copied is not None:
+                    copied.copy_(buffer)
+
+    def check_once(self, arguments: Packed) -> None:
+        """At the first gradient forward, and again when there are two samples at last: is the fast run right?"""
+        samples = len(arguments.tensors[0])
+        if self.checked_samples >= min(samples, 2):
+            return
+        with self._lock:
+            self._adopt(check(self.source, self._trace, self.precision, arguments))
+            self.checked_samples = min(samples, 2)
+
+    def _adopt(self, verdict: Verdict) -> None:
+        if verdict.half_error is not None:
+            self.lower_to_full_precision(verdict.half_error)
+        if verdict.folding_error is not None and self._trace is not None:
+            self._trace = None
+            self._copy_fast()
+            self._note(f"batch norm is not folded: {verdict.folding_error}", "not-folded")
+        if verdict.samples_coupled:
+            self.samples_apart = False
+            self._note(
+                "the gradient of one sample reaches other samples (batch norm without running statistics, or features "
+                "centred over the batch): one loss scale serves the whole call instead of one per sample",
+                "samples-coupled",
+            )
+
+    def lower_to_full_precision(self, error: str) -> None:
+        """Run the fast network in float32 from now on, with one warning."""
+        dtype = self.precision.dtype
+        self.precision = replace(self.precision, dtype=torch.float32)
+        self._copy_fast()
+        self._note(f"the model runs in float32, since it raised in {dtype} only: {error}", "half-precision-refused")
+
+    def _note(self, text: str, anchor: str) -> None:
+        self.notes.append(text)
+        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
+
+
+def _alias_again(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    for name, tensor in theirs.items():
+        if isinstance(tensor, Tensor):
+            own = ours[name]
+            if tensor.data_ptr() != own.data_ptr() or tensor.shape != own.shape:
+                ours[name] = alias(tensor)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The one device of a module's parameters and buffers.
+
+    Raises:
+        ValueError: they are on several devices.
+    """
+    devices = {t.device for t in (*module.parameters(), *module.buffers())}
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "none at all"
+        raise ValueError(
+            f"expected all parameters and buffers of the model on one device, got {found}. Move the model with .to()"
+        )
+    return devices.pop()

@@ -1,0 +1,304 @@
+"""Balls around a batch in the L-infinity, L2 and L1 norm: random start, step of steepest ascent, projection.
+
+Nothing here waits for the device. A half-precision batch is iterated in float32, so that steps below the resolution of
+its dtype add up. Where a device has no float64 (Apple's mps) rounding is conservative: a little of eps stays unused.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_L1_SHARE = 0.25  # of the range between the bounds, by which one L1 step moves a coordinate at most
+_LARGEST_RADIUS = 1e30  # keeps sums of a few of them finite in float32
+_SLACK = 1e-5  # relative, of a norm that was measured in float32
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64."""
+    return device.type != "mps"
+
+
+def accept_norm(norm: str) -> str:
+    """The norm's name if there is one of that name; raises ValueError otherwise."""
+    if norm not in _BALLS:
+        raise ValueError(f"expected norm to be one of {', '.join(map(repr, _BALLS))}, got {norm!r}. Choose one of them")
+    return norm
+
+
+def ball_around(norm: str, x: Tensor, *, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> "Ball":
+    """The ball of radius ``eps`` around each sample of ``x``, cut to ``bounds``.
+
+    Args:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        x: shape (N, ...), floating, inside ``bounds``. Not copied and not changed.
+        eps: radius in units of ``x``, at least 0, finite.
+        bounds: least and largest value of any coordinate; taken in ``x``'s dtype.
+
+    Raises:
+        ValueError: unknown norm.
+    """
+    lower, upper = (torch.tensor(b, dtype=x.dtype, device="cpu").item() for b in bounds)
+    return _BALLS[accept_norm(norm)].around(x.detach(), eps, lower, upper)
+
+
+@dataclass(frozen=True, eq=False)
+class Ball(ABC):
+    """What perturbations of each sample are allowed: within ``eps`` of ``origin`` in a norm, and within bounds.
+
+    Iterates have the dtype :attr:`working`; methods that end in an underscore write into the iterate they are given.
+
+    Attributes:
+        origin: the unperturbed samples, shape (N, ...).
+        eps: radius.
+        lower: least value of a coordinate.
+        upper: largest value of a coordinate.
+    """
+
+    order: ClassVar[float]
+
+    origin: Tensor
+    eps: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def around(cls, origin: Tensor, eps: float, lower: float, upper: float) -> "Self":
+        """The ball with these attributes, and what can be computed once for all steps."""
+        return cls(origin, eps, lower, upper)
+
+    @property
+    def working(self) -> torch.dtype:
+        """The dtype of iterates: that of the origin, but float32 for half precision."""
+        return torch.promote_types(self.origin.dtype, torch.float32)
+
+    @property
+    def radius(self) -> float:
+        """``eps``, but 0 where it is below the working dtype's normal range, and no larger than the bounds allow."""
+        largest = min(self._coordinates * (self.upper - self.lower), _LARGEST_RADIUS)
+        return min(self.eps, largest) if self.eps >= torch.finfo(self.working).tiny else 0.0
+
+    @property
+    def _coordinates(self) -> int:
+        return math.prod(self.origin.shape[1:])
+
+    def start(self) -> Tensor:
+        """An iterate at the origin."""
+        return self.origin.to(self.working, copy=True)
+
+    def take(self, index: Tensor) -> "Self":
+        """The ball of the samples at ``index``, an int64 tensor on the origin's device."""
+        return replace(self, origin=self.origin.index_select(0, index))
+
+    def step_(self, x: Tensor, gradient: Tensor, alpha: float) -> Tensor:
+        """Move ``x`` by ``alpha`` in the direction in which its loss rises most, and back into the ball.
+
+        Where the gradient is all zero a sample stays. Of the gradient only the direction matters, which is found
+        wherever it is representable in its dtype: 2^-100 is as good as 1.
+        """
+        # Anything longer than this ends in the same place; without a limit a huge alpha would overflow.
+        self._move_(x, gradient.to(self.working), min(alpha, 1e6 * self.radius))
+        return self.project_(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """A copy of ``x`` in the origin's dtype, rounded toward the origin, within ``eps`` as measured in float64."""
+        exact = has_float64(x.device)
+        wide = torch.float64 if exact else torch.float32
+        origin = self.origin.to(wide)
+        delta = x.to(wide) - origin
+        length, eps = self._length(delta), self.eps if exact else self.eps * (1 - _SLACK)
+        return _toward(self.origin, origin, delta * torch.where(length > eps, eps / length, 1.0))
+
+    @abstractmethod
+    def random_start(self, generator: Generator | None = None) -> Tensor:
+        """An iterate drawn uniformly from the ball, cut to the bounds; drawn on the generator's device."""
+
+    @abstractmethod
+    def project_(self, x: Tensor) -> Tensor:
+        """Bring ``x`` back into the ball and the bounds, up to rounding."""
+
+    @abstractmethod
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None: ...
+
+    def _length(self, delta: Tensor) -> Tensor:
+        return _norm(delta, self.order)
+
+    def _draw(self, fill: Callable[[Tensor], Tensor], generator: Generator | None, *shape: int) -> Tensor:
+        """A tensor of the origin's shape, or (N, *shape), filled on the generator's device."""
+        device = self.origin.device if generator is None else generator.device
+        size = (len(self.origin), *shape) if shape else self.origin.shape
+        return fill(torch.empty(size, dtype=self.working, device=device)).to(self.origin.device)
+
+
+@dataclass(frozen=True, eq=False)
+class LinfBall(Ball):
+    """No coordinate moves by more than ``eps``: exactly, measured in float64, in the origin's own dtype.
+
+    ``low`` and ``high``, the last representable values inside the budget and the bounds, are found once per attack;
+    then a step is an addition and a clamp. Steps follow the gradient's sign (Madry et al. 2018, arXiv:1706.06083).
+    """
+
+    order = math.inf
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def around(cls, origin: Tensor, eps: float, lower: float, upper: float) -> "Self":
+        """The ball with these attributes; finds the limits."""
+        wide = origin.to(torch.float64 if has_float64(origin.device) else torch.float32)
+        delta = torch.full((), eps, dtype=wide.dtype, device=wide.device)
+        if delta.dtype != torch.float64:
+            delta = delta * (1 - _SLACK)
+        ends = (_toward(origin, wide, d).clamp_(lower, upper) for d in (-delta, delta))
+        low, high = (end.to(torch.promote_types(origin.dtype, torch.float32)) for end in ends)
+        return cls(origin, eps, lower, upper, low, high)
+
+    def take(self, index: Tensor) -> "Self":
+        """The ball of the samples at ``index``."""
+        origin, low, high = (t.index_select(0, index) for t in (self.origin, self.low, self.high))
+        return replace(self, origin=origin, low=low, high=high)
+
+    def random_start(self, generator: Generator | None = None) -> Tensor:
+        """An iterate drawn uniformly from the ball within the bounds."""
+        share = self._draw(lambda t: t.uniform_(generator=generator), generator)
+        return self.project_(share.mul_(self.high - self.low).add_(self.low))
+
+    def project_(self, x: Tensor) -> Tensor:
+        """Clamp every coordinate."""
+        return x.clamp_(self.low, self.high)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """A copy of ``x`` in the origin's dtype: rounding to it cannot leave limits that are representable in it."""
+        return x.to(self.origin.dtype, copy=True)
+
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
+        x.add_(gradient.sign(), alpha=alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class L2Ball(Ball):
+    """The Euclidean length of a perturbation is at most ``eps``; steps follow the gradient divided by its length."""
+
+    order = 2
+
+    def random_start(self, generator: Generator | None = None) -> Tensor:
+        """An iterate drawn uniformly from the ball, then clamped to the bounds."""
+        direction = self._unit(self._draw(lambda t: t.normal_(generator=generator), generator))
+        ones = (1,) * (self.origin.ndim - 1)
+        share = self._draw(lambda t: t.uniform_(generator=generator), generator, *ones)
+        length = self.radius * share ** (1 / self._coordinates)
+        return direction.mul_(length).add_(self.origin).clamp_(self.lower, self.upper)
+
+    def project_(self, x: Tensor) -> Tensor:
+        """Scale perturbations that are too long, then clamp to the bounds, which only shortens them."""
+        if self.radius == 0:
+            return x.copy_(self.origin)
+        delta = x.sub_(self.origin)
+        delta.div_(self._length(delta / self.radius).clamp_min_(1.0))
+        return x.add_(self.origin).clamp_(self.lower, self.upper)
+
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
+        x.add_(self._unit(gradient), alpha=alpha)
+
+    def _unit(self, v: Tensor) -> Tensor:
+        """Each sample divided by its length, which is measured after scaling, since squares of 2^-100 underflow."""
+        largest = _norm(v, math.inf)
+        scaled = v / _nonzero(largest)
+        return scaled.div_(_nonzero(self._length(scaled)))
+
+
+@dataclass(frozen=True, eq=False)
+class L1Ball(Ball):
+    """The absolute values of a perturbation add up to at most ``eps``.
+
+    A step spends ``alpha`` on the coordinates with the largest gradient, as in SLIDE (Tramer and Boneh 2019,
+    arXiv:1904.13000), passing over those at the bound they would cross. SLIDE moves a fixed share of coordinates; here
+    each is moved to its bound, but by at most a quarter of the range, until ``alpha`` is spent, so that their number
+    follows from eps: stronger than any fixed share on digits of 64 and 3072 coordinates. The projection is the exact
+    one onto the intersection of the ball with the bounds (Croce and Hein 2021, arXiv:2103.01208).
+    """
+
+    order = 1
+
+    def random_start(self, generator: Generator | None = None) -> Tensor:
+        """An iterate drawn uniformly from the ball, then clamped to the bounds."""
+        # Shares of exponential variables are uniform on the simplex; the share of one more is the distance to it.
+        shares = self._draw(lambda t: t.exponential_(generator=generator), generator, self._coordinates + 1)
+        signs = self._draw(lambda t: t.bernoulli_(0.5, generator=generator), generator).mul_(2).sub_(1)
+        shares = shares.div_(_nonzero(shares.sum(1, keepdim=True)))[:, :-1].reshape(self.origin.shape)
+        return signs.mul_(shares).mul_(self.radius).add_(self.origin).clamp_(self.lower, self.upper)
+
+    def project_(self, x: Tensor) -> Tensor:
+        """The nearest point of the ball within the bounds."""
+        delta = x - self.origin
+        room = torch.where(delta > 0, self.upper - self.origin, self.origin - self.lower)
+        size = _shrink(delta.abs().flatten(1), room.flatten(1), self.radius).view(delta.shape)
+        torch.add(self.origin, delta.sign_().mul_(size), out=x)
+        return x.clamp_(self.lower, self.upper)
+
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
+        room = torch.where(gradient > 0, self.upper - x, x - self.lower).masked_fill_(gradient == 0, 0).flatten(1)
+        most = min(_L1_SHARE * (self.upper - self.lower), alpha)
+        order = gradient.abs().flatten(1).masked_fill_(room <= 0, 0).argsort(1, descending=True)
+        amount = room.clamp_(0, most).gather(1, order)
+        spent = amount.cumsum(1) - amount
+        amount = amount.minimum((alpha - spent).clamp_min_(0))
+        x.addcmul_(gradient.sign(), torch.zeros_like(room).scatter_(1, order, amount).view(x.shape))
+
+
+_BALLS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
+
+
+def _norm(v: Tensor, order: float) -> Tensor:
+    """The norm of each sample, shape (N, 1, ...)."""
+    length: Tensor = torch.linalg.vector_norm(v, order, tuple(range(1, v.ndim)), keepdim=True)
+    return length
+
+
+def _nonzero(v: Tensor) -> Tensor:
+    return torch.where(v == 0, 1.0, v)
+
+
+def _toward(origin: Tensor, wide: Tensor, delta: Tensor) -> Tensor:
+    """``origin + delta`` in the origin's dtype, rounded so that no coordinate is further from it than ``delta`` says.
+
+    ``wide`` is the origin in ``delta``'s dtype. Distances are measured in that dtype.
+    """
+    target = (wide + delta).to(origin.dtype)
+    over = (target.to(wide.dtype) - wide).abs() > delta.abs()
+    if wide.dtype != torch.float64:
+        over = target != origin  # a float32 difference is itself rounded: always one step less
+    # Floats of one sign are ordered as the integers with their bits are (``nextafter`` lacks half precision on some
+    # devices). A zero needs the origin's sign, so that the next float on that side is one more.
+    signed = torch.where(target == 0, torch.where(origin < 0, -0.0, 0.0).to(target.dtype), target)
+    bits = signed.view(_BITS[target.element_size()])
+    away_from_zero = (target < origin) == (bits >= 0)
+    return torch.where(over, torch.where(away_from_zero, bits + 1, bits - 1).view(origin.dtype), target)
+
+
+def _shrink(size: Tensor, room: Tensor, radius: float) -> Tensor:
+    """``clamp(size - cut, 0, room)`` with the least ``cut >= 0``, per row, where a row adds up to at most ``radius``.
+
+    The sum is piecewise linear in the cut: as that falls, a coordinate starts to grow at ``size`` and is full at
+    ``size - room``. Going through these points in order finds the segment, and the cut within it.
+    """
+    count = size.shape[1]
+    points, order = torch.cat([size, (size - room).clamp_min_(0)], 1).sort(1, descending=True)
+    points = points.to(torch.float64 if has_float64(size.device) else torch.float32)
+    growing = torch.where(order < count, 1, -1).cumsum(1)[:, :-1]
+    total = ((points[:, :-1] - points[:, 1:]) * growing).cumsum(1)
+    segment = (total <= radius).sum(1, keepdim=True)
+    inside = segment < total.shape[1]
+    segment = segment.clamp_max_(total.shape[1] - 1)
+    excess = (total.gather(1, segment) - radius) / growing.gather(1, segment).clamp_min_(1)
+    cut = torch.where(inside, points.gather(1, segment + 1) + excess, 0.0).to(size.dtype)
+    return (size - cut).clamp_min_(0).minimum(room)

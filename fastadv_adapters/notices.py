@@ -1,0 +1,27 @@
+"""The one kind of warning this package gives, each with a place in the docs that says why and what to do."""
+
+import sys
+import warnings
+
+DOCS = "docs/reliability.md"
+
+
+class FastAttackWarning(UserWarning):
+    """The fast model could not do all that was asked of it, and says what it does instead.
+
+    Results stay right; something is slower than it could be, or is scaled for the whole call and not per sample.
+    Each text ends with the anchor in ``docs/reliability.md`` that tells when it is given and what to do.
+    """
+
+
+def notify(message: str, anchor: str) -> None:
+    """Warn with ``message`` and where the docs explain it, on behalf of the first caller outside this package."""
+    warnings.warn(f"{message} (see {DOCS}#{anchor})", FastAttackWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """How far up the stack the user's own line is; frames of this package and of torch are passed over."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in (__name__.split(".")[0], "torch"):
+        level, frame = level + 1, frame.f_back
+    return level - 1

@@ -1,0 +1,119 @@
+"""What ``SafePGD`` accepts: its settings, its inputs and the model's output. Errors say what to do."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .norms import has_float64
+
+_LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def accept_size(name: str, value: Any) -> float:
+    """A budget or step size as a float; it must be a finite number of at least 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be a number, got {type(value).__name__}. Pass a float in units of x")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"expected {name} to be finite and at least 0, got {value}. Pass a length in units of x")
+    return float(value)
+
+
+def accept_count(name: str, value: Any, *, least: int) -> int:
+    """A number of steps or restarts; it must be an int of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be an int, got {type(value).__name__} {value!r}. Pass a whole number")
+    if value < least:
+        raise ValueError(f"expected {name} to be at least {least}, got {value}. Pass {least} or more")
+    return value
+
+
+def accept_bounds(bounds: Any) -> tuple[float, float]:
+    """The least and the largest value of an input."""
+    try:
+        lower, upper = (float(b) for b in bounds)
+    except (TypeError, ValueError):
+        raise TypeError(f"expected bounds to be two numbers (lower, upper), got {bounds!r}. Pass (0, 1), say") from None
+    if not lower < upper:
+        raise ValueError(f"expected bounds (lower, upper) with lower < upper, got {bounds!r}. Swap or widen them")
+    return lower, upper
+
+
+def accept_generator(generator: Any) -> torch.Generator | None:
+    """The source of random starts."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"expected generator to be a torch.Generator or None, got {type(generator).__name__}. "
+            f"Pass torch.Generator().manual_seed(0), say"
+        )
+    return generator
+
+
+def accept_inputs(x: Any, y: Any, device: torch.device, bounds: tuple[float, float]) -> int:
+    """Check inputs and labels of one attack, and return the largest label (-1 for an empty batch).
+
+    Waits for the device, once.
+    """
+    _accept_kinds(x, y)
+    for name, tensor, where in (("x", x, device), ("y", y, x.device)):
+        if tensor.device != where:
+            whose = "where the model is" if name == "x" else "where x is"
+            raise ValueError(
+                f"expected {name} on {where}, {whose}, got {tensor.device}. Move it with .to({str(where)!r})"
+            )
+    if len(x) == 0:
+        return -1
+    wide = torch.float64 if has_float64(device) else torch.float32
+    extremes = torch.stack([e.to(wide) for t in (x.detach(), y) for e in (t.amin(), t.amax())])
+    least, largest, first, last = extremes.tolist()
+    _accept_values(x.dtype, least, largest, bounds)
+    if first < 0:
+        raise ValueError(f"expected labels of at least 0, got {int(first)} in y. Drop samples without a label")
+    return int(last)
+
+
+def accept_logits(logits: Any, samples: int, largest_label: int) -> Tensor:
+    """The model's output as logits (N, C) with a class for every label."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != samples:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"expected the model to return logits of shape ({samples}, C), got {got}. Wrap a model that returns "
+            f"anything else in a module that returns its logits"
+        )
+    if largest_label >= logits.shape[1]:
+        raise ValueError(
+            f"expected labels below the number of classes, {logits.shape[1]}, got {largest_label} in y. Check that "
+            f"labels and model belong to the same task"
+        )
+    return logits
+
+
+def _accept_kinds(x: Any, y: Any) -> None:
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"expected x to be floating, got {x.dtype}. Convert it, and scale it to the bounds: x / 255, say"
+        )
+    if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
+        raise ValueError(f"expected x of shape (N, ...) with values per sample, got {tuple(x.shape)}. Add a dimension")
+    if y.dtype not in _LABELS:
+        raise TypeError(f"expected y to hold integer class labels, got {y.dtype}. Convert it with .long()")
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"expected y of shape ({len(x)},), one label per sample of x, got {tuple(y.shape)}. Pass class indices, "
+            f"not one-hot rows, for the same samples as x"
+        )
+
+
+def _accept_values(dtype: torch.dtype, least: float, largest: float, bounds: tuple[float, float]) -> None:
+    if not (math.isfinite(least) and math.isfinite(largest)):
+        raise ValueError("expected x to be finite, got NaN or infinite values in it. Find out where they come from")
+    lower, upper = (torch.tensor(b, dtype=dtype, device="cpu").item() for b in bounds)
+    if least < lower or largest > upper:
+        raise ValueError(
+            f"expected x within bounds ({bounds[0]:g}, {bounds[1]:g}), got values from {least:g} to {largest:g}. Pass "
+            f"the bounds of your data as bounds=(lower, upper), or clamp x"
+        )

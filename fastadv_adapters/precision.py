@@ -1,0 +1,126 @@
+"""Which dtype and memory format on which device, and which weights are cast to it ahead of time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Layers that autocast runs in half precision, by exact type: a subclass may use its weight in its own way.
+MATRIX_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.modules.linear.NonDynamicallyQuantizableLinear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_CAST_AHEAD: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.MultiheadAttention: ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+    **dict.fromkeys(MATRIX_LAYERS, ("weight", "bias")),
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the fast network computes.
+
+    Attributes:
+        device: where the wrapped model lives.
+        dtype: what matrix products and convolutions run in. In a half precision everything else stays in float32,
+            as under ``torch.autocast``.
+        channels_last: whether 4-d and 5-d tensors are laid out channels-last.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+
+    @property
+    def half(self) -> bool:
+        """Whether part of the network runs in 16 bits."""
+        return self.dtype in HALF
+
+    @property
+    def base(self) -> torch.dtype:
+        """The dtype of everything that autocast does not lower, inputs included."""
+        return torch.float32 if self.half else self.dtype
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Autocast as the fast network needs it; an autocast region of the caller's is switched off or replaced."""
+        # The cache of autocast holds casts of leaves that require a gradient; here no weight does.
+        with torch.autocast(
+            self.device.type, dtype=self.dtype if self.half else None, enabled=self.half, cache_enabled=False
+        ):
+            yield
+
+    def dtype_for(self, tensor: Tensor, *, cast_ahead: bool = False) -> torch.dtype:
+        """The dtype in which the fast network keeps a tensor of the wrapped model."""
+        if not tensor.is_floating_point():
+            return tensor.dtype
+        return self.dtype if cast_ahead else self.base
+
+    def memory_format(self, ndim: int, *, spatial: bool = True) -> torch.memory_format:
+        """The memory format for a tensor with ``ndim`` dimensions; ``spatial`` says whether it is an image."""
+        if self.channels_last and spatial:
+            return {4: torch.channels_last, 5: torch.channels_last_3d}.get(ndim, torch.contiguous_format)
+        return torch.contiguous_format
+
+    def enter(self, tensor: Tensor) -> Tensor:
+        """An input as the fast network wants it: base dtype, memory format."""
+        if not tensor.is_floating_point():
+            return tensor
+        if not self.channels_last:
+            return tensor.to(self.base)
+        return tensor.to(self.base).contiguous(memory_format=self.memory_format(tensor.ndim))
+
+
+def resolve(
+    module: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype | Literal["auto"],
+    channels_last: bool | Literal["auto"],
+) -> Precision:
+    """Turn the user's options into a :class:`Precision`; raises ValueError for an unknown option."""
+    if dtype != "auto" and dtype not in DTYPES:
+        choices = ", ".join(str(d) for d in DTYPES)
+        raise ValueError(f'expected dtype to be "auto" or one of {choices}, got {dtype!r}')
+    if channels_last not in (True, False, "auto"):
+        raise ValueError(f'expected channels_last to be True, False or "auto", got {channels_last!r}')
+    if channels_last == "auto":
+        channels_last = device.type in ("cpu", "cuda") and has_images(module)
+    return Precision(device, auto_dtype(device) if dtype == "auto" else dtype, bool(channels_last))
+
+
+def has_images(module: nn.Module) -> bool:
+    """Whether the module holds a convolution in two or three dimensions."""
+    kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return any(isinstance(m, kinds) for m in module.modules())
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """The fastest dtype that the device computes in hardware: float16 needs tensor cores, bfloat16 AVX512 or AMX."""
+    if device.type == "cuda":
+        return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    # Private in torch up to 2.13; where a version lacks them, float32 is right and only slower.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def cast_ahead_names(module: nn.Module) -> tuple[str, ...]:
+    """Which parameters of this one module autocast would cast in every forward, so that they are cast once instead."""
+    return _CAST_AHEAD.get(type(module), ())

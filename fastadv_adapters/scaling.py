@@ -1,0 +1,198 @@
+"""How gradients are scaled on the way into half precision, unscaled and filtered on the way out, and what is counted.
+
+Backpropagation is linear, and in eval mode samples do not see each other. So each sample's gradient at the logits may
+be multiplied by its own power of two, which brings its largest entry to where half precision is precise, and the
+gradient at the input divided by it in float32: exactly the same gradient, without the underflow (loss scaling after
+Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, here per sample and with powers of two only).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .powers import exponent_of, times_power_of_two
+
+START = 4  # the largest entry of a scaled gradient lies in [2^4, 2^5)
+FLOOR = -10  # as far down as overflow may push that
+_STEP = 2
+# A gradient below this comes back at it, direction kept: smaller ones lose entries to float32's own range.
+_SMALLEST = {torch.float16: -10}  # of an input in float16
+_SMALLEST_OTHERWISE = -100
+
+LossScale = Literal["per-sample", "per-call"] | float | None
+
+
+class GradientStats(NamedTuple):
+    """What has passed through the boundary since the last reset.
+
+    Attributes:
+        passes: backward passes.
+        samples: samples in them.
+        nonfinite: samples whose gradient had an infinite or NaN entry; such entries came back as 0.
+        zero: samples whose gradient came back as all zero though finite.
+        nonfinite_logits: samples with an infinite or NaN output, in forward passes of either kind.
+    """
+
+    passes: int
+    samples: int
+    nonfinite: int
+    zero: int
+    nonfinite_logits: int
+
+
+class Watch:
+    """Collects which samples lost gradient entries; see :func:`watch_gradients`.
+
+    Attributes:
+        broken: bool tensor (N,), True for samples with a non-finite entry in any watched pass; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.broken: Tensor | None = None
+
+    def add(self, broken: Tensor) -> None:
+        """Note the broken samples of one pass."""
+        self.broken = broken if self.broken is None else self.broken | broken
+
+
+_watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
+
+
+@contextmanager
+def watch_gradients() -> Iterator[Watch]:
+    """Watch the backward passes of all forwards made inside the block (the passes themselves may come later).
+
+    All those passes must have the same number of samples. Nothing waits for the device.
+    """
+    watch = Watch()
+    token = _watches.set((*_watches.get(), watch))
+    try:
+        yield watch
+    finally:
+        _watches.reset(token)
+
+
+class State:
+    """What the boundary of one model remembers between passes, all of it on the device: nothing here waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.passes = 0
+        self._samples = 0
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
+        self.exponent = torch.full((), START, dtype=torch.int32, device=device)
+        self._not_overflow = torch.zeros((), dtype=torch.bool, device=device)
+
+    def reset_exponent(self) -> None:
+        """Scale as at the start again: new weights, new ranges."""
+        self.exponent.fill_(START)
+        self._not_overflow.fill_(False)
+
+    def reset_counts(self) -> None:
+        """Forget all counts."""
+        self.passes = self._samples = 0
+        self._counts.zero_()
+
+    def count_logits(self, outputs: Sequence[Tensor]) -> None:
+        """Count the samples with a non-finite output."""
+        peaks = _row_peaks([o for o in outputs if o.is_floating_point()])
+        if peaks is not None:
+            self._counts[2] += (~peaks.isfinite()).sum()
+
+    def count_pass(self, peaks: Tensor, broken: Tensor) -> None:
+        """Count one backward pass from each sample's largest gradient entry."""
+        self.passes += 1
+        self._samples += peaks.numel()
+        self._counts[:2] += torch.stack((broken.sum(), (peaks == 0).sum()))
+
+    def lower_after(self, broken: Tensor) -> None:
+        """Scale lower from the next pass on if this one overflowed.
+
+        An overflow deep in the network seldom reaches the input as an infinity: the next layer sums infinities of
+        both signs to NaN. So NaN lowers the exponent too; where even the lowest does not cure it, it was no overflow,
+        and the exponent goes back to the start and stays there until the next update.
+        """
+        lower = broken.any() & ~self._not_overflow
+        at_floor = self.exponent <= FLOOR
+        lowered = torch.where(at_floor, START, (self.exponent - _STEP).clamp(min=FLOOR))
+        self._not_overflow |= lower & at_floor
+        self.exponent.copy_(torch.where(lower, lowered, self.exponent))
+
+    def stats(self) -> GradientStats:
+        """Read the counts; waits for the device."""
+        nonfinite, zero, logits = self._counts.tolist()
+        return GradientStats(self.passes, self._samples, nonfinite, zero, logits)
+
+
+def current_watches() -> tuple[Watch, ...]:
+    """The watches that forward passes of this thread report to now."""
+    return _watches.get()
+
+
+def shift_for(loss_scale: LossScale, state: State, grads: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor | None:
+    """The exponents of the powers of two by which this pass is scaled: (N,) per sample, () per call, None for none."""
+    if loss_scale not in ("per-sample", "per-call") or not grads:
+        return None
+    lengths = {t.shape[:1] for t in (*grads, *leaves)}
+    peaks = _row_peaks(grads)
+    if peaks is None or peaks.numel() == 0:
+        return None
+    if loss_scale == "per-call" or len(lengths) != 1:
+        peaks = torch.where(peaks.isfinite(), peaks, 0.0).amax()
+    return state.exponent + 1 - exponent_of(peaks)
+
+
+def scale(grad: Tensor, shift: Tensor | None, loss_scale: LossScale) -> Tensor:
+    """A gradient at the outputs as it enters the network."""
+    if shift is not None:
+        return times_power_of_two(grad, shift)
+    return grad.float() * loss_scale if isinstance(loss_scale, (int, float)) else grad
+
+
+def unscale_and_filter(
+    loss_scale: LossScale, state: State, grads: Sequence[Tensor], shift: Tensor | None
+) -> tuple[list[Tensor], Tensor | None]:
+    """Undo the scale, put 0 for what is not finite, and count.
+
+    Returns:
+        The gradients in float32 (or float64), contiguous, and which samples lost entries: bool (N,), or None if the
+        gradients are empty.
+    """
+    smallest = min(_SMALLEST.get(g.dtype, _SMALLEST_OTHERWISE) for g in grads)
+    grads = [g if g.dtype == torch.float64 else g.float() for g in grads]
+    if isinstance(loss_scale, (int, float)):
+        grads = [g / loss_scale for g in grads]
+    peaks = _row_peaks(grads)
+    if peaks is None:
+        return list(grads), None
+    broken = ~peaks.isfinite()
+    if shift is not None:
+        back = _back(shift, peaks, smallest)
+        grads = [times_power_of_two(g, back) for g in grads]
+        broken = broken | (exponent_of(peaks) + back > 127)
+    state.count_pass(peaks, broken)
+    return [g.nan_to_num(0.0, 0.0, 0.0).contiguous() for g in grads], broken
+
+
+def _back(shift: Tensor, peaks: Tensor, smallest: int) -> Tensor:
+    """The exponents that undo ``shift``, but leave no sample's largest entry below the floor."""
+    finite = torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
+    lowest = smallest + 1 - exponent_of(finite if shift.ndim else finite.amax())
+    return torch.maximum(-shift, lowest)
+
+
+def _row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The largest absolute entry of each sample over all tensors; (1,) where they share no first dimension."""
+    tensors = [t for t in tensors if t.numel()]
+    if not tensors:
+        return None
+    per_row = len({t.shape[:1] for t in tensors}) == 1 and tensors[0].ndim > 0
+    start = 1 if per_row else 0
+    rows = [t.abs().amax(dim=tuple(range(start, t.ndim))) if t.ndim > start else t.abs() for t in tensors]
+    rows = [row if per_row else row.view(1) for row in rows]
+    widest = max((row.dtype for row in rows), key=lambda dtype: dtype.itemsize)
+    return torch.stack([row.to(widest) for row in rows]).amax(dim=0)

@@ -1,0 +1,70 @@
+"""What a fast model did with the model it wraps, as text."""
+
+from typing import Any
+
+from torch import nn
+
+from .networks import Networks
+
+_DECISIONS = {
+    "auto": "exact without gradient, fast with gradient; minimum-norm attacks (DeepFool, C&W, DDN, FMN, FAB, EAD, "
+    'every foolbox MinimizationAttack) want decisions="exact"',
+    "exact": "exact always, gradients from the fast network",
+    "fast": "fast always: decisions may differ from the wrapped model's",
+}
+
+
+def summarise(networks: Networks, options: dict[str, Any]) -> str:
+    """A line per fact, then a line per batch norm."""
+    precision = networks.precision
+    facts = {
+        "device": precision.device,
+        "dtype": _short(precision.dtype),
+        "memory format": "channels-last" if precision.channels_last else "contiguous",
+        "decisions": _DECISIONS[options["decisions"]],
+        "logits": _short(options["logits_dtype"]),
+        "loss scale": _scale(networks, options["loss_scale"]),
+        "updates": "automatic" if options["auto_update"] else "by update() only",
+        "self-check": _check(networks),
+    }
+    lines = [f"FastAttackModel of {type(networks.source).__name__}"]
+    lines += [f"  {name:<14} {value}" for name, value in facts.items()]
+    lines += [f"  note           {note}" for note in networks.notes]
+    return "\n".join(lines + _batch_norms(networks))
+
+
+def _short(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _scale(networks: Networks, loss_scale: object) -> str:
+    if loss_scale == "per-sample" and not networks.samples_apart:
+        return "per-call, since samples of this model see each other"
+    return str(loss_scale)
+
+
+def _check(networks: Networks) -> str:
+    return "done at the first gradient pass" if networks.checked_samples else "due at the first gradient pass"
+
+
+def _batch_norms(networks: Networks) -> list[str]:
+    """What became of each batch norm, and which parts did not trace."""
+    report = networks.folded.report
+    if not networks.fuse_bn:
+        return ["  batch norm     left as it is: fuse_bn=False"]
+    if not report:
+        found = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in networks.source.modules())
+        return ["  batch norm     " + ("left as it is, see the note above" if found else "none in this model")]
+    width = max(len(name) for name in report)
+    lines = [f"    {name:<{width}}  {done}" for name, done in report.items()]
+    opaque = networks.opaque
+    lines += [
+        f"    {name or 'the model itself'} does not trace ({why}): its parts were tried" for name, why in opaque.items()
+    ]
+    return [f"  batch norm     {_count(report)}", *lines]
+
+
+def _count(report: dict[str, str]) -> str:
+    kinds = {"folded": "folded", "frozen": "frozen", "kept": "kept"}
+    counts = {kind: sum(done.startswith(kind) for done in report.values()) for kind in kinds}
+    return ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)

@@ -1,0 +1,184 @@
+"""The adapter for torchattacks: any attack takes a ``FastAttackModel`` as its model, or is made fast as a whole.
+
+torchattacks is by Kim 2020, https://arxiv.org/abs/2010.01950.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import pgd
+from .losses import LossFunction
+from .model import FastAttackModel
+
+try:
+    import torchattacks
+    from torchattacks.attack import Attack
+except ImportError as error:
+    raise ImportError(
+        "expected the package torchattacks to be installed, got none: pip install 'fastadv_adapters[torchattacks]'"
+    ) from error
+
+# These read decisions off the logits of gradient passes.
+EXACT = ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA")
+# These fail on float64 logits, by dtype errors of their own.
+FLOAT32 = ("FAB",)
+
+
+def accelerate(attack: Attack, **options: Any) -> Attack:
+    """Swap a fast model into an attack that exists, and into all attacks inside it.
+
+    One fast copy is made per wrapped model. Each attack gets a view of it that suits that attack, unless ``options``
+    say otherwise: ``decisions="exact"`` for those that read decisions off gradient passes (C&W, DeepFool, SparseFool,
+    FAB, EAD, JSMA), and float64 logits, which do not saturate, for all that work with them.
+
+    LGV trains a copy of its model and goes on doing so on the plain one; the models that it has collected are attacked
+    through fast copies.
+
+    Args:
+        attack: a torchattacks attack on a plain model (or on a fast one, which is left as it is).
+        **options: as of :class:`~fastadv_adapters.FastAttackModel`.
+
+    Returns:
+        The same attack object.
+
+    Raises:
+        TypeError: not a torchattacks attack, or an unknown option.
+        RuntimeError: the attack is set to training mode.
+    """
+    if not isinstance(attack, Attack):
+        raise TypeError(f"expected a torchattacks attack, got {type(attack).__name__}: make the attack first")
+    copies: dict[int, FastAttackModel] = {}
+    for part in _attacks_in(attack):
+        if part._model_training:
+            raise RuntimeError(
+                f"expected an attack on the model in eval mode, got {part.attack} set to training mode by "
+                f"set_model_training_mode(True). A fast model computes the eval-mode function: set it back first"
+            )
+        if isinstance(part, torchattacks.LGV):
+            part.attack_class = _on_fast_ensemble(part.attack_class, options)
+        elif not isinstance(part.model, FastAttackModel):
+            if id(part.model) not in copies:
+                copies[id(part.model)] = FastAttackModel(part.model, **options)
+            part.model = _view_for(part, copies[id(part.model)], options)
+    return attack
+
+
+def _attacks_in(attack: Attack) -> Iterator[Attack]:
+    """The attack and all attacks inside it, each once."""
+    seen: set[int] = set()
+    for part in (attack, *attack._attacks.values()):
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+
+
+def _view_for(attack: Attack, fast: FastAttackModel, options: dict[str, Any]) -> FastAttackModel:
+    """The view of ``fast`` that this one attack is strongest on, by the class of torchattacks that it derives from."""
+    names = {kind.__name__ for kind in type(attack).__mro__ if kind.__module__.startswith("torchattacks.")}
+    suits: dict[str, Any] = {"decisions": "exact" if names.intersection(EXACT) else "auto"}
+    own = type(attack).__module__.startswith("torchattacks.")
+    if own and not names.intersection(FLOAT32) and fast.device.type != "mps":
+        suits["logits_dtype"] = torch.float64
+    return fast.view(**{name: value for name, value in suits.items() if name not in options})
+
+
+def _on_fast_ensemble(attack_class: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """What LGV makes its inner attack with, on fast copies of the models that it has collected."""
+
+    @functools.wraps(attack_class, updated=())
+    def make(model: nn.Module, **kwargs: Any) -> Any:
+        model.models = nn.ModuleList(FastAttackModel(m, **options) for m in model.models)  # type: ignore[union-attr]
+        return attack_class(model=model, **kwargs)
+
+    return make
+
+
+class SafePGD(Attack):  # type: ignore[misc]
+    """:class:`fastadv_adapters.SafePGD` as a torchattacks attack, with its targeted modes and normalisation.
+
+    Distance measure: Linf, L2 or L1.
+
+    Args:
+        model: a plain module or a :class:`~fastadv_adapters.FastAttackModel`.
+        eps: budget, in units of the input (8/255, say).
+        alpha: step size; None for 2.5 * eps / steps.
+        steps: number of steps.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        random_start: start at a random point of the budget.
+        restarts: how often to start, keeping the best.
+        loss: ``"ce"``, ``"dlr"``, ``"margin"`` or a callable, see :class:`fastadv_adapters.SafePGD`.
+        early_stop: drop samples that are adversarial already.
+        generator: source of randomness.
+
+    Shape:
+        - images: (N, C, H, W), floating, in [0, 1] (or normalised, after ``set_normalization_used``).
+        - labels: (N,), integers in [0, number of classes).
+        - output: as images.
+
+    Examples::
+        >>> attack = fastadv_adapters.torchattacks.SafePGD(fast, eps=8/255, steps=10)
+        >>> adv_images = attack(images, labels)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float = 8 / 255,
+        alpha: float | None = None,
+        steps: int = 10,
+        *,
+        norm: str = "linf",
+        random_start: bool = True,
+        restarts: int = 1,
+        loss: str | LossFunction = "ce",
+        early_stop: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__("SafePGD", model)
+        self.supported_mode = ["default", "targeted"]
+        self.eps, self.alpha, self.steps, self.norm = eps, alpha, steps, norm
+        self.random_start, self.restarts, self.loss = random_start, restarts, loss
+        self.early_stop, self.generator = early_stop, generator
+        self._attack_on(targeted=False)  # a wrong setting is an error here, not at the first call
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Attack a batch; labels are targets in the targeted(label) mode, true labels in all others."""
+        images = images.detach().to(self.device)
+        labels = labels.detach().to(self.device)
+        if self.targeted:
+            labels = self.get_target_label(images, labels)
+        return self._attack_on(targeted=self.targeted)(images, labels)
+
+    def set_model_training_mode(self, *args: Any, **kwargs: Any) -> None:
+        """Not possible: the attack runs on the model's eval-mode function."""
+        if any(args) or any(kwargs.values()):
+            raise RuntimeError(
+                "expected SafePGD on the model in eval mode, got set_model_training_mode(True): it attacks the "
+                "eval-mode function, whichever mode the model is in. Use torchattacks.PGD on the plain model instead"
+            )
+
+    def _attack_on(self, *, targeted: bool) -> pgd.SafePGD:
+        """The attack itself with the present settings; a plain model is wrapped once."""
+        # Past torchattacks' __setattr__, which compares every value with all that it has seen before.
+        wrapped = self.__dict__.setdefault("_wrapped", {})
+        if id(self.model) not in wrapped:
+            wrapped.clear()
+            wrapped[id(self.model)] = self.model if isinstance(self.model, FastAttackModel) else pgd.plain(self.model)
+        return pgd.SafePGD(
+            wrapped[id(self.model)],
+            eps=self.eps,
+            alpha=self.alpha,
+            steps=self.steps,
+            norm=self.norm,
+            random_start=self.random_start,
+            restarts=self.restarts,
+            targeted=targeted,
+            loss=self.loss,
+            early_stop=self.early_stop,
+            generator=self.generator,
+            _before=self.normalize if self._normalization_applied is False else None,
+        )

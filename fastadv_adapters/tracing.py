@@ -1,0 +1,212 @@
+"""What a trace tells about a model: which batch norm follows which layer, and who else reads that layer's output."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from .copying import clone, copy_module
+
+_IDENTITY = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_DROPOUT_FUNCTIONS = (nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d)
+
+
+@dataclass
+class Trace:
+    """Which layers of a module may be joined.
+
+    Attributes:
+        producer: name of a batch norm -> name of the layer whose output it alone reads, in every call of both.
+        touched: names of modules whose parameters are read by other code than their own forward.
+        opaque: names of modules whose forward does not trace, with the reason.
+    """
+
+    producer: dict[str, str] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+    opaque: dict[str, str] = field(default_factory=dict)
+
+
+class Tracer(fx.Tracer):
+    """A tracer that goes on where a module's forward does not trace, with that module as a leaf."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: Callable[[nn.Module], bool] | None = None) -> None:
+        super().__init__()
+        self._leaves = leaves or is_leaf
+        self.failed: dict[str, str] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the call of this module stays one node."""
+        return self._leaves(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace into a module; if that fails, forget the attempt and record one opaque call."""
+        name = self.path_of_module(m)
+        if not self._leaves(m):
+            last = next(reversed(self.graph.nodes), None)
+            try:
+                return forward(*args, **kwargs)
+            except Exception as error:
+                self.failed[name] = f"{type(error).__name__}: {error}".split("\n")[0]
+                self._forget_after(last)
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def _forget_after(self, last: fx.Node | None) -> None:
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                return
+            self.graph.erase_node(node)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is looked at from outside only: PyTorch's own, and all that derives from layers that fold."""
+    if isinstance(module, (_BatchNorm, _ConvNd, nn.Linear)):
+        return True
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+
+
+def trace(module: nn.Module) -> Trace:
+    """Trace a throw-away copy of ``module`` as far as it traces; what does not is tried child by child.
+
+    Nothing is run on the module itself: a forward that writes into buffers while it is traced writes into the copy.
+    """
+    copied = copy_module(module, clone)
+    names = {id(m): name for name, m in copied.named_modules()}
+    result, graphs = Trace(), []
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for root, graph in _graphs(copied, names, result.opaque):
+            graphs.append((names[id(root)], graph))
+            result.touched |= {_join(names[id(root)], owner) for owner in _owners_of_read_tensors(graph)}
+    result.producer = _pair(copied, names, graphs)
+    return result
+
+
+def _devices(module: nn.Module) -> list[torch.device]:
+    return [d for d in {p.device for p in module.parameters()} if d.type == "cuda"]
+
+
+def _graphs(root: nn.Module, names: dict[int, str], opaque: dict[str, str]) -> Iterator[tuple[nn.Module, fx.Graph]]:
+    """The graphs of ``root``, or of its children where it does not trace, and so on downwards."""
+    tracer = Tracer()
+    try:
+        graph = tracer.trace(root)
+    except Exception as error:
+        opaque[names[id(root)]] = f"{type(error).__name__}: {error}".split("\n")[0]
+        failed = [root]
+    else:
+        yield root, graph
+        failed = [root.get_submodule(name) for name in tracer.failed]
+        opaque.update({names[id(root.get_submodule(name))]: why for name, why in tracer.failed.items()})
+    for child in (child for module in failed for child in module.children() if not is_leaf(child)):
+        yield from _graphs(child, names, opaque)
+
+
+def _join(root: str, name: str) -> str:
+    return f"{root}.{name}" if root and name else root or name
+
+
+def _owners_of_read_tensors(graph: fx.Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            yield str(node.target).rpartition(".")[0]
+
+
+def _pair(root: nn.Module, names: dict[int, str], graphs: list[tuple[str, fx.Graph]]) -> dict[str, str]:
+    """Batch norm -> layer, where every call of the one meets a call of the other and nothing else."""
+    sources: dict[str, set[str]] = {}
+    readers: dict[str, set[str]] = {}
+    for prefix, graph in graphs:
+        for node in graph.nodes:
+            if node.op != "call_module":
+                continue
+            module = root.get_submodule(_join(prefix, str(node.target)))
+            name = names[id(module)]
+            if isinstance(module, _BatchNorm):
+                sources.setdefault(name, set()).add(_source(node, root, prefix, names))
+            elif isinstance(module, (_ConvNd, nn.Linear)):
+                readers.setdefault(name, set()).update(_readers(node, root, prefix, names))
+    pairs = {norm: next(iter(layers)) for norm, layers in sources.items() if len(layers) == 1}
+    return {norm: layer for norm, layer in pairs.items() if readers.get(layer) == {norm}}
+
+
+def _source(node: fx.Node, root: nn.Module, prefix: str, names: dict[int, str]) -> str:
+    """Name of the layer whose output this node reads, through what does nothing in eval mode; "" if it is no layer."""
+    source = _input(node)
+    while source is not None and _passes_through(source, root, prefix):
+        source = _input(source)
+    if source is None or source.op != "call_module":
+        return ""
+    return names[id(root.get_submodule(_join(prefix, str(source.target))))]
+
+
+def _readers(node: fx.Node, root: nn.Module, prefix: str, names: dict[int, str]) -> Iterator[str]:
+    """Names of the modules that read this node's output; "" for any other reader."""
+    for user in node.users:
+        if _passes_through(user, root, prefix):
+            yield from _readers(user, root, prefix, names)
+        elif user.op == "call_module" and _input(user) is node and len(user.all_input_nodes) == 1:
+            yield names[id(root.get_submodule(_join(prefix, str(user.target))))]
+        else:
+            yield ""
+    if not node.users:
+        yield ""
+
+
+def _input(node: fx.Node) -> fx.Node | None:
+    """The one input of a node, if it has just one argument that is a node."""
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    return source if isinstance(source, fx.Node) else None
+
+
+def _passes_through(node: fx.Node, root: nn.Module, prefix: str) -> bool:
+    if node.op == "call_module":
+        return type(root.get_submodule(_join(prefix, str(node.target)))) in _IDENTITY
+    if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
+        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+        return training is False
+    return False
+
+
+def without_batch_norm(module: nn.Module) -> tuple[fx.Graph, fx.Node]:
+    """The graph of a batch norm subclass's own forward, and the node in it that is the batch norm.
+
+    Raises:
+        ValueError: the forward does not trace, or is not one batch norm with running statistics and something around.
+    """
+    copied = copy_module(module, clone)
+    copied._check_input_dim = lambda input: None  # type: ignore[assignment]  # looks at the shape, which a trace has not
+    try:
+        graph = Tracer(leaves=lambda m: True).trace(copied)
+    except Exception as error:
+        raise ValueError(f"its own forward does not trace ({type(error).__name__})") from error
+    nodes = [n for n in graph.nodes if n.target is nn.functional.batch_norm]
+    if len(nodes) != 1 or not _uses_running_statistics(nodes[0], module):
+        raise ValueError("its own forward is not one batch norm with running statistics")
+    return graph, nodes[0]
+
+
+def batch_norm_input(node: fx.Node) -> fx.Node:
+    """What a call of ``torch.nn.functional.batch_norm`` normalises."""
+    source = node.args[0] if node.args else node.kwargs["input"]
+    if not isinstance(source, fx.Node):
+        raise ValueError(f"expected a batch norm of something computed, got one of {source!r}")
+    return source
+
+
+def _uses_running_statistics(node: fx.Node, module: nn.Module) -> bool:
+    """Whether the arguments are just the module's own weight, bias, running statistics and eps, in eval mode."""
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    read = {name: given.get(name) for name in names[1:5]}
+    own = all(v is None or (isinstance(v, fx.Node) and v.op == "get_attr" and v.target == n) for n, v in read.items())
+    same_eps = given.get("eps", 1e-5) == module.eps
+    return own and same_eps and read["running_mean"] is not None and not given.get("training")
