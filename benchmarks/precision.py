@@ -83,7 +83,10 @@ def ways_of_attacking(*, dtypes: tuple[torch.dtype, ...]) -> dict[str, Callable[
     """Name to what prepares a network for the attack."""
     ways: dict[str, Callable[[nn.Module], nn.Module]] = {"plain float32": lambda model: model}
     for dtype in dtypes:
-        ways[f"FastAttackModel {_short(dtype)}"] = lambda model, d=dtype: FastAttackModel(model, dtype=d)  # type: ignore[misc]
+        ways[f"fast {_short(dtype)}"] = lambda model, d=dtype: FastAttackModel(model, dtype=d)  # type: ignore[misc]
+    ways["fast float16, float64 logits"] = lambda model: FastAttackModel(
+        model, dtype=torch.float16, logits_dtype=torch.float64
+    )
     ways["recipe float16"] = lambda model: RecipeModel(model, dtype=torch.float16)
     ways["recipe float16, loss scale 2^16"] = lambda model: RecipeModel(
         model, dtype=torch.float16, loss_scale=FIXED_SCALE
@@ -152,6 +155,13 @@ def train_subjects(settings: Settings) -> Iterator[Subject]:
             yield Subject(name, model.eval(), data, eps, images)
 
 
+def verdict(found: Outcome, plain: Outcome) -> str:
+    """Whether an attack in this way can be trusted as far as the plain one."""
+    if found.newly_zero > 0 or found.robust > plain.robust + 0.01:
+        return "wrong"
+    return "stronger" if found.robust < plain.robust - 0.01 else "right"
+
+
 def _rows(outcomes: Mapping[str, Outcome]) -> list[tuple[str, ...]]:
     plain = outcomes["plain float32"]
     return [
@@ -161,7 +171,7 @@ def _rows(outcomes: Mapping[str, Outcome]) -> list[tuple[str, ...]]:
             f"{found.newly_zero:.1%}",
             f"{found.cosine:.4f}",
             f"{found.robust:.1%}",
-            "wrong" if found.newly_zero > 0 or abs(found.robust - plain.robust) > 0.01 else "right",
+            verdict(found, plain),
         )
         for way, found in outcomes.items()
     ]
@@ -170,7 +180,7 @@ def _rows(outcomes: Mapping[str, Outcome]) -> list[tuple[str, ...]]:
 def main(
     images: Annotated[int, typer.Option(help="Test images for the digits network, at most 360.")] = 200,
     steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 10,
-    epochs: Annotated[int, typer.Option(help="Epochs of the digits network.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Epochs of the digits network.")] = 20,
     resnet_images: Annotated[int, typer.Option(help="Test images for the ResNet-18; 0 leaves it out.")] = 100,
     resnet_epochs: Annotated[int, typer.Option(help="Epochs of the ResNet-18.")] = 12,
     resnet_width: Annotated[int, typer.Option(help="Channels of its first stage.")] = 16,
@@ -201,8 +211,8 @@ def _table(title: str, outcomes: Mapping[str, Outcome], count: int, eps: float, 
         columns,
         _rows(outcomes),
         f"{count} test images, torchattacks.PGD with eps {eps:g}, mean loss, clean accuracy {clean:.1%}. Robust "
-        "accuracy is judged by the plain network. Wrong: a gradient is zero that is not in plain float32, or the "
-        "robust accuracy is off by more than one image in a hundred.",
+        "accuracy is judged by the plain network. Wrong: a gradient is zero that is not in plain float32, or "
+        "robust accuracy is overestimated by more than one image in a hundred.",
     )
 
 

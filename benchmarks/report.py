@@ -36,7 +36,7 @@ class Table:
         """Print it on the terminal."""
         drawn = RichTable(title=self.title, caption=self.note or None)
         for index, column in enumerate(self.columns):
-            drawn.add_column(column, justify="right" if index else "left")
+            drawn.add_column(column, justify="right" if index else "left", overflow="fold")
         for row in self.rows:
             drawn.add_row(*row)
         console.print(drawn)

@@ -14,6 +14,7 @@ import torch
 import torchattacks
 import typer
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -44,9 +45,18 @@ QUICK = Sizes(width=8, epochs=1, adversarial_epochs=1, images=32, steps=2, round
 
 
 class Row(NamedTuple):
-    """One line of the table: an attack on a network, without and with this package."""
+    """One line of the table: an attack on a network, on the plain and on the fast model.
 
-    network: str
+    Attributes:
+        trained: how the network was trained.
+        attack: the attack's name.
+        seconds_plain: median time of the attack on the plain model.
+        seconds_fast: likewise on the fast model.
+        robust_plain: share of the images, 0 to 1, that the plain model gets right after the attack on itself.
+        robust_fast: the same after the attack on the fast model, and still as the plain model sees it.
+    """
+
+    trained: str
     attack: str
     seconds_plain: float
     seconds_fast: float
@@ -57,10 +67,10 @@ class Row(NamedTuple):
         """The row as text, with the ratio of the times."""
         ratio = self.seconds_plain / self.seconds_fast
         seconds = [f"{self.seconds_plain:.2f}", f"{self.seconds_fast:.2f}", f"{ratio:.2f}"]
-        return [self.network, self.attack, *seconds, f"{self.robust_plain:.1%}", f"{self.robust_fast:.1%}"]
+        return [self.trained, self.attack, *seconds, f"{self.robust_plain:.1%}", f"{self.robust_fast:.1%}"]
 
 
-HEADINGS = ("network", "attack", "s plain", "s fast", "ratio", "robust plain", "robust fast")
+HEADINGS = ("trained", "attack", "seconds plain", "seconds fast", "ratio", "robust plain", "robust fast")
 
 
 # --- the three attacks, as a user writes them: first on the plain model, then on the fast one ---
@@ -100,8 +110,8 @@ ATTACKS: dict[str, Callable[..., tuple[Attack, Attack]]] = {
 # --- training, measuring, showing ---
 
 
-def train_both(data: Digits, sizes: Sizes, *, seed: int) -> tuple[DigitsNet, DigitsNet]:
-    """A network trained on the digits as they are, and one trained on what an attack made of them."""
+def train_both(data: Digits, sizes: Sizes, *, seed: int) -> dict[str, FastAttackModel]:
+    """A network trained on what an attack made of the digits, and one trained on them as they are, both wrapped."""
     device = data.train_images.device
     torch.manual_seed(seed)
     normal, robust = (DigitsNet(width=sizes.width).to(device) for _ in range(2))
@@ -122,20 +132,20 @@ def train_both(data: Digits, sizes: Sizes, *, seed: int) -> tuple[DigitsNet, Dig
         f"In {steps} optimizer steps the fast model brought itself up to date as often; nobody called update()."
     )
     console.print(fast.summary().splitlines()[0])
-    return normal, robust
+    return {"adversarially": fast, "normally": FastAttackModel(normal)}
 
 
-def measure(network: str, model: nn.Module, data: Digits, sizes: Sizes, *, progress: Progress) -> list[Row]:
+def measure(trained: str, fast: FastAttackModel, data: Digits, sizes: Sizes, *, progress: Progress) -> list[Row]:
     """Each attack on the test images, on the plain and on the fast model in turn; one run of each is not counted."""
     x, y = data.test_images, data.test_labels
-    fast = FastAttackModel(model)
+    model = fast.wrapped
     rows = []
-    for name, build in progress.track(ATTACKS.items(), description=f"attacking the {network} network"):
+    for name, build in progress.track(ATTACKS.items(), description=f"attacking the {trained} trained network"):
         attacks = build(model, fast, steps=sizes.steps)
         images = [attack(x, y) for attack in attacks]
         seconds = [[_seconds(attack, x, y) for attack in attacks] for _ in range(sizes.rounds)]
         plain, faster = (statistics.median(column) for column in zip(*seconds, strict=True))
-        rows.append(Row(network, name, plain, faster, *(accuracy(model, adversarial, y) for adversarial in images)))
+        rows.append(Row(trained, name, plain, faster, *(accuracy(model, adversarial, y) for adversarial in images)))
     return rows
 
 
@@ -145,11 +155,16 @@ def _seconds(attack: Attack, x: Tensor, y: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def show_table(rows: list[Row], title: str) -> None:
+def _dtype(fast: FastAttackModel) -> str:
+    """What the fast network computes in, as its summary says."""
+    return next(line.split()[1] for line in fast.summary().splitlines() if line.split()[0] == "dtype")
+
+
+def show_table(rows: list[Row], caption: str) -> None:
     """Print the rows as a table."""
-    table = Table(title=title)
+    table = Table(title=caption, box=box.SIMPLE_HEAD)
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("network", "attack") else "right")
+        table.add_column(heading.replace(" ", "\n"), justify="left" if heading in HEADINGS[:2] else "right")
     for row in rows:
         table.add_row(*row.cells(), end_section=row.attack == list(ATTACKS)[-1])
     console.print(table)
@@ -161,14 +176,14 @@ def markdown(rows: list[Row], caption: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}\n"
 
 
-def draw(path: Path, models: Mapping[str, nn.Module], data: Digits, *, steps: int) -> None:
+def draw(path: Path, models: Mapping[str, FastAttackModel], data: Digits, *, steps: int) -> None:
     """Write a picture: one digit of each class, clean and as attacked on each network, with what is seen in them."""
     y = torch.arange(10, device=data.test_labels.device)
     x = data.test_images[[int((data.test_labels == digit).nonzero()[0]) for digit in range(10)]]
-    panels = [(f"clean,\nseen by the\n{name}\nnetwork", x, predict(model, x)) for name, model in models.items()]
-    for name, model in models.items():
-        adversarial = SafePGD(FastAttackModel(model), eps=EPS, steps=steps)(x, y)
-        panels.append((f"SafePGD\non the\n{name}\nnetwork", adversarial, predict(model, adversarial)))
+    panels = [(f"clean,\nseen by the\n{name}\ntrained network", x, predict(fast, x)) for name, fast in models.items()]
+    for name, fast in models.items():
+        adversarial = SafePGD(fast, eps=EPS, steps=steps)(x, y)
+        panels.append((f"SafePGD\non the\n{name}\ntrained network", adversarial, predict(fast, adversarial)))
     figure = Figure(figsize=(11, 1.3 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 10, squeeze=False)
     for axes, (title, images, predictions) in zip(grid, panels, strict=True):
@@ -192,10 +207,9 @@ def main(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     data = Digits(*(tensor.to(device) for tensor in grey_digits(test_size=sizes.images, seed=seed)))
-    normal, robust = train_both(data, sizes, seed=seed)
-    models = {"adversarially trained": robust, "normally trained": normal}
+    models = train_both(data, sizes, seed=seed)
     with Progress(console=console) as progress:
-        rows = [row for name, model in models.items() for row in measure(name, model, data, sizes, progress=progress)]
+        rows = [row for name, fast in models.items() for row in measure(name, fast, data, sizes, progress=progress)]
     caption = (
         f"{sizes.images} digits, eps {EPS}, {sizes.steps} steps; medians of {sizes.rounds} runs in turn, warm-up apart."
     )

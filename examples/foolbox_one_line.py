@@ -13,7 +13,7 @@ def main() -> None:
     x, y = data.test_images, data.test_labels
     print(f"clean:                       {accuracy(model, x, y):.1%}")
 
-    attack = foolbox.attacks.LinfPGD(steps=10)
+    attack = foolbox.attacks.LinfPGD(steps=10, rel_stepsize=0.25)
     fmodel = foolbox.PyTorchModel(model, bounds=(0, 1))
     _, clipped, success = attack(fmodel, x, y, epsilons=0.1)
     print(f"LinfPGD on the plain model:  {(~success).float().mean().item():.1%}")
@@ -23,7 +23,7 @@ def main() -> None:
     print(f"LinfPGD on the fast model:   {(~success).float().mean().item():.1%}")
 
     # The same attack with a loss that does not saturate.
-    _, clipped, success = SafeLinfPGD(steps=10)(fmodel, x, y, epsilons=0.1)
+    _, clipped, success = SafeLinfPGD(steps=10, rel_stepsize=0.25)(fmodel, x, y, epsilons=0.1)
     print(f"SafeLinfPGD, fast:           {(~success).float().mean().item():.1%}")
 
     # Attacks that look for the smallest perturbation read decisions from forwards with gradient: ask for exact ones.

@@ -155,7 +155,7 @@ class _SafeSteps(BaseGradientDescent):
         if full is not None and watch.broken is not None and bool(watch.broken.any()):
             index = ep.astensor((watch.broken & ~criterion(x, model(x)).raw).nonzero().flatten())
             if len(index):
-                again: ep.Tensor = super().run(full, x0[index], _subset(criterion, index), epsilon=epsilon, **kwargs)
+                again: Any = super().run(full, x0[index], _subset(criterion, index), epsilon=epsilon, **kwargs)
                 x = ep.astensor(x.raw.index_copy(0, index.raw, again.raw))
         restored: T = restore_type(x)
         return restored

@@ -117,12 +117,23 @@ class Networks:
             self.checked_samples = min(samples, 2)
 
     def _adopt(self, verdict: Verdict) -> None:
+        if verdict.layout_error is not None:
+            self.precision = replace(self.precision, channels_last=False)
+            self._note(
+                f"the model runs in the contiguous layout, since channels-last it raised {verdict.layout_error} "
+                f"(flatten(1) or reshape() in place of view() would let it run faster)",
+                "not-channels-last",
+            )
         if verdict.half_error is not None:
-            self.lower_to_full_precision(verdict.half_error)
+            dtype = self.precision.dtype
+            self.precision = replace(self.precision, dtype=torch.float32)
+            self._note(f"the model runs in float32, since in {dtype} it raised {verdict.half_error}", "not-half")
         if verdict.folding_error is not None and self._trace is not None:
             self._trace = None
-            self._copy_fast()
             self._note(f"batch norm is not folded: {verdict.folding_error}", "not-folded")
+        if verdict.layout_error or verdict.half_error or verdict.folding_error:
+            self.generation += 1
+            self._copy_fast()
         if verdict.samples_coupled:
             self.samples_apart = False
             self._note(
@@ -130,13 +141,6 @@ class Networks:
                 "centred over the batch): one loss scale serves the whole call instead of one per sample",
                 "samples-coupled",
             )
-
-    def lower_to_full_precision(self, error: str) -> None:
-        """Run the fast network in float32 from now on, with one warning."""
-        dtype = self.precision.dtype
-        self.precision = replace(self.precision, dtype=torch.float32)
-        self._copy_fast()
-        self._note(f"the model runs in float32, since it raised in {dtype} only: {error}", "half-precision-refused")
 
     def _note(self, text: str, anchor: str) -> None:
         self.notes.append(text)

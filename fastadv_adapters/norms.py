@@ -8,28 +8,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
+from .rounding import has_float64, toward
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _L1_SHARE = 0.25  # of the range between the bounds, by which one L1 step moves a coordinate at most
 _LARGEST_RADIUS = 1e30  # keeps sums of a few of them finite in float32
 _SLACK = 1e-5  # relative, of a norm that was measured in float32
 
 
-def has_float64(device: torch.device) -> bool:
-    """Whether the device computes in float64."""
-    return device.type != "mps"
-
-
 def accept_norm(norm: str) -> str:
     """The norm's name if there is one of that name; raises ValueError otherwise."""
-    if norm not in _BALLS:
+    if norm not in tuple(_BALLS):
         raise ValueError(f"expected norm to be one of {', '.join(map(repr, _BALLS))}, got {norm!r}. Choose one of them")
     return norm
 
@@ -96,7 +92,8 @@ class Ball(ABC):
 
     def take(self, index: Tensor) -> "Self":
         """The ball of the samples at ``index``, an int64 tensor on the origin's device."""
-        return replace(self, origin=self.origin.index_select(0, index))
+        taken: dict[str, Any] = {k: v.index_select(0, index) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **taken)
 
     def step_(self, x: Tensor, gradient: Tensor, alpha: float) -> Tensor:
         """Move ``x`` by ``alpha`` in the direction in which its loss rises most, and back into the ball.
@@ -112,10 +109,9 @@ class Ball(ABC):
         """A copy of ``x`` in the origin's dtype, rounded toward the origin, within ``eps`` as measured in float64."""
         exact = has_float64(x.device)
         wide = torch.float64 if exact else torch.float32
-        origin = self.origin.to(wide)
-        delta = x.to(wide) - origin
+        delta = x.to(wide) - self.origin.to(wide)
         length, eps = self._length(delta), self.eps if exact else self.eps * (1 - _SLACK)
-        return _toward(self.origin, origin, delta * torch.where(length > eps, eps / length, 1.0))
+        return toward(self.origin, delta * torch.where(length > eps, eps / length, 1.0))
 
     @abstractmethod
     def random_start(self, generator: Generator | None = None) -> Tensor:
@@ -154,23 +150,17 @@ class LinfBall(Ball):
     @classmethod
     def around(cls, origin: Tensor, eps: float, lower: float, upper: float) -> "Self":
         """The ball with these attributes; finds the limits."""
-        wide = origin.to(torch.float64 if has_float64(origin.device) else torch.float32)
-        delta = torch.full((), eps, dtype=wide.dtype, device=wide.device)
-        if delta.dtype != torch.float64:
-            delta = delta * (1 - _SLACK)
-        ends = (_toward(origin, wide, d).clamp_(lower, upper) for d in (-delta, delta))
+        exact = has_float64(origin.device)
+        wide, most = (torch.float64, eps) if exact else (torch.float32, eps * (1 - _SLACK))
+        delta = torch.full((), most, dtype=wide, device=origin.device)
+        ends = (toward(origin, d).clamp_(lower, upper) for d in (-delta, delta))
         low, high = (end.to(torch.promote_types(origin.dtype, torch.float32)) for end in ends)
         return cls(origin, eps, lower, upper, low, high)
-
-    def take(self, index: Tensor) -> "Self":
-        """The ball of the samples at ``index``."""
-        origin, low, high = (t.index_select(0, index) for t in (self.origin, self.low, self.high))
-        return replace(self, origin=origin, low=low, high=high)
 
     def random_start(self, generator: Generator | None = None) -> Tensor:
         """An iterate drawn uniformly from the ball within the bounds."""
         share = self._draw(lambda t: t.uniform_(generator=generator), generator)
-        return self.project_(share.mul_(self.high - self.low).add_(self.low))
+        return self.project_(torch.lerp(self.low, self.high, share))
 
     def project_(self, x: Tensor) -> Tensor:
         """Clamp every coordinate."""
@@ -186,7 +176,7 @@ class LinfBall(Ball):
 
 @dataclass(frozen=True, eq=False)
 class L2Ball(Ball):
-    """The Euclidean length of a perturbation is at most ``eps``; steps follow the gradient divided by its length."""
+    """The Euclidean length of a perturbation is at most ``eps``; a step follows the gradient divided by its length."""
 
     order = 2
 
@@ -207,12 +197,13 @@ class L2Ball(Ball):
         return x.add_(self.origin).clamp_(self.lower, self.upper)
 
     def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
-        x.add_(self._unit(gradient), alpha=alpha)
+        # What the clamp would take back is left out of the direction, so that alpha goes where it has an effect.
+        blocked = torch.where(gradient > 0, x >= self.upper, x <= self.lower)
+        x.add_(self._unit(gradient.masked_fill(blocked, 0)), alpha=alpha)
 
     def _unit(self, v: Tensor) -> Tensor:
         """Each sample divided by its length, which is measured after scaling, since squares of 2^-100 underflow."""
-        largest = _norm(v, math.inf)
-        scaled = v / _nonzero(largest)
+        scaled = v / _nonzero(_norm(v, math.inf))
         return scaled.div_(_nonzero(self._length(scaled)))
 
 
@@ -266,23 +257,6 @@ def _norm(v: Tensor, order: float) -> Tensor:
 
 def _nonzero(v: Tensor) -> Tensor:
     return torch.where(v == 0, 1.0, v)
-
-
-def _toward(origin: Tensor, wide: Tensor, delta: Tensor) -> Tensor:
-    """``origin + delta`` in the origin's dtype, rounded so that no coordinate is further from it than ``delta`` says.
-
-    ``wide`` is the origin in ``delta``'s dtype. Distances are measured in that dtype.
-    """
-    target = (wide + delta).to(origin.dtype)
-    over = (target.to(wide.dtype) - wide).abs() > delta.abs()
-    if wide.dtype != torch.float64:
-        over = target != origin  # a float32 difference is itself rounded: always one step less
-    # Floats of one sign are ordered as the integers with their bits are (``nextafter`` lacks half precision on some
-    # devices). A zero needs the origin's sign, so that the next float on that side is one more.
-    signed = torch.where(target == 0, torch.where(origin < 0, -0.0, 0.0).to(target.dtype), target)
-    bits = signed.view(_BITS[target.element_size()])
-    away_from_zero = (target < origin) == (bits >= 0)
-    return torch.where(over, torch.where(away_from_zero, bits + 1, bits - 1).view(origin.dtype), target)
 
 
 def _shrink(size: Tensor, room: Tensor, radius: float) -> Tensor:

@@ -1,15 +1,17 @@
 """``SafePGD``: projected gradient descent that no vanishing loss, half precision or broken gradient makes weaker."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .losses import LossFunction, resolve_loss
 from .model import FastAttackModel
-from .norms import Ball, accept_norm, ball_around, has_float64
+from .norms import Ball, accept_norm, ball_around
 from .pgd_checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_logits, accept_size
+from .pgd_pool import Best, Pool
+from .rounding import has_float64
 from .scaling import watch_gradients
 
 
@@ -106,7 +108,7 @@ class SafePGD:
         """
         largest = accept_inputs(x, y, self.model.device, self.bounds)
         with torch.inference_mode(False), torch.no_grad():
-            found = _Best.none(x.detach().clone())
+            found = Best.none(x.detach().clone())
             if len(x):
                 ball = ball_around(self.norm, x, eps=self.eps, bounds=self.bounds)
                 search = _Search(self, ball, y.to(torch.int64, copy=True), largest, self._seeds(), found)
@@ -130,64 +132,6 @@ def plain(model: nn.Module) -> FastAttackModel:
 
 
 @dataclass
-class _Best:
-    """The best candidates so far: adversarial beats not adversarial, then a higher loss wins."""
-
-    x: Tensor
-    adversarial: Tensor
-    loss: Tensor
-
-    @classmethod
-    def none(cls, x: Tensor) -> "_Best":
-        """Candidates that anything beats."""
-        wide = torch.float64 if has_float64(x.device) else torch.float32
-        loss = torch.full((len(x),), -torch.inf, dtype=wide, device=x.device)
-        return cls(x, torch.zeros(len(x), dtype=torch.bool, device=x.device), loss)
-
-    def offer(self, x: Tensor, adversarial: Tensor, loss: Tensor) -> None:
-        """Take what is better, sample by sample; a loss that is NaN is the lowest."""
-        loss = torch.where(loss.isnan(), -torch.inf, loss.detach().to(self.loss.dtype))
-        better = (adversarial & ~self.adversarial) | ((adversarial == self.adversarial) & (loss > self.loss))
-        self.x = torch.where(better.view(-1, *(1,) * (x.ndim - 1)), x, self.x)
-        self.loss = torch.where(better, loss, self.loss)
-        self.adversarial = self.adversarial | adversarial
-
-    def take(self, index: Tensor) -> "_Best":
-        """Those at ``index``."""
-        return _Best(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
-
-    def put(self, index: Tensor, part: "_Best") -> None:
-        """Write those at ``index``."""
-        for f in fields(self):
-            getattr(self, f.name).index_copy_(0, index, getattr(part, f.name))
-
-
-@dataclass
-class _Pool:
-    """The samples under attack. Dropping some compacts every tensor.
-
-    Attributes:
-        index: their places in the caller's batch.
-        x: the iterates.
-        best: the best candidates, as the attacked network judges them.
-        broken: whether gradient or logits were not finite in any step.
-    """
-
-    index: Tensor
-    labels: Tensor
-    ball: Ball
-    x: Tensor
-    best: _Best
-    broken: Tensor
-
-    def take(self, index: Tensor) -> "_Pool":
-        """The samples at ``index``, in this pool's order."""
-        tensors = (t.index_select(0, index) for t in (self.index, self.labels, self.x, self.broken))
-        places, labels, x, broken = tensors
-        return _Pool(places, labels, self.ball.take(index), x, self.best.take(index), broken)
-
-
-@dataclass
 class _Search:
     """One attack on one batch: the loop, with the fast network and then, for some samples, in full precision.
 
@@ -200,7 +144,7 @@ class _Search:
     labels: Tensor
     largest_label: int
     seeds: list[int]
-    found: _Best
+    found: Best
 
     def run(self, network: FastAttackModel, index: Tensor) -> Tensor:
         """Attack the samples at ``index``; returns which of them need an attack in full precision."""
@@ -213,14 +157,14 @@ class _Search:
                 pool = self._restart(network, pool)
         return self._settle(pool) if len(pool.index) else pool.index
 
-    def _pool(self, index: Tensor) -> _Pool:
+    def _pool(self, index: Tensor) -> Pool:
         x = self.ball.origin
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         whole = torch.arange(len(x), device=x.device)
-        pool = _Pool(whole, self.labels, self.ball, self.ball.start(), _Best.none(x), broken)
+        pool = Pool(whole, self.labels, self.ball, self.ball.start(), Best.none(x), broken)
         return pool if len(index) == len(x) else pool.take(index)
 
-    def _start(self, seed: int, pool: _Pool) -> Tensor:
+    def _start(self, seed: int, pool: Pool) -> Tensor:
         """Iterates to begin with. They are drawn for the whole batch, so a sample's does not depend on who is left."""
         if not self.attack.random_start:
             return pool.ball.start()
@@ -229,7 +173,7 @@ class _Search:
         x = self.ball.random_start(generator)
         return x if len(pool.index) == len(x) else x.index_select(0, pool.index)
 
-    def _restart(self, network: FastAttackModel, pool: _Pool) -> _Pool:
+    def _restart(self, network: FastAttackModel, pool: Pool) -> Pool:
         """All steps from one start; returns the samples that are left."""
         for _ in range(self.attack.steps):
             pool, gradient = self._look(network, pool, ascend=True)
@@ -238,7 +182,7 @@ class _Search:
             pool.ball.step_(pool.x, gradient, self.attack.alpha)
         return self._look(network, pool, ascend=False)[0]
 
-    def _look(self, network: FastAttackModel, pool: _Pool, *, ascend: bool) -> tuple[_Pool, Tensor]:
+    def _look(self, network: FastAttackModel, pool: Pool, *, ascend: bool) -> tuple[Pool, Tensor]:
         """Offer the iterates as candidates; returns who is left and, to ``ascend``, the gradient of their loss."""
         # The model sees iterates in x's dtype. Its graph is gone before a step writes into them.
         x = pool.x.to(self.ball.origin.dtype).detach().requires_grad_(ascend)
@@ -256,7 +200,7 @@ class _Search:
         pool.broken |= ~finite if watch.broken is None else ~finite | watch.broken
         return (pool, gradient) if left is None else (pool.take(left), gradient.index_select(0, left))
 
-    def _confirm(self, pool: _Pool, x: Tensor, adversarial: Tensor) -> Tensor | None:
+    def _confirm(self, pool: Pool, x: Tensor, adversarial: Tensor) -> Tensor | None:
         """Keep what exact decisions confirm; returns the places of the samples that are left, None for all."""
         nominated = adversarial.nonzero().squeeze(1)
         if len(nominated) == 0:
@@ -266,12 +210,12 @@ class _Search:
         left = torch.ones_like(adversarial).index_put_((nominated,), ~confirmed).nonzero().squeeze(1)
         return left if len(left) < len(x) else None
 
-    def _settle(self, pool: _Pool) -> Tensor:
+    def _settle(self, pool: Pool) -> Tensor:
         """Judge the best candidates exactly; returns the samples that were broken or wrongly held adversarial."""
         confirmed = self._judge(pool, pool.best.x)
         return pool.index[pool.broken | (pool.best.adversarial & ~confirmed)]
 
-    def _judge(self, pool: _Pool, x: Tensor) -> Tensor:
+    def _judge(self, pool: Pool, x: Tensor) -> Tensor:
         """Offer candidates as they would be returned, on exact logits; returns which are adversarial."""
         x = pool.ball.finish(x)
         logits = self._logits(self.attack.exact, x)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .norms import has_float64
+from .rounding import has_float64
 
 _LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

@@ -21,17 +21,22 @@ _SAMPLES = 4
 _LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
 _COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 
+_Outcome = tuple[list[Tensor], list[Tensor]] | str
+"""Outputs and input gradients, or what was raised."""
+
 
 @dataclass
 class Verdict:
     """What the check found.
 
     Attributes:
-        half_error: what half precision raised where full precision did not.
+        layout_error: what the network raised channels-last and not in the contiguous layout.
+        half_error: what it raised in half precision and not in full precision.
         folding_error: in which way the folded network differs from the wrapped model in float32.
         samples_coupled: whether one sample's output depends on another sample.
     """
 
+    layout_error: str | None = None
     half_error: str | None = None
     folding_error: str | None = None
     samples_coupled: bool = False
@@ -43,27 +48,36 @@ def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments
     All runs start from the same random state, which is restored afterwards; no counter or buffer of the networks in
     use moves.
     """
-    verdict = Verdict()
-    tensors = _few(arguments.tensors)
-    reference = _outcome(EagerEngine(copy_module(source, clone), _full(precision), convert=False), arguments, tensors)
-    if isinstance(reference, str):
-        return verdict  # the model itself refuses this input: its own error is the one to show
-    again = _outcome(EagerEngine(copy_module(source, clone), _full(precision), convert=False), arguments, tensors)
-    verdict.samples_coupled = _coupled(source, precision, arguments, tensors)
-    if precision.half:
-        half = _outcome(
+    verdict, tensors = Verdict(), _few(arguments.tensors)
+    full = replace(precision, dtype=torch.float32)
+
+    def plain() -> _Outcome:
+        return _outcome(EagerEngine(copy_module(source, clone), full, convert=False), arguments, tensors)
+
+    def fast(precision: Precision) -> _Outcome:
+        return _outcome(
             EagerEngine(build(source, plan, precision).network, precision, convert=True), arguments, tensors
         )
+
+    reference = plain()
+    if isinstance(reference, str):
+        return verdict  # the model itself refuses this input: its own error is the one to show
+    single = replace(precision, dtype=precision.base)
+    found = fast(single)
+    if isinstance(found, str) and precision.channels_last:
+        contiguous = replace(single, channels_last=False)
+        other = fast(contiguous)
+        if not isinstance(other, str):
+            verdict.layout_error, found = found, other
+            precision = replace(precision, channels_last=False)
+    if precision.half and not isinstance(found, str):
+        half = fast(precision)
         verdict.half_error = half if isinstance(half, str) else None
-    if not isinstance(again, str) and _difference(again, reference) is None:
-        single = replace(precision, dtype=precision.base)
-        engine = EagerEngine(build(source, plan, single).network, single, convert=True)
-        verdict.folding_error = _difference(_outcome(engine, arguments, tensors), reference)
+    again = plain()
+    if not isinstance(again, str) and _difference(again, reference) is None:  # else the model itself is random
+        verdict.folding_error = _difference(found, reference)
+    verdict.samples_coupled = _coupled(EagerEngine(copy_module(source, clone), full, convert=False), arguments, tensors)
     return verdict
-
-
-def _full(precision: Precision) -> Precision:
-    return replace(precision, dtype=torch.float32)
 
 
 def _few(tensors: list[Tensor]) -> list[Tensor]:
@@ -72,7 +86,7 @@ def _few(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach()[:_SAMPLES].clone() if len(lengths) == 1 else t.detach().clone() for t in tensors]
 
 
-def _outcome(engine: EagerEngine, arguments: Packed, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | str:
+def _outcome(engine: EagerEngine, arguments: Packed, tensors: list[Tensor]) -> _Outcome:
     """Outputs, and input gradients under fixed weights of the outputs; or the text of what was raised."""
     try:
         with _random_state_kept(tensors[0].device), torch.enable_grad():
@@ -92,9 +106,7 @@ def _weights(output: Tensor) -> Tensor:
     return torch.cos(1.0 + 1.7 * ramp).view(row.shape).expand_as(output).to(output.dtype)
 
 
-def _difference(
-    found: tuple[list[Tensor], list[Tensor]] | str, reference: tuple[list[Tensor], list[Tensor]]
-) -> str | None:
+def _difference(found: _Outcome, reference: tuple[list[Tensor], list[Tensor]]) -> str | None:
     """In words how far ``found`` is from ``reference``, or None if it is near enough."""
     if isinstance(found, str):
         return f"the folded model raised {found}"
@@ -119,9 +131,8 @@ def _normalised(tensor: Tensor) -> Tensor:
     return rows / rows.abs().amax(1, keepdim=True).clamp(min=1e-300)
 
 
-def _coupled(source: nn.Module, precision: Precision, arguments: Packed, tensors: list[Tensor]) -> bool:
+def _coupled(engine: EagerEngine, arguments: Packed, tensors: list[Tensor]) -> bool:
     """Whether the first sample's outputs have a gradient at another sample."""
-    engine = EagerEngine(copy_module(source, clone), _full(precision), convert=False)
     with _random_state_kept(tensors[0].device), torch.enable_grad():
         leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
         outputs = [o for o in engine.bind(arguments)(leaves).tensors if o.requires_grad and o.ndim]
@@ -130,7 +141,7 @@ def _coupled(source: nn.Module, precision: Precision, arguments: Packed, tensors
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         first = [(_weights(o)[0] * o[0]).sum() for o in outputs]
         grads = torch.autograd.grad(first, wanted, materialize_grads=True)
-    return any(bool(g[1:].count_nonzero()) for g in grads)
+    return any(bool(g[1:].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads)
 
 
 @contextmanager

@@ -181,6 +181,14 @@ def hooked_convolution() -> nn.Module:
     return classifier(conv, nn.BatchNorm2d(6), nn.ReLU(), channels=6)
 
 
+@register()
+def hooked_between() -> nn.Module:
+    """A layer that would do nothing, but for its hook, between convolution and norm."""
+    between = nn.Identity()
+    between.register_forward_hook(double_output)
+    return classifier(nn.Conv2d(3, 6, 3), between, nn.BatchNorm2d(6), nn.ReLU(), channels=6)
+
+
 @register(folds=False)  # a hook may read or write whatever the norm holds
 def hooked_norm() -> nn.Module:
     """Hooks of the norm itself, before it and behind it."""

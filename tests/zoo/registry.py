@@ -32,10 +32,10 @@ class Specimen:
     name: str
     make: Callable[[], nn.Module]
     shapes: tuple[tuple[int, ...], ...]
-    folds: bool
-    coupled: bool
-    warns: bool
-    change: Callable[[nn.Module], None] | None
+    folds: bool = True
+    coupled: bool = False
+    warns: bool = False
+    change: Callable[[nn.Module], None] | None = None
 
     def build(self) -> nn.Module:
         """The network in eval mode, the same one at every call."""
