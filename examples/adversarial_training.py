@@ -14,10 +14,10 @@ def main() -> None:
     torch.manual_seed(0)
     model = DigitsNet(width=16)
     fast = FastAttackModel(model)  # follows `model`: after each optimizer step its next forward brings it up to date
-    attack = torchattacks.PGD(fast, eps=0.15, alpha=0.08, steps=4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    attack = torchattacks.PGD(fast, eps=0.15, alpha=0.08, steps=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
 
-    for _ in range(6):
+    for _ in range(5):
         for batch in torch.randperm(len(data.train_images)).split(64):
             x, y = data.train_images[batch], data.train_labels[batch]
             adversarial = attack(x, y)  # in eval mode and without parameter gradients, whichever mode `model` is in

@@ -48,7 +48,7 @@ class Row(NamedTuple):
     """One line of the table: an attack on a network, on the plain and on the fast model.
 
     Attributes:
-        trained: how the network was trained.
+        training: how the network was trained.
         attack: the attack's name.
         seconds_plain: median time of the attack on the plain model.
         seconds_fast: likewise on the fast model.
@@ -56,7 +56,7 @@ class Row(NamedTuple):
         robust_fast: the same after the attack on the fast model, and still as the plain model sees it.
     """
 
-    trained: str
+    training: str
     attack: str
     seconds_plain: float
     seconds_fast: float
@@ -67,10 +67,10 @@ class Row(NamedTuple):
         """The row as text, with the ratio of the times."""
         ratio = self.seconds_plain / self.seconds_fast
         seconds = [f"{self.seconds_plain:.2f}", f"{self.seconds_fast:.2f}", f"{ratio:.2f}"]
-        return [self.trained, self.attack, *seconds, f"{self.robust_plain:.1%}", f"{self.robust_fast:.1%}"]
+        return [self.training, self.attack, *seconds, f"{self.robust_plain:.1%}", f"{self.robust_fast:.1%}"]
 
 
-HEADINGS = ("trained", "attack", "seconds plain", "seconds fast", "ratio", "robust plain", "robust fast")
+HEADINGS = ("training", "attack", "seconds plain", "seconds fast", "ratio", "robust plain", "robust fast")
 
 
 # --- the three attacks, as a user writes them: first on the plain model, then on the fast one ---
@@ -128,25 +128,29 @@ def train_both(data: Digits, sizes: Sizes, *, seed: int) -> dict[str, FastAttack
         seed=seed,
         title="adversarial training",
     )
-    console.print(
-        f"In {steps} optimizer steps the fast model brought itself up to date as often; nobody called update()."
-    )
-    console.print(fast.summary().splitlines()[0])
-    return {"adversarially": fast, "normally": FastAttackModel(normal)}
+    console.print(f"The network changed {steps} times and nobody called update(). The fast model that attacked it:")
+    facts = fast.summary().splitlines()
+    console.print("\n".join(line for line in facts if line.split()[0] in ("device", "dtype", "updates")))
+    return {"adversarial": fast, "normal": FastAttackModel(normal)}
 
 
-def measure(trained: str, fast: FastAttackModel, data: Digits, sizes: Sizes, *, progress: Progress) -> list[Row]:
+def measure(training: str, fast: FastAttackModel, data: Digits, sizes: Sizes, *, progress: Progress) -> list[Row]:
     """Each attack on the test images, on the plain and on the fast model in turn; one run of each is not counted."""
     x, y = data.test_images, data.test_labels
     model = fast.wrapped
     rows = []
-    for name, build in progress.track(ATTACKS.items(), description=f"attacking the {trained} trained network"):
+    for name, build in progress.track(ATTACKS.items(), description=f"attacks after {training} training"):
         attacks = build(model, fast, steps=sizes.steps)
-        images = [attack(x, y) for attack in attacks]
+        images = [_adversarial(attack, x, y) for attack in attacks]
         seconds = [[_seconds(attack, x, y) for attack in attacks] for _ in range(sizes.rounds)]
         plain, faster = (statistics.median(column) for column in zip(*seconds, strict=True))
-        rows.append(Row(trained, name, plain, faster, *(accuracy(model, adversarial, y) for adversarial in images)))
+        rows.append(Row(training, name, plain, faster, *(accuracy(model, adversarial, y) for adversarial in images)))
     return rows
+
+
+def _adversarial(attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+    torch.manual_seed(0)  # the same random start for the plain and the fast model
+    return attack(x, y)
 
 
 def _seconds(attack: Attack, x: Tensor, y: Tensor) -> float:
@@ -180,15 +184,16 @@ def draw(path: Path, models: Mapping[str, FastAttackModel], data: Digits, *, ste
     """Write a picture: one digit of each class, clean and as attacked on each network, with what is seen in them."""
     y = torch.arange(10, device=data.test_labels.device)
     x = data.test_images[[int((data.test_labels == digit).nonzero()[0]) for digit in range(10)]]
-    panels = [(f"clean,\nseen by the\n{name}\ntrained network", x, predict(fast, x)) for name, fast in models.items()]
+    panels = []
     for name, fast in models.items():
         adversarial = SafePGD(fast, eps=EPS, steps=steps)(x, y)
-        panels.append((f"SafePGD\non the\n{name}\ntrained network", adversarial, predict(fast, adversarial)))
+        panels.append((f"{name}\ntraining,\nclean", x, predict(fast, x)))
+        panels.append((f"{name}\ntraining,\nattacked", adversarial, predict(fast, adversarial)))
     figure = Figure(figsize=(11, 1.3 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 10, squeeze=False)
     for axes, (title, images, predictions) in zip(grid, panels, strict=True):
         axes[0].text(-0.25, 0.5, title, transform=axes[0].transAxes, ha="right", va="center", fontsize=9)
-        for cell, image, label, seen in zip(axes, images.cpu(), y.tolist(), predictions.tolist(), strict=True):
+        for cell, image, label, seen in zip(axes, images.cpu().numpy(), y.tolist(), predictions.tolist(), strict=True):
             cell.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
             cell.set_axis_off()
             cell.set_title(str(seen), color="tab:green" if seen == label else "tab:red", fontsize=11)

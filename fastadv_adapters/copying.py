@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -51,6 +51,11 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     return copied
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling this module runs more than its forward."""
+    return any(getattr(module, kind) for kind in _HOOKS)
+
+
 def _tensors_in(root: object) -> Iterator[Tensor]:
     """Every tensor that a deep copy of ``root`` would meet."""
     seen, stack = {id(root)}, [root]
@@ -75,7 +80,7 @@ def refuse_what_reaches_back(module: nn.Module) -> None:
                 f"expected forward to be a method of the class, got one patched on the instance of {where}, whose "
                 f"copy would still run the original. Define a subclass with that forward and wrap it"
             )
-        for hook in (h for kind in HOOKS for h in getattr(part, kind).values()):
+        for hook in (h for kind in _HOOKS for h in getattr(part, kind).values()):
             if any(id(value) in own for value in _captured(hook)):
                 raise ValueError(
                     f"expected hooks that reach their module through their arguments, got {_name(hook)} on {where}, "

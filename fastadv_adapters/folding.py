@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .copying import HOOKS, alias, clone, copy_module
+from .copying import alias, clone, copy_module, has_hooks
 from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ScaleAndShift
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
 from .tracing import Trace, batch_norm_input, without_batch_norm
@@ -103,7 +103,7 @@ class _Builder:
         own_forward = None
         if part.running_mean is None or part.running_var is None:
             return "kept: it has no running statistics and normalises over the batch"
-        if _has_hooks(part):
+        if has_hooks(part):
             return "kept: it has hooks"
         if type(part) not in _STOCK_NORMS:
             try:
@@ -128,7 +128,7 @@ class _Builder:
         layer = self.parts[layer_name][0]
         if type(layer) not in _LAYERS:
             return None, f"{layer_name} is a {type(layer).__name__}, which may use its weight in its own way"
-        if _has_hooks(layer):
+        if has_hooks(layer):
             return None, f"{layer_name} has hooks"
         if layer_name in trace.touched:
             return None, f"the weight of {layer_name} is read by other code too"
@@ -165,7 +165,7 @@ class _Builder:
                     ours[key] = clone(theirs[key].to(self.precision.dtype_for(theirs[key])))
                     self.result.refreshes.append(CopyTensor(theirs, ours, key))
             touched = self.trace is not None and name in self.trace.touched
-            ahead = () if touched or _has_hooks(original) else cast_ahead_names(original)
+            ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
             self._own_parameters(part, original, ahead, () if name not in self.remade else ("weight", "bias"))
 
     def _own_parameters(
@@ -183,15 +183,12 @@ class _Builder:
         return torch.empty(tensor.shape, dtype=dtype, device=tensor.device, memory_format=memory_format)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, kind) for kind in HOOKS)
-
-
 def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Graph, fx.Node] | None) -> None:
     """Give a batch norm the class that does what is left of it."""
     if own_forward is None:
         _become(part, _Skipped if affine is None else _Affine)
-        vars(part)["scale_and_shift"] = affine
+        if affine is not None:
+            vars(part)["scale_and_shift"] = affine
         return
     graph, node = own_forward
     if affine is None:
@@ -205,8 +202,9 @@ def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.G
             new = graph.call_module("frozen_batch_norm", (batch_norm_input(node),))
         node.replace_all_uses_with(new)
     graph.erase_node(node)
-    graph.eliminate_dead_code()
     rewritten = fx.GraphModule(part, graph)
+    rewritten.graph.eliminate_dead_code()
+    rewritten.recompile()
     _become(part, _Rewritten)
     part.rewritten = rewritten
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .copying import clone
+from .precision import HALF
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -79,6 +80,7 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         raise ValueError("expected a batch norm with running statistics, got one without")
+    mean, var = (t.float() if t.dtype in HALF else t for t in (mean, var))
     scale = torch.rsqrt(var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight

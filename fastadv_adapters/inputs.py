@@ -36,6 +36,11 @@ def accept_model(model: object) -> nn.Module:
             )
         if tensor.is_meta:
             raise ValueError(f"expected real weights, got {name} on the meta device: load the weights first")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        raise ValueError(
+            f"expected a model in Python, got {type(model).__name__} with TorchScript in it, whose code can neither be "
+            f"folded nor copied around its tensors: wrap the model as it was before torch.jit"
+        )
     _refuse_quantised(model, tensors)
     refuse_nan({**tensors})
     return model

@@ -18,6 +18,17 @@ from .scaling import State
 from .selfcheck import Verdict, check
 from .tracing import Trace, trace
 
+_NOT_CHANNELS_LAST = (
+    "the model runs in the contiguous layout, since channels-last it raised {} (flatten(1) or reshape() in place of "
+    "view() would let it run faster)"
+)
+_NOT_HALF = "the model runs in float32, since in {} it raised {}"
+_NOT_FOLDED = "batch norm is folded into {} layers only, since {}"
+_COUPLED = (
+    "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
+    "over the batch): one loss scale serves the whole call instead of one per sample"
+)
+
 
 class Networks:
     """Twin and fast network of one wrapped model.
@@ -113,38 +124,35 @@ class Networks:
         if self.checked_samples >= min(samples, 2):
             return
         with self._lock:
-            self._adopt(check(self.source, self._trace, self.precision, arguments))
+            remarks = self._adopt(check(self.source, self._trace, self.precision, arguments))
             self.checked_samples = min(samples, 2)
+        for text, anchor in remarks:  # last, since a warning may be an error
+            notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
 
-    def _adopt(self, verdict: Verdict) -> None:
+    def _adopt(self, verdict: Verdict) -> list[tuple[str, str]]:
+        """Run from now on as the check has found to be right; returns what to say of it, with its place in the docs."""
+        remarks = []
         if verdict.layout_error is not None:
             self.precision = replace(self.precision, channels_last=False)
-            self._note(
-                f"the model runs in the contiguous layout, since channels-last it raised {verdict.layout_error} "
-                f"(flatten(1) or reshape() in place of view() would let it run faster)",
-                "not-channels-last",
-            )
+            remarks.append((_NOT_CHANNELS_LAST.format(verdict.layout_error), "not-channels-last"))
         if verdict.half_error is not None:
-            dtype = self.precision.dtype
+            remarks.append((_NOT_HALF.format(self.precision.dtype, verdict.half_error), "not-half"))
             self.precision = replace(self.precision, dtype=torch.float32)
-            self._note(f"the model runs in float32, since in {dtype} it raised {verdict.half_error}", "not-half")
-        if verdict.folding_error is not None and self._trace is not None:
-            self._trace = None
-            self._note(f"batch norm is not folded: {verdict.folding_error}", "not-folded")
-        if verdict.layout_error or verdict.half_error or verdict.folding_error:
+        if verdict.folding_error is not None:
+            left = len(verdict.plan.producer) if verdict.plan else 0
+            remarks.append((_NOT_FOLDED.format(left, verdict.folding_error), "not-folded"))
+        self.notes += [text for text, _ in remarks]
+        if verdict.harmless:
+            remarks.pop()
+        if verdict.folding_error or remarks:
+            self._trace = verdict.plan
             self.generation += 1
             self._copy_fast()
         if verdict.samples_coupled:
             self.samples_apart = False
-            self._note(
-                "the gradient of one sample reaches other samples (batch norm without running statistics, or features "
-                "centred over the batch): one loss scale serves the whole call instead of one per sample",
-                "samples-coupled",
-            )
-
-    def _note(self, text: str, anchor: str) -> None:
-        self.notes.append(text)
-        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
+            self.notes.append(_COUPLED)
+            remarks.append((_COUPLED, "samples-coupled"))
+        return remarks
 
 
 def _alias_again(theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -106,7 +106,8 @@ class SafePGD:
         Raises:
             TypeError, ValueError: an input or the model's output is not as described.
         """
-        largest = accept_inputs(x, y, self.model.device, self.bounds)
+        device = next(self.model.parameters()).device  # asked this way, a model that has been moved is noticed
+        largest = accept_inputs(x, y, device, self.bounds)
         with torch.inference_mode(False), torch.no_grad():
             found = Best.none(x.detach().clone())
             if len(x):
@@ -128,7 +129,9 @@ class SafePGD:
 
 def plain(model: nn.Module) -> FastAttackModel:
     """Wrap a plain model so that its own eval-mode function is attacked, in full precision and with nothing folded."""
-    return FastAttackModel(model, dtype=torch.float32, fuse_bn=False, channels_last=False)
+    parameters = getattr(model, "parameters", tuple)()  # what is no module is refused below
+    double = any(p.dtype == torch.float64 for p in parameters)
+    return FastAttackModel(model, dtype=torch.float64 if double else torch.float32, fuse_bn=False, channels_last=False)
 
 
 @dataclass

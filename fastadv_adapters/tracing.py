@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .copying import clone, copy_module
+from .copying import clone, copy_module, has_hooks
 
 _IDENTITY = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _DROPOUT_FUNCTIONS = (nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d)
@@ -29,6 +29,11 @@ class Trace:
     producer: dict[str, str] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
+
+    def without(self, kinds: tuple[type[nn.Module], ...], module: nn.Module) -> "Trace":
+        """The same trace with no layer of these kinds joined to a batch norm."""
+        kept = {n: layer for n, layer in self.producer.items() if not isinstance(module.get_submodule(layer), kinds)}
+        return replace(self, producer=kept)
 
 
 class Tracer(fx.Tracer):
@@ -169,7 +174,8 @@ def _input(node: fx.Node) -> fx.Node | None:
 
 def _passes_through(node: fx.Node, root: nn.Module, prefix: str) -> bool:
     if node.op == "call_module":
-        return type(root.get_submodule(_join(prefix, str(node.target)))) in _IDENTITY
+        module = root.get_submodule(_join(prefix, str(node.target)))
+        return type(module) in _IDENTITY and not has_hooks(module)
     if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         return training is False

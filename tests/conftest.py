@@ -9,6 +9,10 @@ from fastadv_adapters.model import FastAttackModel
 from tests.tools import fingerprint
 
 
+# The models are tiny, and the runner uses a process per core.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -314,7 +314,7 @@ def test_an_update_between_forward_and_backward_is_an_error() -> None:
     x.requires_grad_()
     loss = F.cross_entropy(fast(x), y)
     fast.update()
-    with pytest.raises(RuntimeError, match="was updated in between.*Run the forward pass again"):
+    with pytest.raises(RuntimeError, match=r"was updated in between.*Run the forward pass again"):
         loss.backward()
 
 
