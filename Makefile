@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A process per core, for each test runs on one thread; more than four spend their time importing torch.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: help demo test lint coverage clean
 
@@ -20,7 +22,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
@@ -28,7 +30,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m mypy
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest --cov
+	$(PYTEST) --cov
 
 # Made again when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,9 +1,13 @@
-"""Fast, honest adversarial attacks in PyTorch: a model object that attack libraries take as it is."""
+"""Fast, honest adversarial attacks in PyTorch: a model object that attack libraries take as it is.
+
+``FastAttackModel`` wraps a model, ``SafePGD`` attacks one. The adapters are imported by name, so that the core needs
+PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox``.
+"""
 
 from .model import FastAttackModel as FastAttackModel
 from .notices import FastAttackWarning as FastAttackWarning
-from .scaling import GradientStats as GradientStats
-from .scaling import watch_gradients as watch_gradients
+from .pgd import SafePGD as SafePGD
+from .scaling import GradientStats as GradientStats, watch_gradients as watch_gradients
 
 __version__ = "0.1.0"
-__all__ = ["FastAttackModel", "FastAttackWarning", "GradientStats", "watch_gradients"]
+__all__ = ["FastAttackModel", "FastAttackWarning", "GradientStats", "SafePGD", "watch_gradients"]

@@ -186,7 +186,7 @@ class FastAttackModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the wrapped model lives; move that, and the fast model follows."""
-        return self._networks.precision.device
+        return next(self.wrapped.parameters()).device
 
     @property
     def gradient_stats(self) -> GradientStats:
@@ -218,7 +218,6 @@ class FastAttackModel(nn.Module):
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """One empty, frozen parameter on the model's device: there is nothing here to train."""
-        self._networks.refresh_device()
         if self._anchor.device != self.device:
             self._anchor = nn.Parameter(torch.empty(0, device=self.device), requires_grad=False)
         return super().named_parameters(*args, **kwargs)

@@ -73,11 +73,6 @@ class Networks:
                 self.state.reset_exponent()
             self._freshness.take()
 
-    def refresh_device(self) -> None:
-        """Follow the source to another device, if it has moved."""
-        if device_of(self.source) != self.precision.device:
-            self.refresh()
-
     def _rebuild(self) -> None:
         """Copy the source anew."""
         device = device_of(self.source)

@@ -1,6 +1,6 @@
 """``SafePGD``: projected gradient descent that no vanishing loss, half precision or broken gradient makes weaker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +129,7 @@ class SafePGD:
 
 def plain(model: nn.Module) -> FastAttackModel:
     """Wrap a plain model so that its own eval-mode function is attacked, in full precision and with nothing folded."""
-    parameters = getattr(model, "parameters", tuple)()  # what is no module is refused below
+    parameters: Iterable[Tensor] = getattr(model, "parameters", tuple)()  # what is no module is refused below
     double = any(p.dtype == torch.float64 for p in parameters)
     return FastAttackModel(model, dtype=torch.float64 if double else torch.float32, fuse_bn=False, channels_last=False)
 

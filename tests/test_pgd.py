@@ -210,3 +210,11 @@ def test_early_stop_breaks_the_same_samples_with_fewer_passes(norm: str, restart
     assert torch.equal(results[0], results[1])
     assert passes[0] == 8 * restarts * len(x)
     assert passes[1] < 0.8 * passes[0]
+
+
+def test_early_stop_ends_when_nobody_is_left() -> None:
+    net, x, y = task(8)
+    fast = plain(net)
+    attack = SafePGD(fast, eps=0.3, steps=20, restarts=5, early_stop=True, generator=seed())
+    assert bool(broken(net, attack(x, y), y).all())
+    assert fast.gradient_stats.passes < 20

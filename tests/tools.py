@@ -44,6 +44,18 @@ def small_net(seed: int = 0) -> nn.Module:
         return settle(net)
 
 
+def attackable_net() -> nn.Module:
+    """:func:`small_net` with classes that images of :func:`batch` do spread over, so that attacks have work to do."""
+    net = small_net().eval()
+    head = net[-1]  # type: ignore[index]
+    with torch.no_grad():
+        logits = net(batch(200, seed=9)[0])
+        factor = 3 / logits.std(0, keepdim=True).T
+        head.weight.mul_(factor)
+        head.bias.copy_((head.bias - logits.mean(0)) * factor.flatten())
+    return net
+
+
 def settle(net: nn.Module) -> nn.Module:
     """Give batch norms the statistics and weights of a trained network."""
     for part in net.modules():
