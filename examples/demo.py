@@ -216,7 +216,9 @@ def main(
     with Progress(console=console) as progress:
         rows = [row for name, fast in models.items() for row in measure(name, fast, data, sizes, progress=progress)]
     caption = (
-        f"{sizes.images} digits, eps {EPS}, {sizes.steps} steps; medians of {sizes.rounds} runs in turn, warm-up apart."
+        f"{sizes.images} digits, eps {EPS}, {sizes.steps} steps; medians of {sizes.rounds} runs in turn, warm-up apart;\n"
+        f"{device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
+        f"fast model in {_dtype(models['normal'])}."
     )
     show_table(rows, caption)
     table.write_text(markdown(rows, caption), encoding="utf-8")
