@@ -1,6 +1,7 @@
 """How a network is run on prepared inputs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,11 +19,20 @@ class EagerEngine:
     Args:
         network: a module in eval mode.
         precision: the context to run it in.
+        around: a context for every run, for checks of its own.
         convert: whether inputs are brought to the precision's base dtype and memory format first; the full-precision
             twin takes them as they come.
     """
 
-    def __init__(self, network: nn.Module, precision: Precision, *, convert: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        precision: Precision,
+        *,
+        convert: bool,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.around = around
         self.network = network
         self.precision = precision
         self.convert = convert
@@ -33,7 +43,7 @@ class EagerEngine:
         def run(tensors: Sequence[Tensor]) -> Packed:
             entered = [self.precision.enter(t) for t in tensors] if self.convert else tensors
             args, kwargs = arguments.rebuild(entered)
-            with self.precision.context():
+            with self.precision.context(), self.around():
                 return Packed(self._call(args, kwargs))
 
         return run

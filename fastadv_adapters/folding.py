@@ -8,6 +8,9 @@ for y = W x + b that is the layer  (s W) x + (s (b - running_mean) + bias)  (Jac
 https://arxiv.org/abs/1712.05877, section 3.2).
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +28,16 @@ _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 _LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
+class UnbalancedFoldError(RuntimeError):
+    """A folded layer was called without its batch norm, or the other way round; the args are the layers' names."""
+
+
+class Balance(threading.local):
+    """How often a folded layer was called more than its batch norm, in this thread's present run."""
+
+    more = 0
+
+
 @dataclass
 class Folded:
     """A copied network after folding.
@@ -33,18 +46,42 @@ class Folded:
         network: the copy, which computes the wrapped model's eval-mode function with its own tensors.
         refreshes: what brings its tensors up to date.
         report: name of each batch norm -> what was done with it.
+        balances: name of each folded layer that code without a trace may also call alone -> its balance.
     """
 
     network: nn.Module
     refreshes: list[Refresh] = field(default_factory=list)
     report: dict[str, str] = field(default_factory=dict)
+    balances: dict[str, Balance] = field(default_factory=dict)
+
+    @contextmanager
+    def balanced(self) -> Iterator[None]:
+        """Run the network inside; raises UnbalancedFoldError if a fold was not right for this run."""
+        for balance in self.balances.values():
+            balance.more = 0
+        yield
+        if wrong := [name for name, balance in self.balances.items() if balance.more]:
+            raise UnbalancedFoldError(*wrong)
 
 
 class _Skipped:
     """Mixin for a batch norm that is now part of the layer before it."""
 
+    balance: Balance
+
     def forward(self, input: Tensor) -> Tensor:
+        self.balance.more -= 1
         return input
+
+
+class _Joined:
+    """Mixin for a layer that a batch norm was folded into."""
+
+    balance: Balance
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.balance.more += 1
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
 class _Affine:
@@ -61,9 +98,11 @@ class _Affine:
 class _Rewritten:
     """Mixin for a batch norm subclass whose forward runs from its own trace, without the batch norm in it."""
 
+    balance: Balance
     rewritten: fx.GraphModule
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.balance.more -= 1
         return self.rewritten(*args, **kwargs)
 
 
@@ -114,9 +153,10 @@ class _Builder:
         if layer_name and own_forward and batch_norm_input(own_forward[1]).op != "placeholder":
             layer_name, why = None, "something comes before the batch norm in its own forward"
         if layer_name:
-            self._fold(layer_name, original)
+            vars(part)["balance"] = self._fold(layer_name, original, trace)
             _swap(part, None, own_forward)
             return f"folded into {layer_name}"
+        vars(part)["balance"] = Balance()
         _swap(part, self._freeze(original, part.running_mean.device), own_forward)
         return f"frozen into scale and shift: {why}"
 
@@ -137,7 +177,7 @@ class _Builder:
             return None, f"{layer_name} has {outputs} outputs for {norm.num_features} channels"
         return layer_name, ""
 
-    def _fold(self, layer_name: str, norm: _BatchNorm) -> None:
+    def _fold(self, layer_name: str, norm: _BatchNorm, trace: Trace) -> Balance:
         """Give a layer own tensors that hold it and the batch norm behind it."""
         part, original = self.parts[layer_name]
         weight: Tensor = original.weight
@@ -147,6 +187,11 @@ class _Builder:
         part.bias = nn.Parameter(bias, requires_grad=False)
         self.result.refreshes.append(FollowLayer(original, norm, part.weight, part.bias))
         self.remade.add(layer_name)
+        balance = Balance()
+        if trace.seen_in_part(layer_name):
+            _become(part, _Joined)
+            vars(part)["balance"] = self.result.balances[layer_name] = balance
+        return balance
 
     def _freeze(self, norm: _BatchNorm, device: torch.device) -> ScaleAndShift:
         """Own scale and shift of a batch norm, in each dtype that its input may have."""

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from .boundary import Call
 from .engines import EagerEngine
+from .folding import UnbalancedFoldError
 from .inputs import accept_model, accept_options, accept_tensors, refused
 from .networks import Networks, device_of
 from .packing import Packed
@@ -110,7 +111,11 @@ class FastAttackModel(nn.Module):
         arguments = Packed((args, kwargs))
         accept_tensors(arguments.tensors, self.device)
         try:
-            return self._run(arguments)
+            try:
+                return self._run(arguments)
+            except UnbalancedFoldError as error:
+                self._networks.unfold(error.args)
+                return self._run(arguments)
         except Exception as error:
             changed = refused(error, self.wrapped, arguments.tensors)
             if changed is error:

@@ -1,6 +1,8 @@
 """The two networks behind a fast model: the full-precision twin and the fast network, kept up to date in place."""
 
 import threading
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +26,7 @@ _NOT_CHANNELS_LAST = (
 )
 _NOT_HALF = "the model runs in float32, since in {} it raised {}"
 _NOT_FOLDED = "batch norm is folded into {} layers only, since {}"
+_UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
 _COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
     "over the batch): one loss scale serves the whole call instead of one per sample"
@@ -101,7 +104,18 @@ class Networks:
 
     def _copy_fast(self) -> None:
         self.folded: Folded = build(self.source, self._trace, self.precision)
-        self.fast = EagerEngine(self.folded.network, self.precision, convert=True)
+        around = self.folded.balanced if self.folded.balances else nullcontext
+        self.fast = EagerEngine(self.folded.network, self.precision, convert=True, around=around)
+
+    def unfold(self, layers: Collection[str]) -> None:
+        """Fold no more into these layers, which turned out to be called without their batch norm."""
+        text = _UNBALANCED.format(", ".join(layers))
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            self._trace = self._trace and self._trace.without_layers(layers)
+            self.generation += 1
+            self._copy_fast()
+            self.notes.append(text)
+        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "not-folded")
 
     def _follow_twin(self) -> None:
         """Alias again what was replaced or moved in the source; copy its buffers."""

@@ -1,7 +1,7 @@
 """What a trace tells about a model: which batch norm follows which layer, and who else reads that layer's output."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,10 +30,18 @@ class Trace:
     touched: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
 
+    def seen_in_part(self, name: str) -> bool:
+        """Whether code that does not trace is above this module, and may call it in ways that no trace shows."""
+        return any(not above or name.startswith(f"{above}.") for above in self.opaque)
+
+    def without_layers(self, layers: Collection[str]) -> "Trace":
+        """The same trace with these layers not joined to a batch norm."""
+        return replace(self, producer={n: layer for n, layer in self.producer.items() if layer not in layers})
+
     def without(self, kinds: tuple[type[nn.Module], ...], module: nn.Module) -> "Trace":
         """The same trace with no layer of these kinds joined to a batch norm."""
-        kept = {n: layer for n, layer in self.producer.items() if not isinstance(module.get_submodule(layer), kinds)}
-        return replace(self, producer=kept)
+        layers = self.producer.values()
+        return self.without_layers({name for name in layers if isinstance(module.get_submodule(name), kinds)})
 
 
 class Tracer(fx.Tracer):
