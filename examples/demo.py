@@ -204,7 +204,7 @@ def main(
     picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("demo.png"),
     table: Annotated[Path, typer.Option(help="Where the table goes, as Markdown.")] = Path("demo.md"),
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the networks, the order of the images and the attacks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the networks and the order of the images.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs, and nothing else.")] = False,
 ) -> None:
     """Train a network on digits, normally and adversarially, and attack it with three libraries, plain and fast."""
@@ -216,7 +216,8 @@ def main(
     with Progress(console=console) as progress:
         rows = [row for name, fast in models.items() for row in measure(name, fast, data, sizes, progress=progress)]
     caption = (
-        f"{sizes.images} digits, eps {EPS}, {sizes.steps} steps; medians of {sizes.rounds} runs in turn, warm-up apart;\n"
+        f"{sizes.images} digits, eps {EPS}, {sizes.steps} steps; "
+        f"medians of {sizes.rounds} runs in turn, warm-up apart;\n"
         f"{device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
         f"fast model in {_dtype(models['normal'])}."
     )

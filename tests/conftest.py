@@ -8,7 +8,6 @@ import torch
 from fastadv_adapters.model import FastAttackModel
 from tests.tools import fingerprint
 
-
 # The models are tiny, and the runner uses a process per core.
 torch.set_num_threads(1)
 

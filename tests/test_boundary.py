@@ -1,6 +1,7 @@
 """The boundary: exact scaling, filtering, counting, and every way of calling a backward pass."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from torch.nn import functional as F
 from fastadv_adapters import FastAttackModel, GradientStats, watch_gradients
 from fastadv_adapters.powers import exponent_of, times_power_of_two
 from fastadv_adapters.scaling import FLOOR, START
-from tests.tools import batch, cosine, input_gradient, reference, settle, small_net
+from tests.tools import batch, cosine, head_of, input_gradient, reference, settle, small_net
 
-FLOAT32 = {"dtype": torch.float32}
+FLOAT32: Any = {"dtype": torch.float32}
 pytestmark = pytest.mark.usefixtures("untouched")
 
 
@@ -41,7 +42,7 @@ class Faulty(nn.Module):
         self.net, self.rows, self.value = small_net(), rows, value
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(Injected.apply(x, self.rows, self.value))
+        out: Tensor = self.net(Injected.apply(x, self.rows, self.value))  # type: ignore[no-untyped-call]
         return out
 
 
@@ -154,7 +155,7 @@ class Steep(nn.Module):
 
 def test_overflow_lowers_the_scale_until_it_is_gone_and_update_resets_it() -> None:
     net = small_net()
-    head: nn.Linear = net[7]  # type: ignore[index,assignment]
+    head = head_of(net)
     with torch.no_grad():
         head.weight.mul_(5e4 / head.weight.abs().max())
     fast, (x, _) = FastAttackModel(net, dtype=torch.float16), batch(3)
@@ -255,7 +256,10 @@ def test_batched_gradients() -> None:
 def test_function_transforms_and_forward_mode_run_the_twin() -> None:
     net, (x, y) = small_net(), batch()
     fast, plain = FastAttackModel(net, dtype=torch.bfloat16), copy.deepcopy(net).eval()
-    loss = lambda model: lambda x: F.cross_entropy(model(x), y)  # noqa: E731
+
+    def loss(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda x: F.cross_entropy(model(x), y)
+
     torch.testing.assert_close(torch.func.grad(loss(fast))(x), torch.func.grad(loss(plain))(x))
     torch.testing.assert_close(torch.func.vmap(fast)(x[:, None]), plain(x)[:, None], rtol=1e-4, atol=1e-5)
     tangent = torch.ones_like(x)
@@ -275,17 +279,14 @@ class TwoByTwo(nn.Module):
 
 
 def test_several_inputs_and_outputs() -> None:
-    net, fast = TwoByTwo(), None
+    net = TwoByTwo()
     fast = FastAttackModel(net, **FLOAT32)
     a, b = torch.rand(3, 4, requires_grad=True), torch.rand(3, 5, requires_grad=True)
     ours, theirs = fast(a, b=b, scale=2.0), net(a, b=b, scale=2.0)
     assert ours["name"] == "two by two"
     assert torch.equal(ours["pair"][1], theirs["pair"][1])
-    for pick in (
-        lambda o: o["logits"].sum(),
-        lambda o: o["pair"][0].sum(),
-        lambda o: (o["logits"] * o["pair"][0]).sum(),
-    ):
+    picks: list[Any] = [lambda o: o["logits"].sum(), lambda o: o["pair"][0].sum()]
+    for pick in (*picks, lambda o: (o["logits"] * o["pair"][0]).sum()):
         found = torch.autograd.grad(pick(ours), (a, b), retain_graph=True)
         torch.testing.assert_close(found, torch.autograd.grad(pick(theirs), (a, b), retain_graph=True))
 
@@ -336,8 +337,8 @@ def test_exact_decisions_have_the_twins_values_and_the_fast_gradients() -> None:
 
 
 def test_nonfinite_logits_are_counted() -> None:
-    net = nn.Sequential(nn.Linear(2, 2))
-    nn.init.constant_(net[0].weight, 3e4)  # type: ignore[arg-type]
+    net = nn.Linear(2, 2)
+    nn.init.constant_(net.weight, 3e4)
     fast = FastAttackModel(net, dtype=torch.float16)
     fast(torch.tensor([[0.0, 0.0], [5.0, 5.0]]).requires_grad_())
     assert fast.gradient_stats.nonfinite_logits == 1

@@ -25,6 +25,8 @@ class Settings:
 class Configured(nn.Module):
     """A model with every kind of state: parameters, buffers, plain tensors, a flag, a list, an object."""
 
+    offset: Tensor
+
     def __init__(self, *, with_bn: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 3, bias=False)

@@ -27,7 +27,7 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def small_net(seed: int = 0) -> nn.Module:
+def small_net(seed: int = 0) -> nn.Sequential:
     """A residual network for (N, 3, 8, 8) with ten classes and batch statistics that are not those of a new one."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -41,13 +41,21 @@ def small_net(seed: int = 0) -> nn.Module:
             nn.Flatten(),
             nn.Linear(16, 10),
         )
-        return settle(net)
+        settle(net)
+    return net
 
 
-def attackable_net() -> nn.Module:
+def head_of(net: nn.Sequential) -> nn.Linear:
+    """The last layer of :func:`small_net`."""
+    head = net[-1]
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+def attackable_net() -> nn.Sequential:
     """:func:`small_net` with classes that images of :func:`batch` do spread over, so that attacks have work to do."""
     net = small_net().eval()
-    head = net[-1]  # type: ignore[index]
+    head = head_of(net)
     with torch.no_grad():
         logits = net(batch(200, seed=9)[0])
         factor = 3 / logits.std(0, keepdim=True).T

@@ -1,0 +1,138 @@
+"""The documentation agrees with the code: anchors, links, quoted errors, and the code of the guide."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = sorted((ROOT / "fastadv_adapters").glob("*.py"))
+RELIABILITY = ROOT / "docs" / "reliability.md"
+ANCHOR = re.compile(r"[a-z]+(-[a-z]+)+")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> list[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def text_of(node: ast.expr) -> str:
+    """A text in the source, with an ellipsis for whatever is put into it."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return text_of(node.left) + text_of(node.right)
+    return "…"
+
+
+def nodes(source: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+
+
+def notified() -> set[str]:
+    """The anchors of all warnings: the last of a call of notify, or of the pair that is handed to it later."""
+    found = set()
+    for source in SOURCES:
+        calls = [n for n in nodes(source) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("notify")]
+        pairs = [n.elts for n in nodes(source) if isinstance(n, ast.Tuple) and len(n.elts) == 2] if calls else []
+        for arguments in (*(call.args for call in calls), *pairs):
+            if ANCHOR.fullmatch(text_of(arguments[-1])):
+                found.add(text_of(arguments[-1]))
+    return found
+
+
+def raised() -> Iterator[str]:
+    """The text of every error that the package raises."""
+    for source in SOURCES:
+        for node in nodes(source):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                yield text_of(node.exc.args[0])
+
+
+def quoted() -> list[str]:
+    """The texts in the first column of the tables of errors and reasons."""
+    text = prose(RELIABILITY)
+    tables = text[text.index("\n## Errors") : text.index("\n## What cannot be noticed")]
+    return [cell.removesuffix("…").rstrip() for cell in re.findall(r"^\| `([^`]+)` \|", tables, re.MULTILINE)]
+
+
+def test_every_warning_has_its_section_and_every_section_its_warning() -> None:
+    text = RELIABILITY.read_text(encoding="utf-8")
+    sections = text[text.index("\n## Warnings") : text.index("\n## Errors")]
+    assert len(notified()) >= 5, "the search should find the warnings"
+    assert set(re.findall(r"^### (.+)$", sections, re.MULTILINE)) == notified()
+    assert notified() <= set(anchors(RELIABILITY))
+
+
+def test_every_error_is_in_the_tables() -> None:
+    beginnings = tuple(quoted())
+    assert [text for text in raised() if not text.startswith(beginnings)] == []
+
+
+def test_every_quoted_text_is_in_the_code() -> None:
+    texts = [text_of(n) for source in SOURCES for n in nodes(source) if isinstance(n, (ast.JoinedStr, ast.Constant))]
+    assert len(quoted()) > 50, "the search should find the tables"
+    assert [beginning for beginning in quoted() if not any(beginning in text for text in texts)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_headings_are_different_and_links_lead_somewhere(page: Path) -> None:
+    assert len(set(anchors(page))) == len(anchors(page))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), f"{target} does not exist"
+        assert other.is_relative_to(ROOT), f"{target} is outside the project"
+        assert not anchor or anchor in anchors(other), f"{target} has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_are_short(page: Path) -> None:
+    """Tables apart, which cannot be broken."""
+    if page.parent.name == "benchmarks":
+        return  # written by a command
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert [
+        page.name for page in (ROOT / "docs").glob("*.md") if page.name not in index and page.name != "README.md"
+    ] == []
+
+
+def test_the_readme_has_its_tables() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    marked = re.findall(r"<!-- table: (\w+) -->.*?<!-- end table -->", text, re.DOTALL)
+    assert marked == ["demo", "speed", "precision"]
+
+
+def test_guide_code_runs() -> None:
+    """The blocks share one namespace, in order."""
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert len(blocks) >= 10, "the guide should show code"
+    for block in blocks:
+        line = text.count("\n", 0, block.start(1))  # so that a traceback names the guide's own line
+        exec(compile("\n" * line + block[1], "docs/guide.md", "exec"), namespace)
