@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.networks import device_of
 from tests.tools import batch, cosine, fingerprint, head_of, input_gradient, reference, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -102,6 +103,20 @@ def test_a_quantised_model_is_refused() -> None:
 def test_unknown_option_values(option: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         FastAttackModel(small_net(), **option)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    scripted = torch.jit.script(small_net())  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"expected a model in Python, got .* with TorchScript in it"):
+        FastAttackModel(scripted)
+
+
+def test_a_model_on_two_devices_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"on one device, got cpu, meta. Move the model with .to\(\)"):
+        device_of(on_two_devices())
+    with pytest.raises(ValueError, match="got none at all"):
+        device_of(nn.Flatten())
 
 
 def test_an_unknown_option_is_an_error() -> None:

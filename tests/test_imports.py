@@ -1,0 +1,42 @@
+"""The core needs PyTorch alone, and an adapter whose library is missing says what to install."""
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = "import sys; sys.modules.update(dict.fromkeys({names!r})); "
+LIBRARIES = ["torchattacks", "foolbox", "eagerpy", "torchvision", "sklearn", "matplotlib", "rich", "typer"]
+
+
+def run_without(names: list[str], code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", BLOCK.format(names=names) + code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_core_needs_torch_alone() -> None:
+    code = (
+        "import torch, fastadv_adapters as f; "
+        "fast = f.FastAttackModel(torch.nn.Linear(4, 3)); x = torch.rand(2, 4); "
+        "print(f.SafePGD(fast, eps=0.1)(x, torch.tensor([0, 1])).shape)"
+    )
+    result = run_without(LIBRARIES, code)
+    assert result.stdout == "torch.Size([2, 4])\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("adapter", "missing", "text"),
+    [
+        (
+            "torchattacks",
+            ["torchattacks"],
+            "torchattacks to be installed, got none: pip install 'fastadv_adapters[torchattacks]'",
+        ),
+        ("foolbox", ["foolbox"], "foolbox and eagerpy to be installed: pip install 'fastadv_adapters[foolbox]'"),
+        ("foolbox", ["eagerpy"], "foolbox and eagerpy to be installed: pip install 'fastadv_adapters[foolbox]'"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_pip_line(adapter: str, missing: list[str], text: str) -> None:
+    result = run_without(missing, f"import fastadv_adapters.{adapter}")
+    assert result.returncode == 1
+    assert text in result.stderr
