@@ -29,7 +29,7 @@ class _Whatever:
 
 
 _PLAIN = (Tensor, ModuleType, dict, list, tuple, set)
-_TENSOR_DICTS = ("_parameters", "_buffers")
+_WHATEVER = _Whatever()
 
 # Fused optimizers move no version counter, so steps are counted by one hook for all models.
 _watching: weakref.WeakSet["Freshness"] = weakref.WeakSet()
@@ -64,17 +64,21 @@ class Freshness:
 
     def take(self) -> None:
         """Remember the module as it is now."""
-        self._stepped = False
         self._modules = list(self.module.modules())
         self._snapshots = [_snapshot(vars(m)) for m in self._modules]
         self._objects = [(o, _freeze(vars(o))) for m in self._modules for o in vars(m).values() if _is_object(o)]
-        self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers) if d]
+        self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
+        self._names = [list(d) for d in self._dicts]
+        self.take_values()
+
+    def take_values(self) -> None:
+        """Remember the tensors as they are now; of the rest nothing has changed."""
+        self._stepped = False
         self._registered = self._now_registered()
         self._attributes = [(vars(m), k, v) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
-        self._ids = {id(t) for t in self._tensors}
-        self._kinds = [_kind(t) for t in self._tensors]
-        self._names = [list(d) for d in self._dicts]
+        self._ids = set(map(id, self._tensors))
+        self._kinds = list(map(_kind, self._tensors))
         self._pointers = [t.data_ptr() for t in self._tensors]
         self._versioned = [t for t in self._tensors if not t.is_inference()]
         self._versions = [t._version for t in self._versioned]
@@ -85,7 +89,7 @@ class Freshness:
 
     def change(self) -> Change:
         """The deepest change since :meth:`take`."""
-        if not all(map(_same, map(vars, self._modules), self._snapshots)) and self._attributes_changed():
+        if not all(map(_same, map(vars, self._modules), self._snapshots)):
             return Change.STRUCTURE
         if any(not _same(_freeze(vars(o)), frozen) for o, frozen in self._objects):
             return Change.STRUCTURE
@@ -93,11 +97,14 @@ class Freshness:
         replaced = len(now) != len(self._registered) or not all(map(operator.is_, now, self._registered))
         if replaced and self._registered_changed(now):
             return Change.STRUCTURE
-        moved = [t.data_ptr() for t in self._tensors] != self._pointers
-        if moved and [_kind(t) for t in self._tensors] != self._kinds:  # by ``tensor.data = ...``
+        others = [attributes[key] for attributes, key, tensor in self._attributes if attributes[key] is not tensor]
+        if any(not isinstance(other, Tensor) for other in others):
             return Change.STRUCTURE
-        stale = replaced or moved or self._stepped or [t._version for t in self._versioned] != self._versions
-        return Change.VALUES if stale or self._attribute_replaced() else Change.NONE
+        moved = [t.data_ptr() for t in self._tensors] != self._pointers
+        if moved and list(map(_kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
+            return Change.STRUCTURE
+        stale = replaced or others or moved or self._stepped or [t._version for t in self._versioned] != self._versions
+        return Change.VALUES if stale else Change.NONE
 
     def _now_registered(self) -> list[Tensor | None]:
         return [t for d in self._dicts for t in d.values()]
@@ -108,12 +115,6 @@ class Freshness:
         pairs = zip(now, self._registered, strict=True)
         return any(_kind(new) != _kind(old) for new, old in pairs if new is not old)
 
-    def _attributes_changed(self) -> bool:
-        return any(_differs(vars(m), old) for m, old in zip(self._modules, self._snapshots, strict=True))
-
-    def _attribute_replaced(self) -> bool:
-        return any(attributes.get(key) is not tensor for attributes, key, tensor in self._attributes)
-
 
 def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
     try:
@@ -123,9 +124,9 @@ def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 def _snapshot(attributes: dict[str, Any]) -> dict[str, Any]:
-    frozen = {key: _shallow(value) for key, value in attributes.items()}
     # Modes are no change; tensors are compared one by one, by identity.
-    return frozen | dict.fromkeys(("training", *_TENSOR_DICTS), _Whatever())
+    frozen = {key: _WHATEVER if isinstance(value, Tensor) else _shallow(value) for key, value in attributes.items()}
+    return frozen | dict.fromkeys(("training", "_parameters", "_buffers"), _WHATEVER)
 
 
 def _shallow(value: Any) -> Any:
@@ -142,17 +143,6 @@ def _is_object(value: object) -> bool:
 
 def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:
     return {key: _shallow(value) for key, value in attributes.items()}
-
-
-def _differs(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether more has changed in one module's dict than which tensor is stored as a plain attribute."""
-    if now.keys() != before.keys():
-        return True
-    for key, old in before.items():
-        both_tensors = isinstance(old, Tensor) and isinstance(now[key], Tensor)
-        if not both_tensors and not _same({key: now[key]}, {key: old}):
-            return True
-    return False
 
 
 def _kind(tensor: Tensor | None) -> tuple[Any, ...] | None:

@@ -74,7 +74,7 @@ class Networks:
                 for refresh in self.folded.refreshes:
                     refresh()
                 self.state.reset_exponent()
-            self._freshness.take()
+                self._freshness.take_values()
 
     def _rebuild(self) -> None:
         """Copy the source anew."""

@@ -136,6 +136,16 @@ def bias_added(model: Any) -> None:
     model.conv.bias = nn.Parameter(torch.rand(6))
 
 
+def plain_tensor_gone(model: Any) -> None:
+    model.bias_of_image = 0.3
+
+
+def buffer_added(model: Any) -> None:
+    """On a module that had none, as only a hook would read it."""
+    model.head.register_buffer("extra", torch.full((10,), 2.0))
+    model.head.register_forward_hook(lambda module, inputs, output: output + module.extra)
+
+
 NOTICED: list[Callable[[Any], None]] = [
     fused_adamw,
     plain_sgd,
@@ -157,6 +167,8 @@ NOTICED: list[Callable[[Any], None]] = [
     hook_added,
     layer_widened,
     bias_added,
+    plain_tensor_gone,
+    buffer_added,
 ]
 
 
