@@ -147,10 +147,11 @@ class _Builder:
         if type(part) not in _STOCK_NORMS:
             try:
                 own_forward = without_batch_norm(part)
+                comes_first = batch_norm_input(own_forward[1]).op == "placeholder"
             except ValueError as error:
                 return f"kept: {error}"
         layer_name, why = self._layer_for(name, part, trace)
-        if layer_name and own_forward and batch_norm_input(own_forward[1]).op != "placeholder":
+        if layer_name and own_forward and not comes_first:
             layer_name, why = None, "something comes before the batch norm in its own forward"
         if layer_name:
             vars(part)["balance"] = self._fold(layer_name, original, trace)

@@ -131,7 +131,9 @@ class _SafeSteps(BaseGradientDescent):
         def loss_fn(inputs: ep.Tensor) -> ep.Tensor:
             logits = model(inputs)
             if largest >= logits.shape[-1]:
-                raise ValueError(f"expected labels below {logits.shape[-1]}, the number of classes, got {largest}")
+                raise ValueError(
+                    f"expected labels below {logits.shape[-1]}, the number of classes, got {largest}: count from 0"
+                )
             own = ep.onehot_like(logits, labels) > 0
             others = ep.where(own, -ep.inf, logits)
             peak = others.max(axis=-1, keepdims=True)

@@ -3,6 +3,7 @@
 import enum
 import operator
 import weakref
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,6 @@ class _Whatever:
     __hash__ = None  # type: ignore[assignment]
 
 
-_PLAIN = (Tensor, ModuleType, dict, list, tuple, set)
 _WHATEVER = _Whatever()
 
 # Fused optimizers move no version counter, so steps are counted by one hook for all models.
@@ -66,7 +66,10 @@ class Freshness:
         """Remember the module as it is now."""
         self._modules = list(self.module.modules())
         self._snapshots = [_snapshot(vars(m)) for m in self._modules]
-        self._objects = [(o, _freeze(vars(o))) for m in self._modules for o in vars(m).values() if _is_object(o)]
+        held = [item for m in self._modules for item in _held_by(m)]
+        self._objects = [(o, _freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
+        self._nested = [t for t in held if isinstance(t, Tensor)]
+        self._nested_state = list(map(_state, self._nested))
         self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
         self._names = [list(d) for d in self._dicts]
         self.take_values()
@@ -92,6 +95,8 @@ class Freshness:
         if not all(map(_same, map(vars, self._modules), self._snapshots)):
             return Change.STRUCTURE
         if any(not _same(_freeze(vars(o)), frozen) for o, frozen in self._objects):
+            return Change.STRUCTURE
+        if list(map(_state, self._nested)) != self._nested_state:  # no refresh follows these: all is built anew
             return Change.STRUCTURE
         now = self._now_registered()
         replaced = len(now) != len(self._registered) or not all(map(operator.is_, now, self._registered))
@@ -136,9 +141,36 @@ def _shallow(value: Any) -> Any:
     return [_shallow(item) for item in value] if type(value) is list else set(value) if type(value) is set else value
 
 
-def _is_object(value: object) -> bool:
-    """Whether the value is a user's own object (a config, say), whose attributes a dict comparison does not see."""
-    return hasattr(value, "__dict__") and not callable(value) and not isinstance(value, _PLAIN)
+def _held_by(module: nn.Module) -> Iterator[Any]:
+    """What a dict comparison does not look into: tensors in containers, and objects that hold data and nothing else.
+
+    (A configuration is followed. A trainer, a logger or a data set that the module happens to hold is not: it changes
+    all the time.)
+    """
+    known = set(map(id, (*module.children(), *module.parameters(False), *module.buffers(False))))
+    stack = [value for value in vars(module).values() if not isinstance(value, Tensor)]
+    while stack:
+        value = stack.pop()
+        if id(value) in known or isinstance(value, nn.Module):
+            continue
+        known.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple, set, dict)):
+            stack += value.values() if isinstance(value, dict) else value
+        elif _is_data(value):
+            yield value
+            stack += vars(value).values()
+
+
+def _is_data(value: object) -> bool:
+    if not hasattr(value, "__dict__") or callable(value) or isinstance(value, ModuleType):
+        return False
+    return not any(callable(item) for item in vars(value).values())
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,11 @@ _NOT_CHANNELS_LAST = (
     "view() would let it run faster)"
 )
 _NOT_HALF = "the model runs in float32, since in {} it raised {}"
-_NOT_FOLDED = "batch norm is folded into {} layers only, since {}"
+_NOT_FOLDED = "batch norm is folded into {1} layers only, since {0}"
+_DIFFERS = (
+    "the fast network differs from the wrapped model even where nothing is folded: {} (is the model random in a way "
+    'that no seed of PyTorch, Python or NumPy controls?); view(full_precision=True) and decisions="exact" are right'
+)
 _UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
 _COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
@@ -82,8 +86,10 @@ class Networks:
         if device != self.precision.device:
             self.precision = replace(self.precision, device=device)
             self.state = State(device)
+        self.state.reset_exponent()
         self.checked_samples = 0
         self.samples_apart = True
+        self.notes = []
         self._copy_twin()
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
         self._copy_fast()
@@ -148,8 +154,9 @@ class Networks:
             remarks.append((_NOT_HALF.format(self.precision.dtype, verdict.half_error), "not-half"))
             self.precision = replace(self.precision, dtype=torch.float32)
         if verdict.folding_error is not None:
+            text = _DIFFERS if verdict.unexplained else _NOT_FOLDED
             left = len(verdict.plan.producer) if verdict.plan else 0
-            remarks.append((_NOT_FOLDED.format(left, verdict.folding_error), "not-folded"))
+            remarks.append((text.format(verdict.folding_error, left), "not-folded"))
         self.notes += [text for text, _ in remarks]
         if verdict.harmless:
             remarks.pop()

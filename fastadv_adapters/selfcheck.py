@@ -35,6 +35,7 @@ class Verdict:
         half_error: what it raised in half precision and not in full precision.
         folding_error: in which way the network, folded as planned, differs from the wrapped model in float32.
         harmless: whether that is mended by not folding into Linear layers.
+        unexplained: whether it differs though nothing is folded.
         samples_coupled: whether one sample's output depends on another sample.
     """
 
@@ -43,6 +44,7 @@ class Verdict:
     half_error: str | None = None
     folding_error: str | None = None
     harmless: bool = False
+    unexplained: bool = False
     samples_coupled: bool = False
 
 
@@ -82,15 +84,18 @@ def _check_folding(
     if _difference(trial.plain(), reference) is not None:
         return  # it is random in a way that no seed controls
     verdict.folding_error = _difference(found, reference)
-    if verdict.folding_error is None or verdict.plan is None:
+    if verdict.folding_error is None:
         return
-    without_linear = verdict.plan.without((nn.Linear,), trial.source)
-    for plan in (without_linear, verdict.plan.without((nn.Module,), trial.source), None):
+    without_linear = verdict.plan and verdict.plan.without((nn.Linear,), trial.source)
+    without_layers = verdict.plan and verdict.plan.without((nn.Module,), trial.source)
+    for plan in (without_linear, without_layers, None):
         verdict.plan = plan
         if _difference(trial.fast(plan, single), reference) is None:
             break
+    else:
+        verdict.unexplained = True
     # On sequences BatchNorm1d normalises positions, not the outputs of a Linear: no fault, only not known from a trace.
-    verdict.harmless = verdict.plan is without_linear
+    verdict.harmless = verdict.plan is not None and verdict.plan is without_linear
 
 
 class _Trial:

@@ -22,7 +22,8 @@ except ImportError as error:
         "expected the package torchattacks to be installed, got none: pip install 'fastadv_adapters[torchattacks]'"
     ) from error
 
-# These read decisions off the logits of gradient passes.
+# These move or stop by decisions that they read off the logits of gradient passes. (APGD reads them too, but only to
+# choose among its candidates.)
 EXACT = ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA")
 # These fail on float64 logits, by dtype errors of their own.
 FLOAT32 = ("FAB",)

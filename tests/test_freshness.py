@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.freshness import Change, Freshness
+from fastadv_adapters.scaling import START
 from tests.tools import batch, cosine, input_gradient, reference, settle, small_net
 
 
@@ -20,6 +21,7 @@ class Settings:
     """A user's own configuration object."""
 
     temperature: float = 1.0
+    inner: Any = None
 
 
 class Configured(nn.Module):
@@ -36,13 +38,15 @@ class Configured(nn.Module):
         self.bias_of_image = torch.zeros(3, 1, 1)
         self.flag = False
         self.scales = [1.0]
-        self.settings = Settings()
+        self.settings = Settings(inner=Settings())
+        self.tables = {"shift": [torch.zeros(1)]}
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x + self.bias_of_image + self.offset)
         x = F.gelu(x) if self.flag else F.relu(self.bn(x))
         logits: Tensor = self.head(x.mean((2, 3))) * self.scales[0] / self.settings.temperature
-        return logits
+        temperature: float = self.settings.inner.temperature
+        return logits * temperature + self.tables["shift"][0]
 
 
 def fused_adamw(model: Any) -> None:
@@ -120,6 +124,14 @@ def object_changed(model: Any) -> None:
     model.settings.temperature = 4.0
 
 
+def object_in_object_changed(model: Any) -> None:
+    model.settings.inner.temperature = 2.0
+
+
+def tensor_in_container_changed(model: Any) -> None:
+    model.tables["shift"][0].add_(1.0)
+
+
 def module_replaced(model: Any) -> None:
     model.head = nn.Linear(6, 10)
 
@@ -163,6 +175,8 @@ NOTICED: list[Callable[[Any], None]] = [
     flag_changed,
     list_changed,
     object_changed,
+    object_in_object_changed,
+    tensor_in_container_changed,
     module_replaced,
     hook_added,
     layer_widened,
@@ -241,6 +255,27 @@ def test_a_step_of_another_models_optimizer_is_no_change() -> None:
     freshness = Freshness(make(with_bn=True))
     fused_adamw(make(with_bn=True))
     assert freshness.change() is Change.NONE
+
+
+def test_an_object_that_does_things_is_not_watched() -> None:
+    model = make(with_bn=True)
+    vars(model)["trainer"] = trainer = Settings(inner=print)
+    freshness = Freshness(model)
+    trainer.temperature = 3.0
+    assert freshness.change() is Change.NONE
+
+
+def test_a_rebuild_starts_afresh() -> None:
+    model, (x, y) = Configured().eval(), batch(4)
+    settle(model)
+    fast = FastAttackModel(model, dtype=torch.float16)
+    input_gradient(fast, x, y)
+    fast._networks.state.exponent.fill_(0)
+    fast._networks.notes.append("an old note")
+    model.flag = True
+    input_gradient(fast, x, y)
+    assert int(fast._networks.state.exponent) == START
+    assert "an old note" not in fast.summary()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

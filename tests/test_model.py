@@ -107,7 +107,7 @@ def test_unknown_option_values(option: dict[str, Any], text: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torchscript_is_refused() -> None:
-    scripted = torch.jit.script(small_net())  # type: ignore[no-untyped-call]
+    scripted = torch.jit.script(small_net())
     with pytest.raises(ValueError, match=r"expected a model in Python, got .* with TorchScript in it"):
         FastAttackModel(scripted)
 
