@@ -159,11 +159,6 @@ def _seconds(attack: Attack, x: Tensor, y: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _dtype(fast: FastAttackModel) -> str:
-    """What the fast network computes in, as its summary says."""
-    return next(line.split()[1] for line in fast.summary().splitlines() if line.split()[0] == "dtype")
-
-
 def show_table(rows: list[Row], caption: str) -> None:
     """Print the rows as a table."""
     table = Table(title=caption, box=box.SIMPLE_HEAD)
@@ -219,7 +214,7 @@ def main(
         f"{sizes.images} digits, eps {EPS}, {sizes.steps} steps; "
         f"medians of {sizes.rounds} runs in turn, warm-up apart;\n"
         f"{device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
-        f"fast model in {_dtype(models['normal'])}."
+        f"fast model in {str(models['normal'].dtype).removeprefix('torch.')}."
     )
     show_table(rows, caption)
     table.write_text(markdown(rows, caption), encoding="utf-8")

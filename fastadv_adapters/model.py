@@ -194,6 +194,11 @@ class FastAttackModel(nn.Module):
         return next(self.wrapped.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the fast network's matrix products and convolutions run in."""
+        return self._networks.precision.dtype
+
+    @property
     def gradient_stats(self) -> GradientStats:
         """What has passed through the boundary since the last reset; reading it waits for the device."""
         return self._networks.state.stats()

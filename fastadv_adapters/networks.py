@@ -48,7 +48,8 @@ class Networks:
     Attributes:
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
-        generation: counts updates; a backward pass is right only in the generation of its forward pass.
+        updates: how often the source was followed.
+        generation: counts changes of the fast network; a backward pass belongs to the generation of its forward pass.
         samples_apart: whether no sample's gradient reaches another's, as far as was checked.
         notes: what was done otherwise than asked, for the summary.
     """
@@ -59,6 +60,7 @@ class Networks:
         self.fuse_bn = fuse_bn
         self.state = State(precision.device)
         self.generation = 0
+        self.updates = 0
         self.notes: list[str] = []
         self._lock = threading.RLock()
         self._freshness = Freshness(source)
@@ -71,6 +73,7 @@ class Networks:
             if unasked and change is Change.NONE:
                 return
             self.generation += 1
+            self.updates += 1
             if change is Change.STRUCTURE:
                 self._rebuild()
             else:

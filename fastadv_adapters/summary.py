@@ -24,7 +24,7 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
         "decisions": _DECISIONS[options["decisions"]],
         "logits": _short(options["logits_dtype"]),
         "loss scale": _scale(networks, options["loss_scale"]),
-        "updates": "automatic" if options["auto_update"] else "by update() only",
+        "updates": f"{'automatic' if options['auto_update'] else 'by update() only'}, {networks.updates} so far",
         "self-check": _check(networks),
     }
     lines = [f"FastAttackModel of {type(networks.source).__name__}"]
