@@ -12,7 +12,7 @@ from .norms import Ball, accept_norm, ball_around
 from .pgd_checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_logits, accept_size
 from .pgd_pool import Best, Pool
 from .rounding import has_float64
-from .scaling import watch_gradients
+from .scaling import Watch, watch_gradients
 
 
 class SafePGD:
@@ -187,21 +187,32 @@ class _Search:
 
     def _look(self, network: FastAttackModel, pool: Pool, *, ascend: bool) -> tuple[Pool, Tensor]:
         """Offer the iterates as candidates; returns who is left and, to ``ascend``, the gradient of their loss."""
-        # The model sees iterates in x's dtype. Its graph is gone before a step writes into them.
-        x = pool.x.to(self.ball.origin.dtype).detach().requires_grad_(ascend)
-        with torch.set_grad_enabled(ascend), watch_gradients() as watch:
-            logits = self._logits(network, x)
+        x = pool.x.to(self.ball.origin.dtype)  # what the model sees: iterates in x's dtype
+        leaf, logits, watch = self._forward(network, x, ascend=ascend)
         loss, direction = self._rate(logits, pool.labels, ascend=ascend)
         adversarial, finite = self._adversarial(logits, pool.labels)
-        pool.best.offer(x.detach(), adversarial, torch.where(finite, loss, -torch.inf))
-        left = self._confirm(pool, x.detach(), adversarial) if self.attack.early_stop else None
-        gradient = pool.x
-        if ascend and (left is None or len(left)):
-            (gradient,) = torch.autograd.grad(logits, x, direction)
-            if self.attack.before is not None:  # it may overflow behind the boundary
-                gradient = gradient.nan_to_num(0.0)
-        pool.broken |= ~finite if watch.broken is None else ~finite | watch.broken
-        return (pool, gradient) if left is None else (pool.take(left), gradient.index_select(0, left))
+        pool.best.offer(leaf.detach(), adversarial, torch.where(finite, loss, -torch.inf))
+        pool.broken |= ~finite
+        left = self._confirm(pool, leaf.detach(), adversarial) if self.attack.early_stop else None
+        pool = pool if left is None else pool.take(left)
+        if not ascend or len(pool.index) == 0:
+            return pool, pool.x
+        if left is not None and 3 * len(left) < 2 * len(x):
+            # Forward again for those who are left costs less than backward for everyone.
+            leaf, logits, watch = self._forward(network, x.index_select(0, left), ascend=True)
+            direction, left = direction.index_select(0, left), None
+        (gradient,) = torch.autograd.grad(logits, leaf, direction)
+        if self.attack.before is not None:  # it may overflow behind the boundary
+            gradient = gradient.nan_to_num(0.0)
+        if watch.broken is not None:
+            pool.broken |= watch.broken if left is None else watch.broken.index_select(0, left)
+        return pool, gradient if left is None else gradient.index_select(0, left)
+
+    def _forward(self, network: FastAttackModel, x: Tensor, *, ascend: bool) -> tuple[Tensor, Tensor, Watch]:
+        """Iterates as a leaf of a graph that is gone before a step writes into them, their logits, and the watch."""
+        leaf = x.detach().requires_grad_(ascend)
+        with torch.set_grad_enabled(ascend), watch_gradients() as watch:
+            return leaf, self._logits(network, leaf), watch
 
     def _confirm(self, pool: Pool, x: Tensor, adversarial: Tensor) -> Tensor | None:
         """Keep what exact decisions confirm; returns the places of the samples that are left, None for all."""
