@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .engines import Run
 from .packing import Packed
-from .scaling import LossScale, State, current_watches, scale, shift_for, unscale_and_filter
+from .scaling import LossScale, State, current_watches, row_peaks, scale, shift_for, unscale_and_filter
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Call:
 
     def values(self, tensors: Sequence[Tensor], *, exact: bool) -> Any:
         """The model's output without gradients, from the twin or from the fast run."""
-        output = (self.twin if exact else self.fast)(tensors)
+        output = _with_tensors((self.twin if exact else self.fast)(tensors))
         handed_out = self.leave(output.tensors)
         self.state.count_logits(handed_out)
         return output.rebuild(handed_out)
@@ -61,6 +61,21 @@ class Call:
     def leave(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs as they are handed out: detached, floating ones in the logits dtype."""
         return [o.detach().to(self.logits_dtype) if o.is_floating_point() else o.detach() for o in outputs]
+
+
+def _with_tensors(output: Packed) -> Packed:
+    if not output.tensors:
+        raise TypeError(
+            "expected an output of tensors, in tuples, lists, dicts or classes known to PyTorch, got one in which no "
+            "tensor is seen: return one of these, or register the class with torch.utils._pytree"
+        )
+    return output
+
+
+def _entered_finite(pairs: Sequence[tuple[Tensor, Tensor]], broken: Tensor) -> Tensor:
+    """Which samples have finite outputs and came with a finite gradient: the others cannot tell of an overflow."""
+    peaks = row_peaks([t.detach().float() for pair in pairs for t in pair])
+    return broken if peaks is None or peaks.shape != broken.shape else peaks.isfinite()
 
 
 class _Tape(NamedTuple):
@@ -100,19 +115,21 @@ class Boundary(torch.autograd.Function):
                 "between (by update(), or by a forward pass after the wrapped model had changed). Run the forward "
                 "pass again, or call backward() before the weights change"
             )
-        if torch.is_grad_enabled() or any(g is not None and _is_batched(g) for g in grads):
-            return None, *_differentiable(call, tensors, needs, grads)
-        tape: _Tape = ctx.tape or _record(call, tensors, needs)
-        keep = _graph_is_kept()
-        ctx.tape = tape if keep else None
-        return None, *_scaled_backward(call, tape, tensors, grads, keep=keep)
+        # An autocast region around backward() would lower the products of a network in full precision.
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            if torch.is_grad_enabled() or any(g is not None and _is_batched(g) for g in grads):
+                return None, *_differentiable(call, tensors, needs, grads)
+            tape: _Tape = ctx.tape or _record(call, tensors, needs)
+            keep = _graph_is_kept()
+            ctx.tape = tape if keep else None
+            return None, *_scaled_backward(call, tape, tensors, grads, keep=keep)
 
 
 def _record(call: Call, tensors: Sequence[Tensor], needs: list[bool]) -> _Tape:
     """Run the fast network with a graph of its own."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
-        call.output = call.fast(leaves)
+        call.output = _with_tensors(call.fast(leaves))
     return _Tape(leaves, call.output.tensors)
 
 
@@ -132,6 +149,8 @@ def _differentiable(
 ) -> Iterator[Tensor | None]:
     """The gradient from the full-precision twin, itself differentiable: for second order and batched gradients."""
     with torch.enable_grad():
+        # Inputs that depend on each other must not reach each other's gradient through their own history.
+        tensors = [t.view_as(t) if need else t for t, need in zip(tensors, needs, strict=True)]
         outputs = call.twin(tensors).tensors
         pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
     wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
@@ -166,7 +185,7 @@ def _scaled_backward(
     clean, broken = unscale_and_filter(call.loss_scale, call.state, raw, shift)
     if broken is not None:
         if call.can_overflow:
-            call.state.lower_after(broken)
+            call.state.lower_after(broken & _entered_finite(pairs, broken))
         for watch in call.watches:
             watch.add(broken)
     results = iter(clean)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .packing import Packed
@@ -20,6 +21,7 @@ class EagerEngine:
         network: a module in eval mode.
         precision: the context to run it in.
         around: a context for every run, for checks of its own.
+        native: dtype that floating inputs are converted to where ``convert`` is not; None takes them as they come.
         convert: whether inputs are brought to the precision's base dtype and memory format first; the full-precision
             twin takes them as they come.
     """
@@ -30,9 +32,11 @@ class EagerEngine:
         precision: Precision,
         *,
         convert: bool,
+        native: torch.dtype | None = None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.around = around
+        self.native = native
         self.network = network
         self.precision = precision
         self.convert = convert
@@ -41,12 +45,15 @@ class EagerEngine:
         """The run for one call: everything but the tensors of its arguments is settled."""
 
         def run(tensors: Sequence[Tensor]) -> Packed:
-            entered = [self.precision.enter(t) for t in tensors] if self.convert else tensors
+            entered = list(map(self.precision.enter if self.convert else self._to_native, tensors))
             args, kwargs = arguments.rebuild(entered)
             with self.precision.context(), self.around():
                 return Packed(self._call(args, kwargs))
 
         return run
+
+    def _to_native(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.native) if self.native and tensor.is_floating_point() else tensor
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.network(*args, **kwargs)

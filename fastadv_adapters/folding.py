@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .copying import alias, clone, copy_module, has_hooks
-from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ScaleAndShift
+from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ReplaceTensor, ScaleAndShift
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
@@ -46,7 +46,7 @@ class Folded:
         network: the copy, which computes the wrapped model's eval-mode function with its own tensors.
         refreshes: what brings its tensors up to date.
         report: name of each batch norm -> what was done with it.
-        balances: name of each folded layer that code without a trace may also call alone -> its balance.
+        balances: name of each folded layer -> its balance: a trace shows one branch, a later call may take another.
     """
 
     network: nn.Module
@@ -154,7 +154,7 @@ class _Builder:
         if layer_name and own_forward and not comes_first:
             layer_name, why = None, "something comes before the batch norm in its own forward"
         if layer_name:
-            vars(part)["balance"] = self._fold(layer_name, original, trace)
+            vars(part)["balance"] = self._fold(layer_name, original)
             _swap(part, None, own_forward)
             return f"folded into {layer_name}"
         vars(part)["balance"] = Balance()
@@ -178,7 +178,7 @@ class _Builder:
             return None, f"{layer_name} has {outputs} outputs for {norm.num_features} channels"
         return layer_name, ""
 
-    def _fold(self, layer_name: str, norm: _BatchNorm, trace: Trace) -> Balance:
+    def _fold(self, layer_name: str, norm: _BatchNorm) -> Balance:
         """Give a layer own tensors that hold it and the batch norm behind it."""
         part, original = self.parts[layer_name]
         weight: Tensor = original.weight
@@ -188,11 +188,9 @@ class _Builder:
         part.bias = nn.Parameter(bias, requires_grad=False)
         self.result.refreshes.append(FollowLayer(original, norm, part.weight, part.bias))
         self.remade.add(layer_name)
-        balance = Balance()
-        if trace.seen_in_part(layer_name):
-            _become(part, _Joined)
-            vars(part)["balance"] = self.result.balances[layer_name] = balance
-        return balance
+        _become(part, _Joined)
+        vars(part)["balance"] = self.result.balances[layer_name] = Balance()
+        return self.result.balances[layer_name]
 
     def _freeze(self, norm: _BatchNorm, device: torch.device) -> ScaleAndShift:
         """Own scale and shift of a batch norm, in each dtype that its input may have."""
@@ -206,10 +204,13 @@ class _Builder:
         for name, (part, original) in self.parts.items():
             if isinstance(part, (_Skipped, _Affine)):
                 continue  # nothing of it is read any more
-            for theirs, ours in ((vars(original), vars(part)), (original._buffers, part._buffers)):
-                for key in [key for key, value in theirs.items() if isinstance(value, Tensor)]:
-                    ours[key] = clone(theirs[key].to(self.precision.dtype_for(theirs[key])))
-                    self.result.refreshes.append(CopyTensor(theirs, ours, key))
+            for key in [key for key, value in vars(original).items() if isinstance(value, Tensor)]:
+                dtype = self.precision.dtype_for(vars(original)[key])
+                self.result.refreshes.append(ReplaceTensor(vars(original), vars(part), key, dtype))
+            for key, buffer in original._buffers.items():
+                if buffer is not None:
+                    part._buffers[key] = clone(buffer.to(self.precision.dtype_for(buffer)))
+                    self.result.refreshes.append(CopyTensor(original._buffers, part._buffers, key))
             touched = self.trace is not None and name in self.trace.touched
             ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
             self._own_parameters(part, original, ahead, () if name not in self.remade else ("weight", "bias"))

@@ -34,11 +34,21 @@ class CopyTensor:
 
     def __call__(self) -> None:
         """Copy."""
-        new, own = self.theirs[self.name], self.ours[self.name]
-        if new.shape == own.shape:
-            own.copy_(new)
-        else:  # only a plain attribute, a stored activation say, may change its shape
-            self.ours[self.name] = clone(new.to(own.dtype))
+        self.ours[self.name].copy_(self.theirs[self.name])
+
+
+@dataclass
+class ReplaceTensor:
+    """Follow a plain attribute, a stored activation say: its shape may change, and the network may write to it."""
+
+    theirs: dict[str, Any]
+    ours: dict[str, Any]
+    name: str
+    dtype: torch.dtype
+
+    def __call__(self) -> None:
+        """Clone."""
+        self.ours[self.name] = clone(self.theirs[self.name].to(self.dtype))
 
 
 @dataclass

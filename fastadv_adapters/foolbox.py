@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .model import FastAttackModel
-from .pgd_checks import accept_inputs, accept_size
+from .pgd_checks import accept_bounds, accept_inputs, accept_size
 from .scaling import watch_gradients
 
 try:
@@ -59,9 +59,7 @@ class FastPyTorchModel(foolbox.PyTorchModel):
         preprocessing: Any = None,
         **options: Any,
     ) -> None:
-        lower, upper = bounds
-        if not lower < upper:
-            raise ValueError(f"expected bounds (lower, upper) with lower < upper, got {tuple(bounds)}: swap them")
+        bounds = accept_bounds(bounds)
         if isinstance(model, FastAttackModel) and options:
             raise ValueError(
                 f"expected no options for a model that is fast already, got {', '.join(options)}: give them to "
@@ -84,7 +82,8 @@ class FastPyTorchModel(foolbox.PyTorchModel):
 
 def _resolved(device: Any) -> torch.device:
     device = torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+    current = device == torch.device("cuda") and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if current else device
 
 
 def _in_full_precision(model: Model) -> Model | None:

@@ -69,6 +69,7 @@ class Freshness:
         held = [item for m in self._modules for item in _held_by(m)]
         self._objects = [(o, _freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
         self._nested = [t for t in held if isinstance(t, Tensor)]
+        self._nested_pins = [t.detach() for t in self._nested]
         self._nested_state = list(map(_state, self._nested))
         self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
         self._names = [list(d) for d in self._dicts]
@@ -82,6 +83,7 @@ class Freshness:
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
         self._ids = set(map(id, self._tensors))
         self._kinds = list(map(_kind, self._tensors))
+        self._pins = [t.detach() for t in self._tensors]  # freed storage could come back at the same address
         self._pointers = [t.data_ptr() for t in self._tensors]
         self._versioned = [t for t in self._tensors if not t.is_inference()]
         self._versions = [t._version for t in self._versioned]
@@ -106,7 +108,7 @@ class Freshness:
         if any(not isinstance(other, Tensor) for other in others):
             return Change.STRUCTURE
         moved = [t.data_ptr() for t in self._tensors] != self._pointers
-        if moved and list(map(_kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
+        if list(map(_kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
             return Change.STRUCTURE
         stale = replaced or others or moved or self._stepped or [t._version for t in self._versioned] != self._versions
         return Change.VALUES if stale else Change.NONE
@@ -178,4 +180,4 @@ def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kind(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, type(tensor))
+    return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, type(tensor))

@@ -85,8 +85,11 @@ def refuse_nan(tensors: dict[str, Tensor]) -> None:
         )
 
 
-def accept_options(decisions: object, logits_dtype: object, loss_scale: object) -> None:
-    """Raise ValueError for an option that does not exist."""
+def accept_options(decisions: object, logits_dtype: object, loss_scale: object, **flags: object) -> None:
+    """Raise ValueError for an option that does not exist, or a flag that is not True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"expected {name} to be True or False, got {flag!r}")
     if decisions not in DECISIONS:
         raise ValueError(f"expected decisions to be one of {', '.join(map(repr, DECISIONS))}, got {decisions!r}")
     if logits_dtype not in LOGITS_DTYPES:

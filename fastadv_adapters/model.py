@@ -12,9 +12,8 @@ from .boundary import Call
 from .engines import EagerEngine
 from .folding import UnbalancedFoldError
 from .inputs import accept_model, accept_options, accept_tensors, refused
-from .networks import Networks, device_of
+from .networks import Networks
 from .packing import Packed
-from .precision import resolve
 from .scaling import GradientStats, LossScale
 from .summary import summarise
 
@@ -72,9 +71,8 @@ class FastAttackModel(nn.Module):
         logits_dtype: torch.dtype = torch.float32,
         auto_update: bool = True,
     ) -> None:
-        accept_options(decisions, logits_dtype, loss_scale)
+        accept_options(decisions, logits_dtype, loss_scale, fuse_bn=fuse_bn, auto_update=auto_update)
         source = accept_model(model)
-        precision = resolve(source, device_of(source), dtype, channels_last)
         super().__init__()
         self._given = {
             "dtype": dtype,
@@ -83,8 +81,11 @@ class FastAttackModel(nn.Module):
             "loss_scale": loss_scale,
             "auto_update": auto_update,
         }
-        self._networks = Networks(source, precision, fuse_bn=fuse_bn)
-        self._see(decisions, logits_dtype, full_precision=False)
+        with torch.inference_mode(False):
+            self._networks = Networks(
+                source, dtype=dtype, channels_last=channels_last, fuse_bn=fuse_bn, live=auto_update
+            )
+            self._see(decisions, logits_dtype, full_precision=False)
 
     def _see(self, decisions: Decisions, logits_dtype: torch.dtype, *, full_precision: bool) -> None:
         self._decisions: Decisions = decisions
@@ -106,7 +107,7 @@ class FastAttackModel(nn.Module):
             ValueError: an input on another device.
             RuntimeError: the model's own error (or another type), with the shapes that it refused.
         """
-        if self._given["auto_update"]:
+        if self._given["auto_update"] or self._networks.unfinished:
             self._networks.refresh(unasked=True)
         arguments = Packed((args, kwargs))
         accept_tensors(arguments.tensors, self.device)
@@ -123,11 +124,11 @@ class FastAttackModel(nn.Module):
             raise changed from error
 
     def _run(self, arguments: Packed) -> Any:
-        tensors, twin = arguments.tensors, self._networks.twin
+        tensors, twin = arguments.tensors, self._networks.twin.engine
         if _transformed(tensors):
             return twin.bind(arguments)(tensors).tree()
         with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if not self._full_precision and (with_gradient or self._decisions == "fast"):
+        if with_gradient or (self._decisions == "fast" and not self._full_precision):
             with torch.inference_mode(False):
                 self._networks.check_once(arguments)
         engine = twin if self._full_precision else self._networks.fast
@@ -143,7 +144,7 @@ class FastAttackModel(nn.Module):
         loss_scale: LossScale = self._given["loss_scale"]  # type: ignore[assignment]
         return Call(
             fast=engine.bind(arguments),
-            twin=networks.twin.bind(arguments),
+            twin=networks.twin.engine.bind(arguments),
             exact_values=self._decisions == "exact" and not self._full_precision,
             logits_dtype=self._logits_dtype,
             loss_scale="per-call" if loss_scale == "per-sample" and not networks.samples_apart else loss_scale,

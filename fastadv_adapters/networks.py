@@ -2,23 +2,22 @@
 
 import threading
 from collections.abc import Collection
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .copying import alias, clone, copy_module
 from .engines import EagerEngine
 from .folding import Folded, build
 from .freshness import Change, Freshness
 from .notices import notify
 from .packing import Packed
-from .precision import Precision
+from .precision import resolve
 from .scaling import State
 from .selfcheck import Verdict, check
 from .tracing import Trace, trace
+from .twin import Twin
 
 _NOT_CHANNELS_LAST = (
     "the model runs in the contiguous layout, since channels-last it raised {} (flatten(1) or reshape() in place of "
@@ -42,108 +41,118 @@ class Networks:
 
     Args:
         source: the wrapped model; never touched.
-        precision: how the fast network computes.
+        dtype: what the fast network is asked to compute in.
+        channels_last: the layout asked for.
         fuse_bn: whether batch norms are folded or frozen.
+        live: whether the twin runs the source's own parameters, or as they were at the last update.
 
     Attributes:
+        precision: how the fast network computes, after all that had to be done otherwise than asked.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
         updates: how often the source was followed.
         generation: counts changes of the fast network; a backward pass belongs to the generation of its forward pass.
+        unfinished: whether an update was interrupted; nothing may run before the next one.
         samples_apart: whether no sample's gradient reaches another's, as far as was checked.
         notes: what was done otherwise than asked, for the summary.
     """
 
-    def __init__(self, source: nn.Module, precision: Precision, *, fuse_bn: bool) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        *,
+        dtype: torch.dtype | Literal["auto"],
+        channels_last: bool | Literal["auto"],
+        fuse_bn: bool,
+        live: bool,
+    ) -> None:
         self.source = source
-        self.precision = precision
+        self._dtype: torch.dtype | Literal["auto"] = dtype
+        self._channels_last: bool | Literal["auto"] = channels_last
         self.fuse_bn = fuse_bn
-        self.state = State(precision.device)
+        self._live = live
+        self.state = State(device_of(source))
         self.generation = 0
         self.updates = 0
-        self.notes: list[str] = []
+        self.unfinished = False
         self._lock = threading.RLock()
         self._freshness = Freshness(source)
-        self._rebuild()
+        with torch.no_grad():
+            self._rebuild()
 
     def refresh(self, *, unasked: bool = False) -> None:
-        """Bring everything up to date with the source; ``unasked`` only if a change is noticed."""
+        """Bring everything up to date with the source; ``unasked`` only if a change is noticed.
+
+        An update that was interrupted is made good by a new build before anything is run again.
+        """
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            change = self._freshness.change()
+            change = Change.STRUCTURE if self.unfinished else self._freshness.change()
             if unasked and change is Change.NONE:
                 return
+            self.unfinished = True
             self.generation += 1
             self.updates += 1
             if change is Change.STRUCTURE:
                 self._rebuild()
             else:
-                self._follow_twin()
+                self._freshness.take_values()  # first: what changes meanwhile is seen the next time
+                self.twin.follow()
                 for refresh in self.folded.refreshes:
                     refresh()
                 self.state.reset_exponent()
-                self._freshness.take_values()
+            self.unfinished = False
 
     def _rebuild(self) -> None:
-        """Copy the source anew."""
+        """Copy the source anew, as the options ask for it on its present device."""
+        self._freshness.take()
         device = device_of(self.source)
-        if device != self.precision.device:
-            self.precision = replace(self.precision, device=device)
+        if device != self.state.device:
             self.state = State(device)
         self.state.reset_exponent()
-        self.checked_samples = 0
+        self.precision = resolve(self.source, device, self._dtype, self._channels_last)
+        self._checked: set[Any] = set()
         self.samples_apart = True
-        self.notes = []
-        self._copy_twin()
+        self.notes: list[str] = []
+        self.twin = Twin(self.source, self.precision, live=self._live)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
         self._copy_fast()
-        self._freshness.take()
+
+    @property
+    def checked(self) -> bool:
+        """Whether the self-check has been made."""
+        return bool(self._checked)
 
     @property
     def opaque(self) -> dict[str, str]:
         """Parts of the model whose forward does not trace, with the reason."""
         return self._trace.opaque if self._trace else {}
 
-    def _copy_twin(self) -> None:
-        twin = copy_module(self.source, alias)
-        self._twin_parts = list(zip(self.source.modules(), twin.modules(), strict=True))
-        for part in twin.modules():  # own buffers: a forward may write into them
-            for name, buffer in part._buffers.items():
-                part._buffers[name] = None if buffer is None else clone(buffer)
-        self.twin = EagerEngine(twin, replace(self.precision, dtype=torch.float32), convert=False)
-
     def _copy_fast(self) -> None:
         self.folded: Folded = build(self.source, self._trace, self.precision)
-        around = self.folded.balanced if self.folded.balances else nullcontext
+        around = self.folded.balanced
         self.fast = EagerEngine(self.folded.network, self.precision, convert=True, around=around)
 
     def unfold(self, layers: Collection[str]) -> None:
         """Fold no more into these layers, which turned out to be called without their batch norm."""
         text = _UNBALANCED.format(", ".join(layers))
         with self._lock, torch.inference_mode(False), torch.no_grad():
+            self.unfinished = True
             self._trace = self._trace and self._trace.without_layers(layers)
             self.generation += 1
             self._copy_fast()
             self.notes.append(text)
+            self.unfinished = False
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "not-folded")
 
-    def _follow_twin(self) -> None:
-        """Alias again what was replaced or moved in the source; copy its buffers."""
-        for theirs, ours in self._twin_parts:
-            _alias_again(theirs._parameters, ours._parameters)
-            _alias_again(vars(theirs), vars(ours))
-            for name, buffer in theirs._buffers.items():
-                copied = ours._buffers[name]
-                if buffer is not None and copied is not None:
-                    copied.copy_(buffer)
-
     def check_once(self, arguments: Packed) -> None:
-        """At the first gradient forward, and again when there are two samples at last: is the fast run right?"""
+        """At the first call of each kind, and again when there are two samples at last: is the fast run right?"""
         samples = len(arguments.tensors[0])
-        if self.checked_samples >= min(samples, 2):
+        kind = (arguments.kind, min(samples, 2))
+        if samples == 0 or kind in self._checked or (kind[0], 2) in self._checked:
             return
         with self._lock:
             remarks = self._adopt(check(self.source, self._trace, self.precision, arguments))
-            self.checked_samples = min(samples, 2)
+            self._checked.add(kind)
         for text, anchor in remarks:  # last, since a warning may be an error
             notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
 
@@ -167,19 +176,11 @@ class Networks:
             self._trace = verdict.plan
             self.generation += 1
             self._copy_fast()
-        if verdict.samples_coupled:
-            self.samples_apart = False
+        self.samples_apart = self.samples_apart and verdict.batch_first and not verdict.samples_coupled
+        if verdict.samples_coupled and _COUPLED not in self.notes:
             self.notes.append(_COUPLED)
             remarks.append((_COUPLED, "samples-coupled"))
         return remarks
-
-
-def _alias_again(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for name, tensor in theirs.items():
-        if isinstance(tensor, Tensor):
-            own = ours[name]
-            if tensor.data_ptr() != own.data_ptr() or tensor.shape != own.shape:
-                ours[name] = alias(tensor)
 
 
 def device_of(module: nn.Module) -> torch.device:

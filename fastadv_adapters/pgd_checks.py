@@ -1,6 +1,7 @@
 """What ``SafePGD`` accepts: its settings, its inputs and the model's output. Errors say what to do."""
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ _LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 def accept_size(name: str, value: Any) -> float:
     """A budget or step size as a float; it must be a finite number of at least 0."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"expected {name} to be a number, got {type(value).__name__}. Pass a float in units of x")
-    if not (math.isfinite(value) and value >= 0):
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"expected {name} to be finite and at least 0, got {value}. Pass a length in units of x")
-    return float(value)
+    return number
 
 
 def accept_count(name: str, value: Any, *, least: int) -> int:

@@ -13,7 +13,7 @@ def exponent_of(values: Tensor) -> Tensor:
 
 
 def times_power_of_two(values: Tensor, exponent: Tensor) -> Tensor:
-    """``values * 2**exponent`` in float32, or float64 where values are, rounded once.
+    """``values * 2**exponent`` in float32, or float64 where values are; exact for normal results.
 
     Args:
         values: (N, ...) or any shape, floating.
@@ -24,7 +24,7 @@ def times_power_of_two(values: Tensor, exponent: Tensor) -> Tensor:
     """
     values = values if values.dtype == torch.float64 else values.float()
     exponent = exponent.view(exponent.shape + (1,) * (values.ndim - 1)) if exponent.ndim else exponent
-    # Two factors, the one further from 1 last: only the last product can round.
+    # Two factors, for one alone may lie outside the range. They round only below the normal numbers.
     half = torch.div(exponent, 2, rounding_mode="floor")
     return values * _power_of_two(half, values.dtype) * _power_of_two(exponent - half, values.dtype)
 

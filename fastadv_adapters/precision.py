@@ -93,7 +93,7 @@ def resolve(
     if dtype != "auto" and dtype not in DTYPES:
         choices = ", ".join(str(d) for d in DTYPES)
         raise ValueError(f'expected dtype to be "auto" or one of {choices}, got {dtype!r}')
-    if channels_last not in (True, False, "auto"):
+    if not isinstance(channels_last, bool) and channels_last != "auto":
         raise ValueError(f'expected channels_last to be True, False or "auto", got {channels_last!r}')
     if channels_last == "auto":
         channels_last = device.type in ("cpu", "cuda") and has_images(module)

@@ -20,8 +20,11 @@ START = 4  # the largest entry of a scaled gradient lies in [2^4, 2^5)
 FLOOR = -10  # as far down as overflow may push that
 _STEP = 2
 # A gradient below this comes back at it, direction kept: smaller ones lose entries to float32's own range.
-_SMALLEST = {torch.float16: -10}  # of an input in float16
+# One above the ceiling likewise comes back at it. Both as exponents, for the dtype of the input.
+_SMALLEST = {torch.float16: -10}
 _SMALLEST_OTHERWISE = -100
+_LARGEST = {torch.float16: 15, torch.float64: 1023}
+_LARGEST_OTHERWISE = 127
 
 LossScale = Literal["per-sample", "per-call"] | float | None
 
@@ -85,12 +88,13 @@ class State:
         self._samples = 0
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         self.exponent = torch.full((), START, dtype=torch.int32, device=device)
-        self._not_overflow = torch.zeros((), dtype=torch.bool, device=device)
+        self._broken_at_start = torch.zeros((), dtype=torch.int64, device=device)
+        self._incurable = torch.zeros((), dtype=torch.int64, device=device)
 
     def reset_exponent(self) -> None:
         """Scale as at the start again: new weights, new ranges."""
         self.exponent.fill_(START)
-        self._not_overflow.fill_(False)
+        self._incurable.zero_()
 
     def reset_counts(self) -> None:
         """Forget all counts."""
@@ -99,7 +103,7 @@ class State:
 
     def count_logits(self, outputs: Sequence[Tensor]) -> None:
         """Count the samples with a non-finite output."""
-        peaks = _row_peaks([o for o in outputs if o.is_floating_point()])
+        peaks = row_peaks([o for o in outputs if o.is_floating_point()])
         if peaks is not None:
             self._counts[2] += (~peaks.isfinite()).sum()
 
@@ -109,17 +113,25 @@ class State:
         self._samples += peaks.numel()
         self._counts[:2] += torch.stack((broken.sum(), (peaks == 0).sum()))
 
-    def lower_after(self, broken: Tensor) -> None:
+    def lower_after(self, overflowed: Tensor) -> None:
         """Scale lower from the next pass on if this one overflowed.
 
         An overflow deep in the network seldom reaches the input as an infinity: the next layer sums infinities of
-        both signs to NaN. So NaN lowers the exponent too; where even the lowest does not cure it, it was no overflow,
-        and the exponent goes back to the start and stays there until the next update.
+        both signs to NaN. So NaN lowers the exponent too, down to the lowest. Samples that are still broken there
+        were broken by something else: that many are put up with until the next update, and if lowering has cured no
+        other sample, the exponent goes back to the start.
+
+        Args:
+            overflowed: which samples lost gradient entries though what came in was finite, bool (N,).
         """
-        lower = broken.any() & ~self._not_overflow
-        at_floor = self.exponent <= FLOOR
-        lowered = torch.where(at_floor, START, (self.exponent - _STEP).clamp(min=FLOOR))
-        self._not_overflow |= lower & at_floor
+        count = overflowed.sum()
+        lower = count > self._incurable
+        at_start, at_floor = self.exponent >= START, self.exponent <= FLOOR
+        self._broken_at_start.copy_(torch.where(lower & at_start, count, self._broken_at_start))
+        given_up = lower & at_floor
+        self._incurable.copy_(torch.where(given_up, count, self._incurable))
+        at_bottom = torch.where(count < self._broken_at_start, FLOOR, START)
+        lowered = torch.where(at_floor, at_bottom, (self.exponent - _STEP).clamp(min=FLOOR))
         self.exponent.copy_(torch.where(lower, lowered, self.exponent))
 
     def stats(self) -> GradientStats:
@@ -138,7 +150,7 @@ def shift_for(loss_scale: LossScale, state: State, grads: Sequence[Tensor], leav
     if loss_scale not in ("per-sample", "per-call") or not grads:
         return None
     lengths = {t.shape[:1] for t in (*grads, *leaves)}
-    peaks = _row_peaks(grads)
+    peaks = row_peaks(grads)
     if peaks is None or peaks.numel() == 0:
         return None
     if loss_scale == "per-call" or len(lengths) != 1:
@@ -162,30 +174,30 @@ def unscale_and_filter(
         The gradients in float32 (or float64), contiguous, and which samples lost entries: bool (N,), or None if the
         gradients are empty.
     """
-    smallest = min(_SMALLEST.get(g.dtype, _SMALLEST_OTHERWISE) for g in grads)
+    smallest = max(_SMALLEST.get(g.dtype, _SMALLEST_OTHERWISE) for g in grads)
+    largest = min(_LARGEST.get(g.dtype, _LARGEST_OTHERWISE) for g in grads)
     grads = [g if g.dtype == torch.float64 else g.float() for g in grads]
     if isinstance(loss_scale, (int, float)):
         grads = [g / loss_scale for g in grads]
-    peaks = _row_peaks(grads)
+    peaks = row_peaks(grads)
     if peaks is None:
         return list(grads), None
     broken = ~peaks.isfinite()
     if shift is not None:
-        back = _back(shift, peaks, smallest)
+        back = _back(shift, peaks, smallest, largest)
         grads = [times_power_of_two(g, back) for g in grads]
-        broken = broken | (exponent_of(peaks) + back > 127)
     state.count_pass(peaks, broken)
     return [g.nan_to_num(0.0, 0.0, 0.0).contiguous() for g in grads], broken
 
 
-def _back(shift: Tensor, peaks: Tensor, smallest: int) -> Tensor:
-    """The exponents that undo ``shift``, but leave no sample's largest entry below the floor."""
+def _back(shift: Tensor, peaks: Tensor, smallest: int, largest: int) -> Tensor:
+    """The exponents that undo ``shift``, but leave each sample's largest entry between floor and ceiling."""
     finite = torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
-    lowest = smallest + 1 - exponent_of(finite if shift.ndim else finite.amax())
-    return torch.maximum(-shift, lowest)
+    exponent = exponent_of(finite if shift.ndim else finite.amax())
+    return torch.minimum(torch.maximum(-shift, smallest + 1 - exponent), largest - exponent)
 
 
-def _row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
+def row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
     """The largest absolute entry of each sample over all tensors; (1,) where they share no first dimension."""
     tensors = [t for t in tensors if t.numel()]
     if not tensors:

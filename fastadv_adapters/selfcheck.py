@@ -37,6 +37,7 @@ class Verdict:
         harmless: whether that is mended by not folding into Linear layers.
         unexplained: whether it differs though nothing is folded.
         samples_coupled: whether one sample's output depends on another sample.
+        batch_first: whether the first dimension of every output is the batch.
     """
 
     plan: Trace | None
@@ -46,6 +47,7 @@ class Verdict:
     harmless: bool = False
     unexplained: bool = False
     samples_coupled: bool = False
+    batch_first: bool = True
 
 
 def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed) -> Verdict:
@@ -69,7 +71,8 @@ def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments
         half = trial.fast(plan, replace(precision, channels_last=single.channels_last))
         verdict.half_error = half if isinstance(half, str) else None
     _check_folding(verdict, trial, single, found, reference)
-    verdict.samples_coupled = trial.coupled()
+    verdict.batch_first = trial.batch_first()
+    verdict.samples_coupled = verdict.batch_first and trial.coupled()
     return verdict
 
 
@@ -117,15 +120,29 @@ class _Trial:
     def coupled(self) -> bool:
         """Whether the first sample's outputs have a gradient at another sample."""
         with self._gradients(0) as leaves:
-            outputs = [
-                o for o in self._plain_engine().bind(self.arguments)(leaves).tensors if o.requires_grad and o.ndim
-            ]
-            if any(len(o) != len(leaves[0]) for o in outputs) or not outputs:
-                return False  # the first dimension is not the batch: the boundary scales such calls as one
-            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            outputs = [o for o in self._plain_engine().bind(self.arguments)(leaves).tensors if o.requires_grad]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad and leaf.ndim]
+            if not outputs:
+                return False
             first = [(_weights(o)[0] * o[0]).sum() for o in outputs]
             grads = torch.autograd.grad(first, wanted, materialize_grads=True)
         return any(bool(g[1:].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads)
+
+    def batch_first(self) -> bool:
+        """Whether one sample less makes each output one shorter: an output may be as long as the batch by accident."""
+        if len({t.shape[:1] for t in self.tensors}) != 1 or len(self.tensors[0]) < 2:
+            return len({t.shape[:1] for t in self.tensors}) == 1
+        lengths = []
+        for less in (0, 1):
+            with self._gradients(0) as leaves:
+                shorter = [leaf[: len(leaf) - less] for leaf in leaves]
+                try:
+                    outputs = self._plain_engine().bind(self.arguments)(shorter).tensors
+                except Exception:  # a batch size that the model does not take: nothing is known of its outputs
+                    return False
+                lengths.append([o.shape[0] if o.ndim else -1 for o in outputs if o.requires_grad])
+        full = len(self.tensors[0])
+        return all(n == full and fewer == full - 1 for n, fewer in zip(*lengths, strict=True))
 
     def _plain_engine(self) -> EagerEngine:
         copied = copy_module(self.source, clone)

@@ -44,7 +44,7 @@ def _scale(networks: Networks, loss_scale: object) -> str:
 
 
 def _check(networks: Networks) -> str:
-    return "done at the first gradient pass" if networks.checked_samples else "due at the first gradient pass"
+    return "done at the first gradient pass" if networks.checked else "due at the first gradient pass"
 
 
 def _batch_norms(networks: Networks) -> list[str]:

@@ -53,6 +53,7 @@ def accelerate(attack: Attack, **options: Any) -> Attack:
     if not isinstance(attack, Attack):
         raise TypeError(f"expected a torchattacks attack, got {type(attack).__name__}: make the attack first")
     copies: dict[int, FastAttackModel] = {}
+    swaps: list[tuple[Attack, str, Any]] = []  # made at the end, so that a refusal leaves the attack as it was
     for part in _attacks_in(attack):
         if part._model_training:
             raise RuntimeError(
@@ -60,11 +61,13 @@ def accelerate(attack: Attack, **options: Any) -> Attack:
                 f"set_model_training_mode(True). A fast model computes the eval-mode function: set it back first"
             )
         if isinstance(part, torchattacks.LGV):
-            part.attack_class = _on_fast_ensemble(part.attack_class, options)
+            swaps.append((part, "attack_class", _on_fast_ensemble(part.attack_class, options)))
         elif not isinstance(part.model, FastAttackModel):
             if id(part.model) not in copies:
                 copies[id(part.model)] = FastAttackModel(part.model, **options)
-            part.model = _view_for(part, copies[id(part.model)], options)
+            swaps.append((part, "model", _view_for(part, copies[id(part.model)], options)))
+    for part, name, value in swaps:
+        setattr(part, name, value)
     return attack
 
 

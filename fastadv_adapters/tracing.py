@@ -30,10 +30,6 @@ class Trace:
     touched: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
 
-    def seen_in_part(self, name: str) -> bool:
-        """Whether code that does not trace is above this module, and may call it in ways that no trace shows."""
-        return any(not above or name.startswith(f"{above}.") for above in self.opaque)
-
     def without_layers(self, layers: Collection[str]) -> "Trace":
         """The same trace with these layers not joined to a batch norm."""
         return replace(self, producer={n: layer for n, layer in self.producer.items() if layer not in layers})

@@ -184,7 +184,7 @@ class Never(fb.criteria.Criterion):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda m, x, y: FastPyTorchModel(m, (1, 0)), ValueError, r"lower < upper, got \(1, 0\): swap them"),
+        (lambda m, x, y: FastPyTorchModel(m, (1, 0)), ValueError, r"lower < upper, got \(1, 0\). Swap or widen"),
         (
             lambda m, x, y: FastPyTorchModel(m, (0, 1), device="meta"),
             ValueError,
