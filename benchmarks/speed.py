@@ -3,7 +3,6 @@
 Run with `python -m benchmarks.speed`, or `python -m benchmarks.speed --help` for its options.
 """
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,21 +132,13 @@ def _attack_table(
     )
 
 
-def tensor_addresses(root: object) -> list[int]:
-    """The storage addresses of all tensors that can be reached from `root`, sorted."""
-    seen, stack, found = {id(root)}, [root], []
-    while stack:
-        item = stack.pop()
-        if isinstance(item, Tensor):
-            found.append(item.data_ptr())
-        for held in gc.get_referents(item):
-            code = (
-                isinstance(held, type) or callable(getattr(held, "__code__", None)) or type(held).__name__ == "module"
-            )
-            if id(held) not in seen and not code and gc.is_tracked(held):
-                seen.add(id(held))
-                stack.append(held)
-    return sorted(found)
+def tensor_addresses(fast: FastAttackModel) -> list[int]:
+    """The storage addresses of all tensors that the fast network and the twin run on."""
+    networks = fast._networks
+    parts = [*networks.fast.network.modules(), *networks.twin.engine.network.modules()]
+    frozen = [t for part in parts for t in vars(part).get("scale_and_shift", {}).values()]
+    registered = [t for part in parts for t in (*part.parameters(False), *part.buffers(False))]
+    return sorted(t.data_ptr() for t in (*frozen, *registered))
 
 
 def plain_copy(model: nn.Module, *, channels_last: bool) -> Callable[[], None]:
