@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.torchattacks import SafePGD, accelerate
+from tests.test_boundary import Faulty
 from tests.tools import attackable_net, batch, small_net
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -213,3 +214,12 @@ class TestSafePGD:
             attack(x, y[:3])
         with pytest.raises(ValueError, match="bounds"):
             attack(x + 2, y)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", [torchattacks.PGD, torchattacks.PGDL2, torchattacks.MIFGSM], ids=lambda k: k.__name__)
+def test_a_broken_gradient_gives_no_broken_image(kind: Any, value: float) -> None:
+    net, (x, y) = Faulty([0, 2], value).eval(), batch(4)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    assert kind(fast, steps=3)(x, y).isfinite().all()
+    assert fast.gradient_stats.nonfinite == 6
