@@ -4,6 +4,7 @@ import sys
 import warnings
 
 DOCS = "docs/reliability.md"
+_PASSED_OVER = (__name__.split(".")[0], "torch", "torchattacks", "foolbox", "eagerpy", "contextlib")
 
 
 class FastAttackWarning(UserWarning):
@@ -20,8 +21,8 @@ def notify(message: str, anchor: str) -> None:
 
 
 def _level_of_caller() -> int:
-    """How far up the stack the user's own line is; frames of this package and of torch are passed over."""
+    """How far up the stack the user's own line is; frames of the libraries in between are passed over."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in (__name__.split(".")[0], "torch"):
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _PASSED_OVER:
         level, frame = level + 1, frame.f_back
-    return level - 1
+    return level

@@ -40,6 +40,13 @@ class Trace:
         return self.without_layers({name for name in layers if isinstance(module.get_submodule(name), kinds)})
 
 
+class _Sized(fx.Proxy):
+    """A proxy with a length, which models ask for in ``view(len(x), -1)``; the trace is only read, never run."""
+
+    def __len__(self) -> int:
+        return 2
+
+
 class Tracer(fx.Tracer):
     """A tracer that goes on where a module's forward does not trace, with that module as a leaf."""
 
@@ -49,6 +56,10 @@ class Tracer(fx.Tracer):
         super().__init__()
         self._leaves = leaves or is_leaf
         self.failed: dict[str, str] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a value while tracing."""
+        return _Sized(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the call of this module stays one node."""

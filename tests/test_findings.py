@@ -326,3 +326,24 @@ def test_a_rebuild_asks_for_the_options_again() -> None:
     input_gradient(fast, x, y)
     assert fast.dtype == torch.bfloat16
     assert fast._networks.precision.channels_last
+
+
+class Viewing(nn.Module):
+    """Flattens as many people do: by ``view`` and ``len``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4 * 36, 10)
+        settle(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.norm(self.conv(x))).view(len(x), -1))
+        return out
+
+
+def test_len_in_a_forward_folds_and_the_warning_points_at_the_callers_line() -> None:
+    fast, (x, y) = FastAttackModel(Viewing(), **FLOAT32), batch()
+    assert "norm  folded into conv" in fast.summary()
+    with pytest.warns(FastAttackWarning, match="contiguous layout") as caught:
+        torchattacks.FGSM(fast)(x, y)
+    assert caught[0].filename == __file__
