@@ -9,13 +9,15 @@ INSTALLED := $(VENV)/.installed
 # A process per core, for each test runs on one thread; more than four spend their time importing torch.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help demo test lint coverage clean
+.PHONY: help demo test test-engines lint coverage matrix clean
 
 help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
 	@echo "make test      lint, types and every test, examples and README included"
+	@echo "make test-engines  the tests again, with each engine in the place of the eager one"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make coverage  the tests again, with the lines that none of them ran"
+	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
 	@echo "make clean     remove the environment and everything that was generated"
 
 demo: $(INSTALLED)
@@ -24,6 +26,11 @@ demo: $(INSTALLED)
 test: lint
 	$(PYTEST)
 
+# Compiled without code generation (every model would take seconds); CUDA graphs by their bookkeeping, without CUDA.
+test-engines: $(INSTALLED)
+	$(PYTEST) --engine compile
+	$(PYTEST) --engine cudagraph
+
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -31,6 +38,10 @@ lint: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	$(PYTEST) --cov
+
+# What has been run is kept in build/matrix; docs/compatibility.md is written from what is there.
+matrix: $(INSTALLED)
+	$(BIN)/python -m benchmarks.matrix
 
 # Made again when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt

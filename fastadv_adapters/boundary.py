@@ -5,15 +5,16 @@ passed between them on the side, would be silently wrong with ``retain_graph`` a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .engines import Run
+from .crossing import Crossing
+from .engines import Run, Tape
 from .packing import Packed
-from .scaling import LossScale, State, current_watches, row_peaks, scale, shift_for, unscale_and_filter
+from .scaling import current_watches
 
 
 @dataclass
@@ -24,20 +25,14 @@ class Call:
         fast: the fast run.
         twin: the full-precision run.
         exact_values: whether the values handed out are the twin's.
-        logits_dtype: dtype of floating outputs.
-        loss_scale: how gradients are scaled.
-        state: the model's memory between passes.
-        can_overflow: whether the fast run is in float16.
+        crossing: what is done with outputs and gradients.
         is_current: whether the weights are still those of the forward pass.
     """
 
     fast: Run
     twin: Run
     exact_values: bool
-    logits_dtype: torch.dtype
-    loss_scale: LossScale
-    state: State
-    can_overflow: bool
+    crossing: Crossing
     is_current: Callable[[], bool]
     output: Packed | None = None
 
@@ -53,34 +48,24 @@ class Call:
 
     def values(self, tensors: Sequence[Tensor], *, exact: bool) -> Any:
         """The model's output without gradients, from the twin or from the fast run."""
-        output = _with_tensors((self.twin if exact else self.fast)(tensors))
-        handed_out = self.leave(output.tensors)
-        self.state.count_logits(handed_out)
-        return output.rebuild(handed_out)
+        return _with_tensors((self.twin if exact else self.fast).values(tensors, self.crossing)).tree()
 
-    def leave(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs as they are handed out: detached, floating ones in the logits dtype."""
-        return [o.detach().to(self.logits_dtype) if o.is_floating_point() else o.detach() for o in outputs]
+    def record(self, tensors: Sequence[Tensor], needs: list[bool]) -> Tape:
+        """Run the fast network with a graph of its own."""
+        crossing = replace(self.crossing, counts_outputs=False) if self.exact_values else self.crossing
+        tape = self.fast.record(tensors, needs, crossing)
+        _with_tensors(tape.output)
+        return tape
 
 
 def _with_tensors(output: Packed) -> Packed:
-    if not output.tensors:
+    if output.hiding or not output.tensors:
+        found = f"tensors inside a {output.hiding[0]}" if output.hiding else "one in which no tensor is seen"
         raise TypeError(
-            "expected an output of tensors, in tuples, lists, dicts or classes known to PyTorch, got one in which no "
-            "tensor is seen: return one of these, or register the class with torch.utils._pytree"
+            f"expected an output of tensors, in tuples, lists, dicts, data classes or classes known to PyTorch, got "
+            f"{found}: return one of these, or register the class with torch.utils._pytree"
         )
     return output
-
-
-def _entered_finite(pairs: Sequence[tuple[Tensor, Tensor]], broken: Tensor) -> Tensor:
-    """Which samples have finite outputs and came with a finite gradient: the others cannot tell of an overflow."""
-    peaks = row_peaks([t.detach().float() for pair in pairs for t in pair])
-    return broken if peaks is None or peaks.shape != broken.shape else peaks.isfinite()
-
-
-class _Tape(NamedTuple):
-    leaves: list[Tensor]
-    outputs: list[Tensor]
 
 
 class Boundary(torch.autograd.Function):
@@ -90,17 +75,17 @@ class Boundary(torch.autograd.Function):
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the network on its own graph, which stays inside this node."""
         needs = list(ctx.needs_input_grad[1:])
-        tape = _record(call, tensors, needs)
-        values = tape.outputs
+        tape = call.record(tensors, needs)
+        output = tape.output
         if call.exact_values:
-            with torch.no_grad():
-                values = call.twin([t.detach() for t in tensors]).tensors
+            output = call.twin.values([t.detach() for t in tensors], call.crossing)
+        call.output = output
         ctx.call, ctx.tape, ctx.needs = call, tape, needs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        handed_out = tuple(call.leave(values))
-        call.state.count_logits(handed_out)
-        ctx.mark_non_differentiable(*(h for h, o in zip(handed_out, tape.outputs, strict=True) if not o.requires_grad))
+        # Not the same objects: they refer to this node, which would keep itself and all activations alive.
+        handed_out = tuple(o.detach() for o in output.tensors)
+        ctx.mark_non_differentiable(*(h for h, d in zip(handed_out, tape.differentiable, strict=True) if not d))
         return handed_out
 
     @staticmethod
@@ -119,18 +104,10 @@ class Boundary(torch.autograd.Function):
         with torch.autocast(tensors[0].device.type, enabled=False):
             if torch.is_grad_enabled() or any(g is not None and _is_batched(g) for g in grads):
                 return None, *_differentiable(call, tensors, needs, grads)
-            tape: _Tape = ctx.tape or _record(call, tensors, needs)
+            tape: Tape | None = ctx.tape
             keep = _graph_is_kept()
             ctx.tape = tape if keep else None
-            return None, *_scaled_backward(call, tape, tensors, grads, keep=keep)
-
-
-def _record(call: Call, tensors: Sequence[Tensor], needs: list[bool]) -> _Tape:
-    """Run the fast network with a graph of its own."""
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
-        call.output = _with_tensors(call.fast(leaves))
-    return _Tape(leaves, call.output.tensors)
+            return None, *_pull(call, tape, tensors, needs, grads, keep=keep)
 
 
 def _graph_is_kept() -> bool:
@@ -142,6 +119,28 @@ def _graph_is_kept() -> bool:
 def _is_batched(grad: Tensor) -> bool:
     functorch = torch._C._functorch
     return bool(functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad))
+
+
+def _pull(
+    call: Call,
+    tape: Tape | None,
+    tensors: Sequence[Tensor],
+    needs: list[bool],
+    grads: Sequence[Tensor | None],
+    *,
+    keep: bool,
+) -> Iterator[Tensor | None]:
+    """One backward pass of the fast network; the forward pass is run again where its tape is gone or overwritten."""
+    pulled = tape.pull(grads, keep=keep) if tape is not None else None
+    while pulled is None:
+        pulled = call.record(tensors, needs).pull(grads, keep=False)
+    if pulled.broken is not None:
+        call.crossing.state.count_samples(pulled.broken.numel())
+        for watch in call.watches:
+            watch.add(pulled.broken)
+    found = iter(pulled.gradients)
+    for tensor, need in zip(tensors, needs, strict=True):
+        yield next(found).to(tensor.dtype) if need else None
 
 
 def _differentiable(
@@ -168,27 +167,3 @@ def _differentiable(
     for need in needs:
         grad = next(found) if need else None
         yield grad if grad is None else torch.where(grad.isfinite(), grad, 0.0)
-
-
-def _scaled_backward(
-    call: Call, tape: _Tape, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], *, keep: bool
-) -> list[Tensor | None]:
-    """One backward pass of the fast network under the call's loss scale."""
-    pairs = [(o, g) for o, g in zip(tape.outputs, grads, strict=True) if g is not None and o.requires_grad]
-    wanted = [leaf for leaf in tape.leaves if leaf.requires_grad]
-    shift = shift_for(call.loss_scale, call.state, [g for _, g in pairs], wanted)
-    scaled = [scale(g, shift, call.loss_scale).to(o.dtype) for o, g in pairs]
-    found: Sequence[Tensor | None] = [None] * len(wanted)
-    if pairs:
-        found = torch.autograd.grad([o for o, _ in pairs], wanted, scaled, retain_graph=keep, allow_unused=True)
-    raw = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, wanted, strict=True)]
-    clean, broken = unscale_and_filter(call.loss_scale, call.state, raw, shift)
-    if broken is not None:
-        if call.can_overflow:
-            call.state.lower_after(broken & _entered_finite(pairs, broken))
-        for watch in call.watches:
-            watch.add(broken)
-    results = iter(clean)
-    return [
-        next(results).to(t.dtype) if leaf.requires_grad else None for t, leaf in zip(tensors, tape.leaves, strict=True)
-    ]

@@ -1,6 +1,7 @@
 """A copy of a module with its tensors as told: aliases of the original's, or clones of them."""
 
 import copy
+import dis
 import gc
 import types
 from collections.abc import Callable, Iterator
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -36,10 +39,11 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
         ValueError: the module cannot be copied without reaching back into the original.
     """
     refuse_what_reaches_back(module)
-    memo: dict[int, Any] = {id(t): tensor_for(t) for t in _tensors_in(module)}
+    memo: dict[int, Any] = {id(t): tensor_for(t) for t in tensors_in(module)}
     try:
         with torch.no_grad():
-            copied = copy.deepcopy(module, memo)
+            _copy_wrappers(module, memo)
+            copied: nn.Module = copy.deepcopy(module, memo)
     except Exception as error:
         raise ValueError(
             f"expected a model that can be copied, but copying {type(module).__name__} raised "
@@ -48,7 +52,47 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
         ) from error
     for part in copied.modules():
         part.training = False
+        if type(part) in _RECURRENT:
+            # cuDNN has no backward pass in eval mode; without dropout both modes are the same function.
+            vars(part).update(dropout=0.0, training=True)
     return copied
+
+
+def inside_of(module: nn.Module) -> nn.Module | None:
+    """The module inside, if this one only runs it elsewhere or otherwise (DataParallel, torch.compile); else None."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner: nn.Module = module.module
+        return inner
+    compiled = getattr(module, "_orig_mod", None)  # what torch.compile keeps; its class is slow to import
+    return compiled if isinstance(compiled, nn.Module) else None
+
+
+class _Wrapped(nn.Module):
+    """In the place of a wrapper: calls the module inside, here and as it is."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (inside,) = self.children()
+        return inside(*args, **kwargs)
+
+
+def _copy_wrappers(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Put into the memo what stands for the wrappers in ``module``, which can only be copied with what they run on."""
+    wrappers = [part for part in module.modules() if inside_of(part) is not None]
+    memo.update({id(wrapper): _Wrapped() for wrapper in wrappers})
+    for wrapper in wrappers:
+        own = {"_modules": wrapper._modules, **hooks_of(wrapper)}
+        vars(memo[id(wrapper)]).update(copy.deepcopy(own, memo))
+
+
+def become(part: nn.Module, mixin: type) -> None:
+    """Change a module's class in place: whoever refers to it still finds it, and isinstance still holds."""
+    part.__class__ = type(f"{mixin.__name__.strip('_')}{type(part).__name__}", (mixin, type(part)), {})
+
+
+def kind_of(part: nn.Module) -> type[nn.Module]:
+    """The class that a module had before :func:`become`."""
+    package = __name__.partition(".")[0]
+    return next(kind for kind in type(part).__mro__ if kind.__module__.partition(".")[0] != package)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -56,7 +100,12 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, kind) for kind in _HOOKS)
 
 
-def _tensors_in(root: object) -> Iterator[Tensor]:
+def hooks_of(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps of its hooks."""
+    return {key: vars(module)[key] for key in _ALL_HOOKS}
+
+
+def tensors_in(root: object) -> Iterator[Tensor]:
     """Every tensor that a deep copy of ``root`` would meet."""
     seen, stack = {id(root)}, [root]
     while stack:
@@ -75,11 +124,8 @@ def refuse_what_reaches_back(module: nn.Module) -> None:
     own = {id(m) for m in module.modules()}
     for name, part in module.named_modules():
         where = f"{type(part).__name__}" + (f" ({name})" if name else "")
-        if "forward" in vars(part):
-            raise ValueError(
-                f"expected forward to be a method of the class, got one patched on the instance of {where}, whose "
-                f"copy would still run the original. Define a subclass with that forward and wrap it"
-            )
+        if inside_of(part) is None:
+            _refuse_functions(part, where, own)
         for hook in (h for kind in _HOOKS for h in getattr(part, kind).values()):
             if any(id(value) in own for value in _captured(hook)):
                 raise ValueError(
@@ -89,12 +135,44 @@ def refuse_what_reaches_back(module: nn.Module) -> None:
                 )
 
 
-def _captured(hook: Callable[..., Any]) -> Iterator[object]:
-    """What a hook reaches besides its arguments: its closure, and the globals that its code names."""
-    if not isinstance(hook, types.FunctionType):
-        return  # a bound method or an object: deepcopy takes it along with the copy
-    yield from (cell.cell_contents for cell in hook.__closure__ or () if _filled(cell))
-    yield from (hook.__globals__.get(name) for name in hook.__code__.co_names)
+def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
+    if "forward" in vars(part):
+        raise ValueError(
+            f"expected forward to be a method of the class, got one patched on the instance of {where}, whose "
+            f"copy would still run the original. Define a subclass with that forward and wrap it"
+        )
+    for name, value in vars(part).items():
+        if name in _ALL_HOOKS or name == "_compiled_call_impl":  # the latter is not copied
+            continue
+        held = tuple(value.values()) if isinstance(value, dict) else value
+        functions = held if isinstance(held, (list, tuple, set)) else (held,)
+        if any(id(captured) in own for function in functions for captured in _captured(function)):
+            raise ValueError(
+                f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
+                f"captures a part of it and would run on the original from the copy. Make it a method of the class "
+                f"(and compile the whole model instead of one method)"
+            )
+
+
+def _captured(function: object) -> Iterator[object]:
+    """What a function reaches besides its arguments: closures, and the globals that its own code reads."""
+    seen, stack = set[int](), [function]
+    while stack:
+        inner = stack.pop()
+        if id(inner) in seen or not isinstance(inner, types.FunctionType):
+            continue  # a bound method or an object: deepcopy takes it along with the copy
+        seen.add(id(inner))
+        values = [cell.cell_contents for cell in inner.__closure__ or () if _filled(cell)]
+        yield from (value.__self__ if isinstance(value, types.MethodType) else value for value in values)
+        yield from (inner.__globals__.get(name) for name in _globals_read(inner.__code__))
+        stack += values
+
+
+def _globals_read(code: types.CodeType) -> Iterator[str]:
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _globals_read(constant)
 
 
 def _filled(cell: types.CellType) -> bool:

@@ -1,17 +1,66 @@
-"""How a network is run on prepared inputs."""
+"""How a network is run on prepared inputs: the engines' common shape, and the eager one."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .crossing import Crossing, Pulled
 from .packing import Packed
 from .precision import Precision
 
-Run = Callable[[Sequence[Tensor]], Packed]
-"""From the tensors of the arguments to the packed output; differentiable where gradients are enabled."""
+
+class Tape(Protocol):
+    """What a forward pass with gradients leaves behind.
+
+    Attributes:
+        output: the packed output; its tensors are as they leave the boundary.
+        differentiable: for each of these tensors, whether it depends on an input that requires a gradient.
+    """
+
+    output: Packed
+    differentiable: list[bool]
+
+    def pull(self, grads: Sequence[Tensor | None], *, keep: bool) -> Pulled | None:
+        """The backward pass; None if what it needs has been overwritten, and the forward pass is to be run again.
+
+        Args:
+            grads: at the output's tensors.
+            keep: whether there may be another backward pass.
+        """
+
+
+class Run(Protocol):
+    """The run for one call: everything but the tensors of its arguments is settled."""
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Packed:
+        """The network alone, past the boundary; differentiable where gradients are enabled."""
+
+    def values(self, tensors: Sequence[Tensor], crossing: Crossing) -> Packed:
+        """The output without gradients, as it leaves the boundary."""
+
+    def record(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Tape:
+        """Run with a graph that stays behind the boundary; ``needs`` says which tensors want a gradient."""
+
+
+class Engine(Protocol):
+    """A way to run one network.
+
+    Attributes:
+        name: as in the option ``engine``; "eager" once this engine has given up.
+        precision: how the network computes.
+    """
+
+    name: str
+    precision: Precision
+
+    def bind(self, arguments: Packed) -> Run:
+        """The run for one call."""
+
+    def follow(self) -> None:
+        """The network's tensors have been brought up to date in place."""
 
 
 class EagerEngine:
@@ -25,6 +74,8 @@ class EagerEngine:
         convert: whether inputs are brought to the precision's base dtype and memory format first; the full-precision
             twin takes them as they come.
     """
+
+    name = "eager"
 
     def __init__(
         self,
@@ -41,19 +92,60 @@ class EagerEngine:
         self.precision = precision
         self.convert = convert
 
-    def bind(self, arguments: Packed) -> Run:
-        """The run for one call: everything but the tensors of its arguments is settled."""
+    def bind(self, arguments: Packed) -> "EagerRun":
+        """The run for one call."""
+        return EagerRun(self, arguments)
 
-        def run(tensors: Sequence[Tensor]) -> Packed:
-            entered = list(map(self.precision.enter if self.convert else self._to_native, tensors))
-            args, kwargs = arguments.rebuild(entered)
-            with self.precision.context(), self.around():
-                return Packed(self._call(args, kwargs))
+    def follow(self) -> None:
+        """Nothing to do: the next run reads the tensors anew."""
 
-        return run
-
-    def _to_native(self, tensor: Tensor) -> Tensor:
+    def enter(self, tensor: Tensor) -> Tensor:
+        """An input as the network wants it."""
+        if self.convert:
+            return self.precision.enter(tensor)
         return tensor.to(self.native) if self.native and tensor.is_floating_point() else tensor
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The network itself."""
         return self.network(*args, **kwargs)
+
+
+class EagerRun:
+    """One call of an :class:`EagerEngine`; see :class:`Run`."""
+
+    def __init__(self, engine: EagerEngine, arguments: Packed) -> None:
+        self._engine, self._arguments = engine, arguments
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Packed:
+        """The network alone."""
+        engine = self._engine
+        args, kwargs = self._arguments.rebuild(list(map(engine.enter, tensors)))
+        with engine.precision.context(), engine.around():
+            return Packed(engine.call(args, kwargs))
+
+    def values(self, tensors: Sequence[Tensor], crossing: Crossing) -> Packed:
+        """The output without gradients."""
+        with torch.no_grad():
+            output = self(tensors)
+            return output.holding(crossing.leave(output.tensors))
+
+    def record(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Tape:
+        """Run with a graph."""
+        return EagerTape(self, tensors, needs, crossing)
+
+
+class EagerTape:
+    """Leaves, outputs and the graph between them; see :class:`Tape`."""
+
+    def __init__(self, run: Run, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> None:
+        with torch.enable_grad():
+            self._leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
+            output = run(self._leaves)
+        self._outputs = output.tensors
+        self._crossing = crossing
+        self.differentiable = [o.requires_grad for o in self._outputs]
+        self.output = output.holding(crossing.leave(self._outputs))
+
+    def pull(self, grads: Sequence[Tensor | None], *, keep: bool) -> Pulled:
+        """The backward pass."""
+        return self._crossing.pull(self._outputs, self._leaves, grads, keep=keep)

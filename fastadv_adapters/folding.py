@@ -19,9 +19,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .copying import alias, clone, copy_module, has_hooks
+from .copying import alias, become, clone, copy_module, has_hooks
 from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ReplaceTensor, ScaleAndShift
+from .inplace import run_in_place
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
+from .sparing import keep_less
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
 _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -47,12 +49,14 @@ class Folded:
         refreshes: what brings its tensors up to date.
         report: name of each batch norm -> what was done with it.
         balances: name of each folded layer -> its balance: a trace shows one branch, a later call may take another.
+        in_place: names of activations that run in place where their sequence of layers calls them.
     """
 
     network: nn.Module
     refreshes: list[Refresh] = field(default_factory=list)
     report: dict[str, str] = field(default_factory=dict)
     balances: dict[str, Balance] = field(default_factory=dict)
+    in_place: list[str] = field(default_factory=list)
 
     @contextmanager
     def balanced(self) -> Iterator[None]:
@@ -111,7 +115,11 @@ def build(source: nn.Module, trace: Trace | None, precision: Precision) -> Folde
     builder = _Builder(source, trace, precision)
     builder.treat_norms()
     builder.own_tensors()
+    builder.spare_memory()
     with torch.no_grad():
+        for part in builder.result.network.modules():
+            if isinstance(part, nn.RNNBase):
+                part._apply(lambda tensor: tensor)  # has it collect its weights anew, on CUDA into one block
         for refresh in builder.result.refreshes:
             refresh()
     return builder.result
@@ -188,7 +196,7 @@ class _Builder:
         part.bias = nn.Parameter(bias, requires_grad=False)
         self.result.refreshes.append(FollowLayer(original, norm, part.weight, part.bias))
         self.remade.add(layer_name)
-        _become(part, _Joined)
+        become(part, _Joined)
         vars(part)["balance"] = self.result.balances[layer_name] = Balance()
         return self.result.balances[layer_name]
 
@@ -204,9 +212,10 @@ class _Builder:
         for name, (part, original) in self.parts.items():
             if isinstance(part, (_Skipped, _Affine)):
                 continue  # nothing of it is read any more
-            for key in [key for key, value in vars(original).items() if isinstance(value, Tensor)]:
-                dtype = self.precision.dtype_for(vars(original)[key])
-                self.result.refreshes.append(ReplaceTensor(vars(original), vars(part), key, dtype))
+            for key, value in vars(original).items():
+                if value is None or isinstance(value, Tensor):
+                    dtype = None if value is None else self.precision.dtype_for(value)
+                    self.result.refreshes.append(ReplaceTensor(vars(original), vars(part), key, dtype))
             for key, buffer in original._buffers.items():
                 if buffer is not None:
                     part._buffers[key] = clone(buffer.to(self.precision.dtype_for(buffer)))
@@ -214,6 +223,16 @@ class _Builder:
             touched = self.trace is not None and name in self.trace.touched
             ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
             self._own_parameters(part, original, ahead, () if name not in self.remade else ("weight", "bias"))
+
+    def spare_memory(self) -> None:
+        """Keep less for the backward pass where nobody can tell the difference."""
+        if self.trace is None:
+            return
+        for part, original in self.parts.values():
+            keep_less(part, type(original))
+        names = {id(part): name for name, (part, _) in self.parts.items()}
+        found = run_in_place(self.result.network, passing=_Skipped, fresh=_Affine)
+        self.result.in_place += [names[id(activation)] for activation in found]
 
     def _own_parameters(
         self, part: nn.Module, original: nn.Module, ahead: tuple[str, ...], remade: tuple[str, ...]
@@ -233,7 +252,7 @@ class _Builder:
 def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Graph, fx.Node] | None) -> None:
     """Give a batch norm the class that does what is left of it."""
     if own_forward is None:
-        _become(part, _Skipped if affine is None else _Affine)
+        become(part, _Skipped if affine is None else _Affine)
         if affine is not None:
             vars(part)["scale_and_shift"] = affine
         return
@@ -242,7 +261,7 @@ def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.G
         node.replace_all_uses_with(batch_norm_input(node))
     else:
         frozen = nn.Module()
-        _become(frozen, _Affine)
+        become(frozen, _Affine)
         vars(frozen)["scale_and_shift"] = affine
         part.add_module("frozen_batch_norm", frozen)
         with graph.inserting_before(node):
@@ -252,10 +271,5 @@ def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.G
     rewritten = fx.GraphModule(part, graph)
     rewritten.graph.eliminate_dead_code()
     rewritten.recompile()
-    _become(part, _Rewritten)
+    become(part, _Rewritten)
     part.rewritten = rewritten
-
-
-def _become(part: nn.Module, mixin: type) -> None:
-    """Change the class in place: whoever refers to this module still finds it, and isinstance still holds."""
-    part.__class__ = type(f"{mixin.__name__.strip('_')}{type(part).__name__}", (mixin, type(part)), {})

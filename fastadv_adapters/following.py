@@ -39,16 +39,17 @@ class CopyTensor:
 
 @dataclass
 class ReplaceTensor:
-    """Follow a plain attribute, a stored activation say: its shape may change, and the network may write to it."""
+    """Follow a plain attribute, a stored activation or None: its shape may change, and the network may write to it."""
 
     theirs: dict[str, Any]
     ours: dict[str, Any]
     name: str
-    dtype: torch.dtype
+    dtype: torch.dtype | None
 
     def __call__(self) -> None:
         """Clone."""
-        self.ours[self.name] = clone(self.theirs[self.name].to(self.dtype))
+        theirs = self.theirs[self.name]
+        self.ours[self.name] = None if theirs is None else clone(theirs.to(self.dtype))
 
 
 @dataclass

@@ -6,6 +6,7 @@ Rauber et al. 2020, https://arxiv.org/abs/2008.04175.
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -71,13 +72,26 @@ class FastPyTorchModel(foolbox.PyTorchModel):
                 f"expected the model's own device {self.fast.device}, got {device}: move the model first with .to()"
             )
         super().__init__(self.fast, bounds, device=self.fast.device, preprocessing=preprocessing)
+        self._model = _Call(self.fast)
 
     def in_full_precision(self) -> "FastPyTorchModel":
         """The same model with gradients from the full-precision twin."""
         other = copy.copy(self)
         other.fast = self.fast.view(full_precision=True)
-        other._model = foolbox.PyTorchModel(other.fast, self.bounds, device=other.fast.device)._model
+        other._model = _Call(other.fast)
         return other
+
+
+@dataclass
+class _Call:
+    """What foolbox calls: as its own local function there, but one that can be copied and pickled."""
+
+    fast: FastAttackModel
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(x.requires_grad):
+            logits: torch.Tensor = self.fast(x)
+        return logits
 
 
 def _resolved(device: Any) -> torch.device:

@@ -2,6 +2,7 @@
 
 import enum
 import operator
+import threading
 import weakref
 from collections.abc import Iterator
 from types import ModuleType
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .copying import hooks_of, inside_of
 
 
 class Change(enum.Enum):
@@ -33,13 +36,16 @@ _WHATEVER = _Whatever()
 
 # Fused optimizers move no version counter, so steps are counted by one hook for all models.
 _watching: weakref.WeakSet["Freshness"] = weakref.WeakSet()
+_watching_lock = threading.RLock()  # one thread may step an optimizer while another makes a fast model
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if not _watching:
         return
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for freshness in list(_watching):
+    with _watching_lock:
+        watching = list(_watching)
+    for freshness in watching:
         freshness.note_step(stepped)
 
 
@@ -60,12 +66,14 @@ class Freshness:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.take()
-        _watching.add(self)
+        with _watching_lock:
+            _watching.add(self)
 
     def take(self) -> None:
         """Remember the module as it is now."""
         self._modules = list(self.module.modules())
-        self._snapshots = [_snapshot(vars(m)) for m in self._modules]
+        self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
+        self._snapshots = list(map(_snapshot, self._looked_at))
         held = [item for m in self._modules for item in _held_by(m)]
         self._objects = [(o, _freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
         self._nested = [t for t in held if isinstance(t, Tensor)]
@@ -94,7 +102,7 @@ class Freshness:
 
     def change(self) -> Change:
         """The deepest change since :meth:`take`."""
-        if not all(map(_same, map(vars, self._modules), self._snapshots)):
+        if not all(map(_same, self._looked_at, self._snapshots)):
             return Change.STRUCTURE
         if any(not _same(_freeze(vars(o)), frozen) for o, frozen in self._objects):
             return Change.STRUCTURE
@@ -130,10 +138,20 @@ def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
         return False
 
 
+def _attributes_of(module: nn.Module) -> list[dict[str, Any]]:
+    if inside_of(module) is None:
+        return [vars(module)]
+    # DataParallel and its kin: what they keep for themselves, and change in every forward pass, does not matter here.
+    return [module._modules, *hooks_of(module).values()]
+
+
 def _snapshot(attributes: dict[str, Any]) -> dict[str, Any]:
     # Modes are no change; tensors are compared one by one, by identity.
-    frozen = {key: _WHATEVER if isinstance(value, Tensor) else _shallow(value) for key, value in attributes.items()}
-    return frozen | dict.fromkeys(("training", "_parameters", "_buffers"), _WHATEVER)
+    passed_over = ("training", "_parameters", "_buffers")
+    return {
+        key: _WHATEVER if key in passed_over or isinstance(value, Tensor) else _shallow(value)
+        for key, value in attributes.items()
+    }
 
 
 def _shallow(value: Any) -> Any:
@@ -150,6 +168,8 @@ def _held_by(module: nn.Module) -> Iterator[Any]:
     all the time.)
     """
     known = set(map(id, (*module.children(), *module.parameters(False), *module.buffers(False))))
+    if inside_of(module) is not None:
+        return
     stack = [value for value in vars(module).values() if not isinstance(value, Tensor)]
     while stack:
         value = stack.pop()

@@ -6,24 +6,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from .copying import has_hooks, inside_of
 from .notices import notify
 
 DECISIONS = ("auto", "exact", "fast")
+ENGINES = ("auto", "eager", "compile", "cudagraph")
 LOGITS_DTYPES = (torch.float32, torch.float64)
+COMMON_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # by exact type: these can be told with more words
+_IN_FLOAT = ("FloatFunctional", "FXFloatFunctional")  # these stand among PyTorch's quantised modules
 
 
 def accept_model(model: object) -> nn.Module:
-    """The module to wrap, out of any container that only runs it elsewhere.
+    """The module to wrap, out of any container that only runs it elsewhere or otherwise.
 
     Raises:
         TypeError: not a module.
-        ValueError: a module that cannot be attacked: no parameters, lazy, quantised, on the meta device, NaN weights,
-            already fast.
+        ValueError: a module that cannot be attacked: what :func:`refuse_unfit` finds, NaN weights, already fast.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}: wrap the model itself")
-    model = _unwrapped(model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if any(type(part).__name__ == "FastAttackModel" for part in model.modules()):
+        raise ValueError(
+            f"expected a plain model, got {type(model).__name__} with a FastAttackModel in it: wrap the whole plain "
+            f"model instead, normalisation included"
+        )
+    if any(isinstance(part, nn.DataParallel) for part in model.modules()):
+        notify("the fast model runs the module inside nn.DataParallel on one device", "data-parallel")
+    while (inside := inside_of(model)) is not None and not has_hooks(model):
+        model = inside
+    refuse_unfit(model)
+    refuse_nan(_tensors(model))
+    return model
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Raise ValueError for a model without parameters, lazy, quantised, on the meta device, or in TorchScript."""
+    tensors = _tensors(model)
+    _refuse_quantised(model, tensors)
     if not any(True for _ in model.parameters()):
         raise ValueError(
             f"expected a model with parameters, got {type(model).__name__} without any: there is nothing to speed up, "
@@ -41,31 +60,19 @@ def accept_model(model: object) -> nn.Module:
             f"expected a model in Python, got {type(model).__name__} with TorchScript in it, whose code can neither be "
             f"folded nor copied around its tensors: wrap the model as it was before torch.jit"
         )
-    _refuse_quantised(model, tensors)
-    refuse_nan({**tensors})
-    return model
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if any(type(part).__name__ == "FastAttackModel" for part in model.modules()):
-        raise ValueError(
-            f"expected a plain model, got {type(model).__name__} with a FastAttackModel in it: wrap the whole plain "
-            f"model instead, normalisation included"
-        )
-    if isinstance(model, nn.DataParallel):
-        notify("the fast model runs the module inside nn.DataParallel on one device", "data-parallel")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return _unwrapped(model.module)
-    compiled = getattr(model, "_orig_mod", None)  # what torch.compile keeps of the module
-    return _unwrapped(compiled) if isinstance(compiled, nn.Module) else model
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _refuse_quantised(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    quantised = [name for name, tensor in tensors.items() if tensor.is_quantized]
-    quantised += [name for name, part in model.named_modules() if "quantized" in type(part).__module__.split(".")]
-    if quantised:
+    found = [name for name, tensor in tensors.items() if tensor.is_quantized]
+    parts = [(name, type(part)) for name, part in model.named_modules() if type(part).__name__ not in _IN_FLOAT]
+    found += [name or kind.__name__ for name, kind in parts if "quantized" in kind.__module__.split(".")]
+    if found:
         raise ValueError(
-            f"expected a floating-point model, got quantised {quantised[0]}: integers have no gradient; wrap the "
+            f"expected a floating-point model, got quantised {found[0]}: integers have no gradient; wrap the "
             f"model as it was before quantisation"
         )
 
@@ -83,6 +90,12 @@ def refuse_nan(tensors: dict[str, Tensor]) -> None:
             + (f" and {len(names) - 1} more" if len(names) > 1 else "")
             + ": load a checkpoint from before the training diverged"
         )
+
+
+def accept_engine(engine: object) -> None:
+    """Raise ValueError for an engine that does not exist."""
+    if engine not in ENGINES:
+        raise ValueError(f"expected engine to be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
 
 
 def accept_options(decisions: object, logits_dtype: object, loss_scale: object, **flags: object) -> None:
@@ -115,9 +128,13 @@ def accept_tensors(tensors: Sequence[Tensor], device: torch.device) -> None:
             )
 
 
-def refused(error: Exception, model: nn.Module, tensors: Sequence[Tensor]) -> Exception:
-    """The network's own error with the inputs that it refused; any but the common types as it is."""
-    if type(error) not in (RuntimeError, ValueError, TypeError, IndexError):
-        return error
-    shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
-    return type(error)(f"{type(model).__name__} refused an input of shape {shapes}: {error}")
+def shapes(tensors: Sequence[Tensor]) -> str:
+    """The inputs in words, for the model's own errors."""
+    return ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is one of memory, on any device, and so says nothing of the model that raised it."""
+    texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    found = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return found or isinstance(error, MemoryError)

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .boundary import Call
-from .engines import EagerEngine
+from .choosing import EngineName
+from .crossing import Crossing
+from .engines import Engine
 from .folding import UnbalancedFoldError
-from .inputs import accept_model, accept_options, accept_tensors, refused
+from .inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
 from .networks import Networks
 from .packing import Packed
 from .scaling import GradientStats, LossScale
@@ -48,6 +50,10 @@ class FastAttackModel(nn.Module):
             ``"fast"``: always the fast network's.
         logits_dtype: dtype of floating outputs, ``torch.float32`` or ``torch.float64``. In float64 the cross entropy
             of a confident model does not saturate.
+        engine: what runs the fast network. ``"eager"``: one operator after the other. ``"compile"``: as
+            ``torch.compile`` makes it, once per input shape. ``"cudagraph"``: forward and backward pass recorded once
+            per input shape and replayed. ``"auto"``: CUDA graphs on CUDA, eager elsewhere. A network that the engine
+            cannot run is run eager, with one warning (with ``"auto"`` a note in :meth:`summary`).
         auto_update: look for changes of the wrapped model before every forward pass and follow them. What cannot be
             noticed (``.data.mul_()``, numpy views, replayed CUDA graphs) needs :meth:`update`.
 
@@ -69,8 +75,10 @@ class FastAttackModel(nn.Module):
         loss_scale: LossScale = "per-sample",
         decisions: Decisions = "auto",
         logits_dtype: torch.dtype = torch.float32,
+        engine: EngineName = "auto",
         auto_update: bool = True,
     ) -> None:
+        accept_engine(engine)
         accept_options(decisions, logits_dtype, loss_scale, fuse_bn=fuse_bn, auto_update=auto_update)
         source = accept_model(model)
         super().__init__()
@@ -79,11 +87,12 @@ class FastAttackModel(nn.Module):
             "fuse_bn": fuse_bn,
             "channels_last": channels_last,
             "loss_scale": loss_scale,
+            "engine": engine,
             "auto_update": auto_update,
         }
         with torch.inference_mode(False):
             self._networks = Networks(
-                source, dtype=dtype, channels_last=channels_last, fuse_bn=fuse_bn, live=auto_update
+                source, dtype=dtype, channels_last=channels_last, fuse_bn=fuse_bn, live=auto_update, engine=engine
             )
             self._see(decisions, logits_dtype, full_precision=False)
 
@@ -118,10 +127,10 @@ class FastAttackModel(nn.Module):
                 self._networks.unfold(error.args)
                 return self._run(arguments)
         except Exception as error:
-            changed = refused(error, self.wrapped, arguments.tensors)
-            if changed is error:
+            if type(error) not in COMMON_ERRORS:
                 raise
-            raise changed from error
+            given = shapes(arguments.tensors)
+            raise type(error)(f"{type(self.wrapped).__name__} refused an input of shape {given}: {error}") from error
 
     def _run(self, arguments: Packed) -> Any:
         tensors, twin = arguments.tensors, self._networks.twin.engine
@@ -138,7 +147,7 @@ class FastAttackModel(nn.Module):
         with torch.no_grad():
             return call.values(tensors, exact=self._decisions != "fast")
 
-    def _call(self, engine: EagerEngine, arguments: Packed) -> Call:
+    def _call(self, engine: Engine, arguments: Packed) -> Call:
         networks = self._networks
         generation = networks.generation
         loss_scale: LossScale = self._given["loss_scale"]  # type: ignore[assignment]
@@ -146,10 +155,12 @@ class FastAttackModel(nn.Module):
             fast=engine.bind(arguments),
             twin=networks.twin.engine.bind(arguments),
             exact_values=self._decisions == "exact" and not self._full_precision,
-            logits_dtype=self._logits_dtype,
-            loss_scale="per-call" if loss_scale == "per-sample" and not networks.samples_apart else loss_scale,
-            state=networks.state,
-            can_overflow=engine.precision.dtype == torch.float16,
+            crossing=Crossing(
+                logits_dtype=self._logits_dtype,
+                loss_scale="per-call" if loss_scale == "per-sample" and not networks.samples_apart else loss_scale,
+                can_overflow=engine.precision.dtype == torch.float16,
+                state=networks.state,
+            ),
             is_current=lambda: networks.generation == generation,
         )
 
@@ -178,15 +189,11 @@ class FastAttackModel(nn.Module):
         """
         decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
         accept_options(decisions, logits_dtype, self._given["loss_scale"])
-        view = FastAttackModel.__new__(FastAttackModel)
-        nn.Module.__init__(view)
-        view._given, view._networks = self._given, self._networks
-        view._see(decisions, logits_dtype, full_precision=full_precision)
-        return view
+        return _restore(self._networks, self._given, (decisions, logits_dtype, full_precision))
 
     @property
     def wrapped(self) -> nn.Module:
-        """The wrapped model."""
+        """The wrapped model; of one that came in DataParallel and its kin or torch.compile, the module inside."""
         return self._networks.source
 
     @property
@@ -198,6 +205,11 @@ class FastAttackModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the fast network's matrix products and convolutions run in."""
         return self._networks.precision.dtype
+
+    @property
+    def engine(self) -> str:
+        """What runs the fast network: ``"eager"``, ``"compile"`` or ``"cudagraph"``."""
+        return self._networks.fast.name
 
     @property
     def gradient_stats(self) -> GradientStats:
@@ -249,12 +261,14 @@ class FastAttackModel(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         seen = (self._decisions, self._logits_dtype, self._full_precision)
-        return _restore, (self.wrapped, self._given, seen)
+        return _restore, (self._networks, self._given, seen)
 
 
-def _restore(source: nn.Module, given: dict[str, Any], seen: tuple[Decisions, torch.dtype, bool]) -> FastAttackModel:
-    """Build a deep-copied or unpickled fast model around its own copy of the wrapped one."""
-    fast = FastAttackModel(source, **given)
+def _restore(networks: Networks, given: dict[str, Any], seen: tuple[Decisions, torch.dtype, bool]) -> FastAttackModel:
+    """Build a view, or a deep-copied or unpickled fast model, on networks that exist."""
+    fast = FastAttackModel.__new__(FastAttackModel)
+    nn.Module.__init__(fast)
+    fast._given, fast._networks = given, networks
     fast._see(seen[0], seen[1], full_precision=seen[2])
     return fast
 

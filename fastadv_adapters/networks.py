@@ -1,6 +1,7 @@
 """The two networks behind a fast model: the full-precision twin and the fast network, kept up to date in place."""
 
 import threading
+import weakref
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Literal
@@ -8,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .engines import EagerEngine
+from .choosing import EngineName, make_engine
 from .folding import Folded, build
 from .freshness import Change, Freshness
+from .inputs import refuse_unfit
 from .notices import notify
 from .packing import Packed
 from .precision import resolve
@@ -29,6 +31,7 @@ _DIFFERS = (
     "the fast network differs from the wrapped model even where nothing is folded: {} (is the model random in a way "
     'that no seed of PyTorch, Python or NumPy controls?); view(full_precision=True) and decisions="exact" are right'
 )
+_EAGER = "the engine is eager, since {}"
 _UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
 _COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
@@ -45,6 +48,7 @@ class Networks:
         channels_last: the layout asked for.
         fuse_bn: whether batch norms are folded or frozen.
         live: whether the twin runs the source's own parameters, or as they were at the last update.
+        engine: the engine asked for.
 
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
@@ -65,12 +69,14 @@ class Networks:
         channels_last: bool | Literal["auto"],
         fuse_bn: bool,
         live: bool,
+        engine: EngineName,
     ) -> None:
         self.source = source
         self._dtype: torch.dtype | Literal["auto"] = dtype
         self._channels_last: bool | Literal["auto"] = channels_last
         self.fuse_bn = fuse_bn
         self._live = live
+        self._engine = engine
         self.state = State(device_of(source))
         self.generation = 0
         self.updates = 0
@@ -79,6 +85,10 @@ class Networks:
         self._freshness = Freshness(source)
         with torch.no_grad():
             self._rebuild()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = ("_dtype", "_channels_last", "fuse_bn", "_live", "_engine")
+        return _again, (self.source, {name.strip("_"): getattr(self, name) for name in names})
 
     def refresh(self, *, unasked: bool = False) -> None:
         """Bring everything up to date with the source; ``unasked`` only if a change is noticed.
@@ -99,11 +109,13 @@ class Networks:
                 self.twin.follow()
                 for refresh in self.folded.refreshes:
                     refresh()
+                self.fast.follow()
                 self.state.reset_exponent()
             self.unfinished = False
 
     def _rebuild(self) -> None:
         """Copy the source anew, as the options ask for it on its present device."""
+        refuse_unfit(self.source)
         self._freshness.take()
         device = device_of(self.source)
         if device != self.state.device:
@@ -129,8 +141,26 @@ class Networks:
 
     def _copy_fast(self) -> None:
         self.folded: Folded = build(self.source, self._trace, self.precision)
-        around = self.folded.balanced
-        self.fast = EagerEngine(self.folded.network, self.precision, convert=True, around=around)
+        gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
+        self.fast = make_engine(
+            self._engine,
+            self.folded.network,
+            self.precision,
+            around=self.folded.balanced,
+            give_up=lambda reason: (gave_up() or _ignore)(reason),
+        )
+
+    def _gave_up(self, reason: str) -> None:
+        """The engine asked for cannot run this network; with "auto" nothing was asked for, and a note is enough."""
+        text = _EAGER.format(reason)
+        if text not in self.notes:
+            self.notes.append(text)
+            if self._engine != "auto":
+                notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "engine-eager")
+
+    def throw_away_copy(self) -> nn.Module:
+        """Another fast network like the one in use, for looking into while it runs."""
+        return build(self.source, self._trace, self.precision).network
 
     def unfold(self, layers: Collection[str]) -> None:
         """Fold no more into these layers, which turned out to be called without their batch norm."""
@@ -151,13 +181,17 @@ class Networks:
         if samples == 0 or kind in self._checked or (kind[0], 2) in self._checked:
             return
         with self._lock:
-            remarks = self._adopt(check(self.source, self._trace, self.precision, arguments))
+            verdict = check(self.source, self._trace, self.precision, arguments)
+            if verdict is None:
+                return
+            remarks = self._adopt(verdict)
             self._checked.add(kind)
         for text, anchor in remarks:  # last, since a warning may be an error
             notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
 
     def _adopt(self, verdict: Verdict) -> list[tuple[str, str]]:
         """Run from now on as the check has found to be right; returns what to say of it, with its place in the docs."""
+        self.unfinished = True
         remarks = []
         if verdict.layout_error is not None:
             self.precision = replace(self.precision, channels_last=False)
@@ -180,7 +214,18 @@ class Networks:
         if verdict.samples_coupled and _COUPLED not in self.notes:
             self.notes.append(_COUPLED)
             remarks.append((_COUPLED, "samples-coupled"))
+        self.unfinished = False
         return remarks
+
+
+def _again(source: nn.Module, options: dict[str, Any]) -> Networks:
+    """Build deep-copied or unpickled networks around their own copy of the source; views of one model share them."""
+    with torch.inference_mode(False):
+        return Networks(source, **options)
+
+
+def _ignore(reason: str) -> None:
+    pass
 
 
 def device_of(module: nn.Module) -> torch.device:

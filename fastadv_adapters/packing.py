@@ -1,10 +1,16 @@
-"""Arguments and outputs of any shape (tuples, dicts, data classes known to PyTorch) as a flat list of tensors."""
+"""Arguments and outputs of any shape (tuples, dicts, data classes) as a flat list of tensors."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
+
+from .opening import flatten, hides_tensors
+
+_CONSTANT = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class Packed:
@@ -16,15 +22,19 @@ class Packed:
     Attributes:
         tensors: the tensors in the tree, in order.
         kind: equal for trees that a model's code can hardly tell apart: structure, ranks, flags; not numbers.
+        constants: equal for trees that differ in tensors alone; None if that cannot be said.
+        hiding: names of the classes in the tree that hold tensors out of reach which want a gradient.
     """
 
     def __init__(self, tree: Any) -> None:
-        self._leaves, self._spec = pytree.tree_flatten(tree)
+        self._leaves, self._spec = flatten(tree)
         self._places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
         self.tensors: list[Tensor] = [self._leaves[i] for i in self._places]
         ranks = tuple(t.ndim for t in self.tensors)
         others = tuple(_kind(leaf) for leaf in self._leaves if not isinstance(leaf, Tensor))
         self.kind = (str(self._spec), ranks, others)
+        self.hiding = [type(leaf).__name__ for leaf in self._leaves if hides_tensors(leaf)]
+        self.constants = _constants(str(self._spec), self._leaves)
         for i in self._places:  # whoever keeps this object keeps no tensor alive through it
             self._leaves[i] = None
 
@@ -35,9 +45,21 @@ class Packed:
             leaves[place] = tensor
         return pytree.tree_unflatten(leaves, self._spec)
 
+    def holding(self, tensors: Sequence[Tensor]) -> "Packed":
+        """The same tree with these tensors in it, packed."""
+        other = copy.copy(self)
+        other.tensors = list(tensors)
+        return other
+
     def tree(self) -> Any:
         """The tree as it came."""
         return self.rebuild(self.tensors)
+
+
+def _constants(spec: str, leaves: Sequence[Any]) -> tuple[Any, ...] | None:
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    known = all(isinstance(leaf, _CONSTANT) for leaf in others)
+    return (spec, *((type(leaf), leaf) for leaf in others)) if known else None
 
 
 def _kind(leaf: object) -> object:

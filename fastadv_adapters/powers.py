@@ -17,7 +17,8 @@ def times_power_of_two(values: Tensor, exponent: Tensor) -> Tensor:
 
     Args:
         values: (N, ...) or any shape, floating.
-        exponent: int32, (N,) for one exponent per row, or () for one in all.
+        exponent: int32, (N,) for one exponent per row, or () for one in all; in float32 between -252 and 254, in
+            float64 between -2044 and 2046.
 
     ``torch.ldexp`` is not used: it computes 2**exponent first, which over- or underflows, and has no derivative for
     negative exponents.

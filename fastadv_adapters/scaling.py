@@ -107,10 +107,13 @@ class State:
         if peaks is not None:
             self._counts[2] += (~peaks.isfinite()).sum()
 
-    def count_pass(self, peaks: Tensor, broken: Tensor) -> None:
-        """Count one backward pass from each sample's largest gradient entry."""
+    def count_samples(self, samples: int) -> None:
+        """Count one backward pass and its samples; apart from what is counted on the device, which may be replayed."""
         self.passes += 1
-        self._samples += peaks.numel()
+        self._samples += samples
+
+    def count_pass(self, peaks: Tensor, broken: Tensor) -> None:
+        """Count from each sample's largest gradient entry."""
         self._counts[:2] += torch.stack((broken.sum(), (peaks == 0).sum()))
 
     def lower_after(self, overflowed: Tensor) -> None:
@@ -133,6 +136,17 @@ class State:
         at_bottom = torch.where(count < self._broken_at_start, FLOOR, START)
         lowered = torch.where(at_floor, at_bottom, (self.exponent - _STEP).clamp(min=FLOOR))
         self.exponent.copy_(torch.where(lower, lowered, self.exponent))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """As before afterwards: for passes that only warm up or record."""
+        tensors = (self._counts, self.exponent, self._broken_at_start, self._incurable)
+        before = [t.clone() for t in tensors]
+        try:
+            yield
+        finally:
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
 
     def stats(self) -> GradientStats:
         """Read the counts; waits for the device."""
@@ -162,7 +176,9 @@ def scale(grad: Tensor, shift: Tensor | None, loss_scale: LossScale) -> Tensor:
     """A gradient at the outputs as it enters the network."""
     if shift is not None:
         return times_power_of_two(grad, shift)
-    return grad.float() * loss_scale if isinstance(loss_scale, (int, float)) else grad
+    if not isinstance(loss_scale, (int, float)):
+        return grad
+    return (grad if grad.dtype == torch.float64 else grad.float()) * loss_scale
 
 
 def unscale_and_filter(

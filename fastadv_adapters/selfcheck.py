@@ -1,11 +1,8 @@
 """One look, on a few samples, whether the fast run computes what the wrapped model computes."""
 
-import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +10,10 @@ from torch import Tensor, nn
 from .copying import clone, copy_module
 from .engines import EagerEngine
 from .folding import build
+from .inputs import is_out_of_memory
 from .packing import Packed
 from .precision import HALF, Precision
+from .randomness import random_state_kept
 from .tracing import Trace
 
 _SAMPLES = 4
@@ -50,16 +49,23 @@ class Verdict:
     batch_first: bool = True
 
 
-def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed) -> Verdict:
+def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed) -> Verdict | None:
     """Compare throw-away copies of the fast network with one of ``source`` on at most four samples of a call.
 
     All runs start from the same random state, which is restored afterwards; no counter or buffer of the networks in
     use moves.
+
+    Returns:
+        What was found; None if the model itself refuses the input: its own error is the one to show.
     """
-    verdict, trial = Verdict(plan), _Trial(source, arguments, replace(precision, dtype=precision.base))
-    reference = trial.plain()
-    if isinstance(reference, str):
-        return verdict  # the model itself refuses this input: its own error is the one to show
+    full = replace(precision, dtype=precision.base)
+    for tensors in (_few(arguments.tensors), arguments.tensors):  # it may take batches of one size only
+        verdict, trial = Verdict(plan), _Trial(source, arguments, tensors, full)
+        reference = trial.plain()
+        if not isinstance(reference, str):
+            break
+    else:
+        return None
     single = trial.full
     found = trial.fast(plan, single)
     if isinstance(found, str) and precision.channels_last:
@@ -104,9 +110,9 @@ def _check_folding(
 class _Trial:
     """Runs of throw-away copies on a few samples of one call."""
 
-    def __init__(self, source: nn.Module, arguments: Packed, full: Precision) -> None:
+    def __init__(self, source: nn.Module, arguments: Packed, tensors: list[Tensor], full: Precision) -> None:
         self.source, self.arguments, self.full = source, arguments, full
-        self.tensors = _few(arguments.tensors)
+        self.tensors = [t.detach() for t in tensors]
         self.in_half = any(p.dtype in HALF for p in source.parameters())
 
     def plain(self, *, draws: int = 0) -> _Outcome:
@@ -118,15 +124,21 @@ class _Trial:
         return self._outcome(EagerEngine(build(self.source, plan, precision).network, precision, convert=True))
 
     def coupled(self) -> bool:
-        """Whether the first sample's outputs have a gradient at another sample."""
+        """Whether the outputs of the first or of the last sample have a gradient at another sample.
+
+        (In a sequence with time in front, each step reaches back only, or forth only.)
+        """
         with self._gradients(0) as leaves:
             outputs = [o for o in self._plain_engine().bind(self.arguments)(leaves).tensors if o.requires_grad]
             wanted = [leaf for leaf in leaves if leaf.requires_grad and leaf.ndim]
             if not outputs:
                 return False
-            first = [(_weights(o)[0] * o[0]).sum() for o in outputs]
-            grads = torch.autograd.grad(first, wanted, materialize_grads=True)
-        return any(bool(g[1:].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads)
+            for own, others in ((0, slice(1, None)), (-1, slice(None, -1))):
+                row = [(_weights(o)[own] * o[own]).sum() for o in outputs]
+                grads = torch.autograd.grad(row, wanted, retain_graph=True, materialize_grads=True)
+                if any(bool(g[others].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads):
+                    return True
+        return False
 
     def batch_first(self) -> bool:
         """Whether one sample less makes each output one shorter: an output may be as long as the batch by accident."""
@@ -138,7 +150,9 @@ class _Trial:
                 shorter = [leaf[: len(leaf) - less] for leaf in leaves]
                 try:
                     outputs = self._plain_engine().bind(self.arguments)(shorter).tensors
-                except Exception:  # a batch size that the model does not take: nothing is known of its outputs
+                except Exception as error:  # a batch size that the model does not take: nothing is known of its outputs
+                    if is_out_of_memory(error):
+                        raise
                     return False
                 lengths.append([o.shape[0] if o.ndim else -1 for o in outputs if o.requires_grad])
         full = len(self.tensors[0])
@@ -157,6 +171,8 @@ class _Trial:
                 weights = [_weights(o) for o in outputs]
                 grads = torch.autograd.grad(outputs, wanted, weights, materialize_grads=True)
         except Exception as error:
+            if is_out_of_memory(error):  # says nothing of the model
+                raise
             return f"{type(error).__name__}: {error}".split("\n")[0]
         return [o.detach() for o in outputs], list(grads)
 
@@ -165,7 +181,7 @@ class _Trial:
         """Fresh leaves, with gradients enabled and the random state restored afterwards."""
         device = self.tensors[0].device
         tensors = [t.float() if self.in_half and t.dtype in HALF else t.clone() for t in self.tensors]
-        with _random_state_kept(device), torch.enable_grad():
+        with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)
             yield [t.requires_grad_(t.is_floating_point()) for t in tensors]
 
@@ -173,7 +189,7 @@ class _Trial:
 def _few(tensors: list[Tensor]) -> list[Tensor]:
     """At most four samples, where all inputs have the same number."""
     apart = len({t.shape[:1] for t in tensors}) == 1
-    return [t.detach()[:_SAMPLES].clone() if apart else t.detach().clone() for t in tensors]
+    return [t[:_SAMPLES] if apart else t for t in tensors]
 
 
 def _weights(output: Tensor) -> Tensor:
@@ -206,17 +222,3 @@ def _rows(tensor: Tensor) -> Tensor:
 def _normalised(tensor: Tensor) -> Tensor:
     rows = _rows(tensor.double())
     return rows / rows.abs().amax(1, keepdim=True).clamp(min=1e-300)
-
-
-@contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    """Random generators of PyTorch, Python and NumPy as before afterwards."""
-    numpy: Any = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy:
-            numpy.random.set_state(numpy_state)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from .alignment import Misfit, misfits
 from .networks import Networks
 
 _DECISIONS = {
@@ -13,24 +14,29 @@ _DECISIONS = {
     "fast": "fast always: decisions may differ from the wrapped model's",
 }
 
+_MOST_MISFITS = 8
+
 
 def summarise(networks: Networks, options: dict[str, Any]) -> str:
-    """A line per fact, then a line per batch norm."""
+    """A line per fact, then a line per batch norm and per layer whose size does not suit tensor cores."""
     precision = networks.precision
     facts = {
         "device": precision.device,
         "dtype": _short(precision.dtype),
         "memory format": "channels-last" if precision.channels_last else "contiguous",
+        "engine": networks.fast.name,
         "decisions": _DECISIONS[options["decisions"]],
         "logits": _short(options["logits_dtype"]),
         "loss scale": _scale(networks, options["loss_scale"]),
         "updates": f"{'automatic' if options['auto_update'] else 'by update() only'}, {networks.updates} so far",
         "self-check": _check(networks),
+        "in place": _in_place(len(networks.folded.in_place)),
     }
     lines = [f"FastAttackModel of {type(networks.source).__name__}"]
     lines += [f"  {name:<14} {value}" for name, value in facts.items()]
     lines += [f"  note           {note}" for note in networks.notes]
-    return "\n".join(lines + _batch_norms(networks))
+    found = misfits(networks.source, precision.device.type, precision.dtype)
+    return "\n".join(lines + _batch_norms(networks) + tensor_core_lines(found))
 
 
 def _short(dtype: object) -> str:
@@ -45,6 +51,10 @@ def _scale(networks: Networks, loss_scale: object) -> str:
 
 def _check(networks: Networks) -> str:
     return "done at the first gradient pass" if networks.checked else "due at the first gradient pass"
+
+
+def _in_place(number: int) -> str:
+    return f"{number or 'no'} activation{'' if number == 1 else 's'}"
 
 
 def _batch_norms(networks: Networks) -> list[str]:
@@ -68,3 +78,22 @@ def _count(report: dict[str, str]) -> str:
     kinds = {"folded": "folded", "frozen": "frozen", "kept": "kept"}
     counts = {kind: sum(done.startswith(kind) for done in report.values()) for kind in kinds}
     return ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+
+
+def tensor_core_lines(found: list[Misfit]) -> list[str]:
+    """What :func:`fastadv_adapters.alignment.misfits` has found, what it costs, and what to do."""
+    if not found:
+        return []
+    width = max(len(layer.name) for layer in found[:_MOST_MISFITS])
+    lines = [f"    {layer.name or 'the model itself':<{width}}  {_misfit(layer)}" for layer in found[:_MOST_MISFITS]]
+    if left := len(found) - _MOST_MISFITS:
+        lines += [f"    and {left} with less work"] if left > 0 else []
+    head = f"{len(found)} with sizes that are no multiples of 8; see docs/guide.md#sizes-for-tensor-cores"
+    return [f"  tensor cores   {head}", *lines]
+
+
+def _misfit(layer: Misfit) -> str:
+    sizes = (layer.inputs, layer.outputs), layer.padded, layer.better
+    given, padded, better = (f"{inputs} -> {outputs}" for inputs, outputs in sizes)
+    advice = f"cheap: usual for a {layer.usual} layer" if layer.usual else f"better {better}"
+    return f"{given} {layer.unit}: padded to {padded} it is {layer.factor:.2f} times the work; {advice}"

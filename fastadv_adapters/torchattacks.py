@@ -23,8 +23,9 @@ except ImportError as error:
     ) from error
 
 # These move or stop by decisions that they read off the logits of gradient passes. (APGD reads them too, but only to
-# choose among its candidates.)
-EXACT = ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA")
+# choose among its candidates.) TPGD compares such logits with those of a pass without gradient: they start so near to
+# each other that half precision in one of them hides the difference.
+EXACT = ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA", "TPGD")
 # These fail on float64 logits, by dtype errors of their own.
 FLOAT32 = ("FAB",)
 
@@ -34,7 +35,8 @@ def accelerate(attack: Attack, **options: Any) -> Attack:
 
     One fast copy is made per wrapped model. Each attack gets a view of it that suits that attack, unless ``options``
     say otherwise: ``decisions="exact"`` for those that read decisions off gradient passes (C&W, DeepFool, SparseFool,
-    FAB, EAD, JSMA), and float64 logits, which do not saturate, for all that work with them.
+    FAB, EAD, JSMA) or compare their logits with clean ones (TPGD), and float64 logits, which do not saturate, for all
+    that work with them.
 
     LGV trains a copy of its model and goes on doing so on the plain one; the models that it has collected are attacked
     through fast copies.
@@ -109,7 +111,7 @@ class SafePGD(Attack):  # type: ignore[misc]
     Args:
         model: a plain module or a :class:`~fastadv_adapters.FastAttackModel`.
         eps: budget, in units of the input (8/255, say).
-        alpha: step size; None for 2.5 * eps / steps.
+        alpha: size of every step; None for steps that fall, see :class:`fastadv_adapters.SafePGD`.
         steps: number of steps.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: start at a random point of the budget.

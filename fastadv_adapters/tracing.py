@@ -1,5 +1,6 @@
 """What a trace tells about a model: which batch norm follows which layer, and who else reads that layer's output."""
 
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,17 @@ from torch.nn.modules.conv import _ConvNd
 
 from .copying import clone, copy_module, has_hooks
 
-_IDENTITY = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DOES_NOTHING = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+"""Layers that hand their input on in eval mode, by exact type."""
+
 _DROPOUT_FUNCTIONS = (nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d)
 
 
@@ -40,6 +51,10 @@ class Trace:
         return self.without_layers({name for name in layers if isinstance(module.get_submodule(name), kinds)})
 
 
+# While torch.fx traces, it patches nn.Module for all threads, and warnings are off for all: one trace at a time.
+_alone = threading.RLock()
+
+
 class _Sized(fx.Proxy):
     """A proxy with a length, which models ask for in ``view(len(x), -1)``; the trace is only read, never run."""
 
@@ -48,7 +63,15 @@ class _Sized(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """A tracer that goes on where a module's forward does not trace, with that module as a leaf."""
+    """A tracer that goes on where a module's forward does not trace, with that module as a leaf.
+
+    So are modules with hooks: a hook is the user's, and is not to be handed what stands for a value. What other
+    threads do meanwhile goes on as ever.
+
+    Attributes:
+        failed: name of each module that does not trace -> why.
+        hooked: names of the modules with hooks, to be traced by themselves.
+    """
 
     proxy_buffer_attributes = True
 
@@ -56,6 +79,8 @@ class Tracer(fx.Tracer):
         super().__init__()
         self._leaves = leaves or is_leaf
         self.failed: dict[str, str] = {}
+        self.hooked: dict[str, None] = {}
+        self._thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a value while tracing."""
@@ -69,8 +94,12 @@ class Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace into a module; if that fails, forget the attempt and record one opaque call."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         name = self.path_of_module(m)
-        if not self._leaves(m):
+        if not self._leaves(m) and has_hooks(m):
+            self.hooked[name] = None
+        elif not self._leaves(m):
             last = next(reversed(self.graph.nodes), None)
             try:
                 return forward(*args, **kwargs)
@@ -78,6 +107,12 @@ class Tracer(fx.Tracer):
                 self.failed[name] = f"{type(error).__name__}: {error}".split("\n")[0]
                 self._forget_after(last)
         return self.create_proxy("call_module", name, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What stands for an attribute of a module."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _forget_after(self, last: fx.Node | None) -> None:
         for node in reversed(self.graph.nodes):
@@ -101,7 +136,7 @@ def trace(module: nn.Module) -> Trace:
     copied = copy_module(module, clone)
     names = {id(m): name for name, m in copied.named_modules()}
     result, graphs = Trace(), []
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
+    with _alone, warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
         warnings.simplefilter("ignore")
         for root, graph in _graphs(copied, names, result.opaque):
             graphs.append((names[id(root)], graph))
@@ -124,6 +159,8 @@ def _graphs(root: nn.Module, names: dict[int, str], opaque: dict[str, str]) -> I
         failed = [root]
     else:
         yield root, graph
+        for name in tracer.hooked:
+            yield from _graphs(root.get_submodule(name), names, opaque)
         failed = [root.get_submodule(name) for name in tracer.failed]
         opaque.update({names[id(root.get_submodule(name))]: why for name, why in tracer.failed.items()})
     for child in (child for module in failed for child in module.children() if not is_leaf(child)):
@@ -190,7 +227,7 @@ def _input(node: fx.Node) -> fx.Node | None:
 def _passes_through(node: fx.Node, root: nn.Module, prefix: str) -> bool:
     if node.op == "call_module":
         module = root.get_submodule(_join(prefix, str(node.target)))
-        return type(module) in _IDENTITY and not has_hooks(module)
+        return type(module) in DOES_NOTHING and not has_hooks(module)
     if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         return training is False
@@ -206,7 +243,8 @@ def without_batch_norm(module: nn.Module) -> tuple[fx.Graph, fx.Node]:
     copied = copy_module(module, clone)
     copied._check_input_dim = lambda input: None  # type: ignore[assignment]  # looks at the shape, which a trace has not
     try:
-        graph = Tracer(leaves=lambda m: True).trace(copied)
+        with _alone:
+            graph = Tracer(leaves=lambda m: True).trace(copied)
     except Exception as error:
         raise ValueError(f"its own forward does not trace ({type(error).__name__})") from error
     nodes = [n for n in graph.nodes if n.target is nn.functional.batch_norm]

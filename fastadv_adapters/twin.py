@@ -14,7 +14,7 @@ from .precision import Precision
 class Twin:
     """A copy of the source whose parameters are the source's own, as detached aliases.
 
-    Buffers are always the twin's own, since a forward pass may write into them.
+    Buffers and plain attributes are always the twin's own, since a forward pass may write into them.
 
     Args:
         source: the wrapped model.
@@ -24,34 +24,40 @@ class Twin:
 
     def __init__(self, source: nn.Module, precision: Precision, *, live: bool) -> None:
         self._live = live
-        network = copy_module(source, alias if live else clone)
+        aliased = {id(p) for p in source.parameters()} if live else set()
+        network = copy_module(source, lambda tensor: alias(tensor) if id(tensor) in aliased else clone(tensor))
         self._parts = list(zip(source.modules(), network.modules(), strict=True))
-        for part in network.modules():
-            for name, buffer in part._buffers.items():
-                part._buffers[name] = None if buffer is None else clone(buffer)
         dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
         native = dtypes.pop() if len(dtypes) == 1 else None
         self.engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
 
     def follow(self) -> None:
-        """Alias again what was replaced or moved in the source, and copy the rest."""
+        """Alias again what was replaced or moved in the source, and copy the rest over what the network has written."""
         for theirs, ours in self._parts:
-            _alias_again(vars(theirs), vars(ours), live=self._live)
-            _alias_again(theirs._parameters, ours._parameters, live=self._live)
+            _follow_attributes(vars(theirs), vars(ours))
+            self._follow_parameters(theirs._parameters, ours._parameters)
             for name, buffer in theirs._buffers.items():
                 copied = ours._buffers[name]
                 if buffer is not None and copied is not None:
                     copied.copy_(buffer)
 
+    def _follow_parameters(self, theirs: dict[str, nn.Parameter | None], ours: dict[str, nn.Parameter | None]) -> None:
+        for name, parameter in theirs.items():
+            own = ours[name]
+            if parameter is None or own is None:
+                continue
+            if not self._live:
+                own.copy_(parameter)
+            elif _place(parameter) != _place(own):
+                ours[name] = alias(parameter)  # type: ignore[assignment]
 
-def _alias_again(theirs: dict[str, Any], ours: dict[str, Any], *, live: bool) -> None:
-    for name, tensor in theirs.items():
-        if isinstance(tensor, Tensor):
-            own = ours.get(name)
-            if not live:
-                ours[name] = clone(tensor)
-            elif not isinstance(own, Tensor) or _place(tensor) != _place(own):
-                ours[name] = alias(tensor)
+
+def _follow_attributes(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    for name, value in theirs.items():
+        if isinstance(value, Tensor):
+            ours[name] = clone(value)
+        elif value is None and isinstance(ours.get(name), Tensor):
+            ours[name] = None
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

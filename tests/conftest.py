@@ -1,15 +1,40 @@
 """What every test starts from, and the watch over wrapped models."""
 
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 
 from fastadv_adapters.model import FastAttackModel
+from tests.engines import use_engine
 from tests.tools import fingerprint
 
 # The models are tiny, and the runner uses a process per core.
 torch.set_num_threads(1)
+
+# Property tests: the same 200 examples at every run, or many new ones with --hypothesis-profile=thorough.
+hypothesis.settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None, print_blob=False)
+hypothesis.settings.register_profile("thorough", max_examples=5000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        choices=["eager", "compile", "cudagraph"],
+        default="eager",
+        help='what runs every model whose engine is "auto"; make test-engines runs all tests with each',
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chosen_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--engine") != "eager":
+            use_engine(patch, request.config.getoption("--engine"))
+        yield
 
 
 @pytest.fixture(autouse=True)

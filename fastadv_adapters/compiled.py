@@ -1,0 +1,123 @@
+"""The engine that compiles the fast network with ``torch.compile``; the boundary stays outside."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .crossing import Crossing
+from .engines import EagerEngine, EagerRun, EagerTape
+from .folding import UnbalancedFoldError
+from .inputs import is_out_of_memory
+from .packing import Packed
+from .precision import Precision
+
+MOST = 16
+"""How many kinds of calls (shapes, flags) are compiled; others run eager."""
+
+BACKEND = "inductor"
+
+
+class CompileEngine(EagerEngine):
+    """Run the network as ``torch.compile`` makes it: one compilation per shape of the inputs.
+
+    Weights are inputs of the compiled code, so that an update in place changes nothing about it.
+
+    Args:
+        network, precision, around: as of :class:`EagerEngine`; ``around`` stays outside of the compiled code.
+        give_up: told why, once, if the network cannot be compiled; then everything runs eager.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        precision: Precision,
+        *,
+        around: Callable[[], AbstractContextManager[None]],
+        give_up: Callable[[str], None],
+    ) -> None:
+        super().__init__(network, precision, convert=True, around=around)
+        self.name = "compile"
+        self._give_up = give_up
+        self._compiled: Callable[..., Any] = torch.compile(network, dynamic=False, fullgraph=True, backend=BACKEND)
+        self._kinds: set[Any] = set()
+
+    def bind(self, arguments: Packed) -> "CompiledRun":
+        """The run for one call."""
+        return CompiledRun(self, arguments)
+
+    def enter(self, tensor: Tensor) -> Tensor:
+        """An input as the network wants it, dense: other strides would be another compilation."""
+        entered = super().enter(tensor)
+        wanted = self.precision.memory_format(entered.ndim, spatial=entered.is_floating_point())
+        return entered.contiguous(memory_format=wanted)
+
+    def takes(self, kind: Any) -> bool:
+        """Whether calls of this kind run compiled."""
+        return self.name == "compile" and (kind in self._kinds or len(self._kinds) < MOST)
+
+    def compiled(self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The compiled network; compiles at the first call of a kind."""
+        if kind in self._kinds:
+            return self._compiled(*args, **kwargs)
+        with _room_for_more():
+            output = self._compiled(*args, **kwargs)
+        self._kinds.add(kind)
+        return output
+
+    def give_up(self, error: Exception) -> None:
+        """Run eager from now on."""
+        self.name = "eager"
+        self._give_up(f"torch.compile raised {type(error).__name__}: {_first_line(error)}")
+
+
+class CompiledRun(EagerRun):
+    """One call of a :class:`CompileEngine`."""
+
+    _engine: CompileEngine
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Packed:
+        """The network alone; always with a graph, so that there is one compilation and not two per shape."""
+        engine, arguments = self._engine, self._arguments
+        kind = (arguments.kind, tuple((t.shape, t.dtype, t.requires_grad) for t in tensors))
+        if not engine.takes(kind):
+            return super().__call__(tensors)
+        args, kwargs = arguments.rebuild(list(map(engine.enter, tensors)))
+        try:
+            with engine.precision.context(), engine.around():
+                return Packed(engine.compiled(kind, args, kwargs))
+        except UnbalancedFoldError:
+            raise
+        except Exception as error:
+            output = super().__call__(tensors)  # the model's own error is raised here, as it is
+            if not is_out_of_memory(error):  # which says nothing of the next time
+                engine.give_up(error)
+            return output
+
+    def values(self, tensors: Sequence[Tensor], crossing: Crossing) -> Packed:
+        """The output without gradients, of the same compiled code as with them."""
+        with torch.inference_mode(False):
+            own = [t.clone() if t.is_inference() else t for t in tensors]
+            return EagerTape(self, own, [t.is_floating_point() for t in own], crossing).output
+
+
+@contextmanager
+def _room_for_more() -> Iterator[None]:
+    """Let torch.compile keep as many compilations as are made here, whose code several backward passes may run.
+
+    It also warns of its own doings (that it reads ``.grad`` of our inputs), which nobody here can change.
+    """
+    import torch._dynamo
+    import torch._functorch.config as functorch
+
+    with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=1024):
+        warnings.simplefilter("ignore")
+        with functorch.patch(donated_buffer=False):
+            yield
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

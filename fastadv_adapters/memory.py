@@ -1,0 +1,126 @@
+"""How many bytes a network keeps for its backward pass, per sample and layer type."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .copying import alias, copy_module, kind_of, tensors_in
+from .inputs import accept_model, accept_tensors
+from .model import FastAttackModel
+from .networks import Networks
+from .packing import Packed
+
+
+class BytesKept(NamedTuple):
+    """What a forward pass keeps for the backward pass.
+
+    Attributes:
+        total: bytes per sample.
+        by_layer: class of a layer -> bytes per sample, the largest first. They add up to ``total``: memory that
+            several layers keep counts for the first that does, and what a model's own forward computes outside its
+            layers for the class of that model (or block).
+    """
+
+    total: float
+    by_layer: dict[str, float]
+
+
+def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
+    """Measure what one forward pass for an input gradient keeps for the backward pass.
+
+    It runs once on a throw-away copy, in eval mode, operator after operator: nothing changes on ``model``. Counted is
+    each piece of memory once, whole, however many tensors are parts of it. Weights and buffers are not counted; weights
+    that are cast anew in every pass are, shared out over the samples. For a plain model an autocast region around the
+    call is in force. Not seen is what ``torch.utils.checkpoint`` and custom functions keep by themselves. A compiled
+    model may keep less, for compilers compute again what they can.
+
+        kept = bytes_kept(fast, images)
+        print(kept.total / bytes_kept(model, images).total, kept.by_layer)
+
+    Args:
+        model: a plain module, with parameters that require gradients or not, or a ``FastAttackModel``, whose fast
+            network is measured (brought up to date first, as before any forward pass).
+        *args: what the model takes; the first a floating-point tensor (N, ...) on the model's device, with N > 0.
+        **kwargs: likewise.
+
+    Returns:
+        Bytes per sample: those of the pass, divided by N.
+
+    Raises:
+        TypeError: ``model`` is not a module, or the first input is not a floating-point tensor.
+        ValueError: an input on another device, or without samples; a model that cannot be copied.
+    """
+    networks = model._networks if isinstance(model, FastAttackModel) else None
+    source = accept_model(model) if networks is None else networks.source
+    arguments = Packed((args, kwargs))
+    accept_tensors(arguments.tensors, next(source.parameters()).device)
+    samples = len(arguments.tensors[0])
+    if not samples:
+        raise ValueError("expected at least one sample, got none: what is kept is counted per sample")
+    counter = _Counter()
+    with torch.inference_mode(False), torch.random.fork_rng(_cuda(arguments.tensors)):
+        if networks is None:
+            plain = copy_module(source, lambda t: alias(t).requires_grad_(t.requires_grad))
+            counter.run(plain, arguments, lambda t: t)
+        else:
+            network = _fast_copy(networks, arguments)
+            with networks.precision.context():
+                counter.run(network, arguments, networks.precision.enter)
+    return counter.result(samples)
+
+
+def _fast_copy(networks: Networks, arguments: Packed) -> nn.Module:
+    networks.refresh(unasked=True)
+    networks.check_once(arguments)
+    return networks.throw_away_copy()
+
+
+def _cuda(tensors: Sequence[Tensor]) -> list[torch.device]:
+    return list({t.device for t in tensors if t.device.type == "cuda"})
+
+
+class _Counter:
+    """Sums what is saved for the backward pass, by the innermost layer at work."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, torch.UntypedStorage] = {}  # held, for the place of a freed one may be used again
+        self._working: list[str] = []
+        self._bytes: dict[str, int] = {}
+
+    def run(self, network: nn.Module, arguments: Packed, enter: Callable[[Tensor], Tensor]) -> None:
+        """One forward pass of a network that nobody else uses."""
+        for tensor in tensors_in(network):
+            self._seen(tensor)
+        for part in network.modules():
+            part.register_forward_pre_hook(lambda module, inputs: self._working.append(kind_of(module).__name__))
+            part.register_forward_hook(lambda module, inputs, output: self._leave())
+        with torch.enable_grad(), saved_tensors_hooks(self._saved, lambda tensor: tensor):
+            leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in arguments.tensors]
+            inner_args, inner_kwargs = arguments.rebuild([enter(leaf) for leaf in leaves])
+            network(*inner_args, **inner_kwargs)
+
+    def result(self, samples: int) -> BytesKept:
+        """What was counted."""
+        ordered = sorted(self._bytes.items(), key=lambda item: -item[1])
+        return BytesKept(sum(self._bytes.values()) / samples, {name: number / samples for name, number in ordered})
+
+    def _leave(self) -> None:
+        self._working.pop()
+
+    def _saved(self, tensor: Tensor) -> Tensor:
+        if not self._seen(tensor):
+            name = self._working[-1] if self._working else "inputs"
+            self._bytes[name] = self._bytes.get(name, 0) + tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
+    def _seen(self, tensor: Tensor) -> bool:
+        """Whether this tensor's memory was met before; from now on it was."""
+        if tensor.layout != torch.strided:
+            return True  # sparse weights and masks have no storage of their own
+        storage = tensor.untyped_storage()
+        known = storage._cdata in self._storages
+        self._storages[storage._cdata] = storage
+        return known

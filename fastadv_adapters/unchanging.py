@@ -1,0 +1,73 @@
+"""Whether a network's forward pass does nothing but work on the device, which a recording alone repeats."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .copying import has_hooks
+from .randomness import host_state
+
+
+class CannotRecordError(RuntimeError):
+    """The forward pass does something that a recording would not repeat."""
+
+
+@contextmanager
+def refuse_what_changes(network: nn.Module) -> Iterator[None]:
+    """Run the network inside; raises CannotRecordError if that ran hooks, set attributes or drew numbers on the host.
+
+    Tensors may be written to in place: that is recorded.
+    """
+    hooked = [name for name, part in network.named_modules() if has_hooks(part)]
+    if hooked:
+        raise CannotRecordError(f"{hooked[0] or 'it'} has hooks, which a recording does not call")
+    attributes, drawn = _attributes(network), host_state()
+    yield
+    for name, now in _attributes(network).items():
+        if not _same(now, attributes.get(name, {})):
+            raise CannotRecordError(f"the forward pass of {name or 'the model'} sets attributes")
+    if host_state() != drawn:
+        raise CannotRecordError("its forward pass draws random numbers outside of the device")
+
+
+@contextmanager
+def memory_kept(network: nn.Module) -> Iterator[None]:
+    """Buffers and attributes of the network as before afterwards: for passes that only warm up or record."""
+    dicts = [attributes for part in network.modules() for attributes in (vars(part), part._buffers)]
+    before = [dict(attributes) for attributes in dicts]
+    held = [t for attributes in before for t in attributes.values() if isinstance(t, Tensor)]
+    tensors = [(t, t._version, t.clone()) for t in held]
+    try:
+        yield
+    finally:
+        for attributes, old in zip(dicts, before, strict=True):
+            for name in attributes.keys() - old.keys():
+                del attributes[name]
+            attributes.update(old)
+        with torch.no_grad():
+            for tensor, version, value in tensors:
+                if tensor._version != version:  # what nobody has written to may be the wrapped model's
+                    tensor.copy_(value)
+
+
+def _attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """For each part: tensors by identity, containers by their contents, all else by itself."""
+    return {name: {k: _fixed(v) for k, v in vars(part).items()} for name, part in network.named_modules()}
+
+
+def _fixed(value: Any) -> Any:
+    if isinstance(value, (Tensor, nn.Module)):
+        return id(value)
+    if isinstance(value, dict):
+        return {key: _fixed(item) for key, item in value.items()}
+    return [_fixed(item) for item in value] if isinstance(value, (list, tuple, set)) else value
+
+
+def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    try:
+        return bool(now == before)
+    except Exception:  # arrays have no truth value: taken as changed
+        return False
