@@ -9,12 +9,13 @@ INSTALLED := $(VENV)/.installed
 # A process per core, for each test runs on one thread; more than four spend their time importing torch.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help demo test test-engines lint coverage matrix clean
+.PHONY: help demo test test-engines test-gpu lint coverage matrix clean
 
 help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
 	@echo "make test      lint, types and every test, examples and README included"
 	@echo "make test-engines  the tests again, with each engine in the place of the eager one"
+	@echo "make test-gpu  what needs a CUDA device, in the environment that is there"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make coverage  the tests again, with the lines that none of them ran"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
@@ -30,6 +31,10 @@ test: lint
 test-engines: $(INSTALLED)
 	$(PYTEST) --engine compile
 	$(PYTEST) --engine cudagraph
+
+# In the environment that is there: nothing is installed.
+test-gpu:
+	$(PYTHON) -m pytest -m cuda
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .

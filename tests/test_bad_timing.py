@@ -88,7 +88,7 @@ def test_a_structure_that_changes_between_steps_of_an_attack_is_followed(change:
     assert (cosine(found, expected) > 0.9999).all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("engine", ["eager", "auto"])
 def test_a_change_of_device_is_followed_there_and_back(engine: Any) -> None:
     net, (x, y) = small_net().eval(), batch(3)

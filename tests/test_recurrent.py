@@ -111,7 +111,7 @@ def test_recurrent_layers_know_their_own_weights_before_the_first_run() -> None:
     assert all(ours is theirs for ours, theirs in zip(layer._flat_weights, layer.parameters(), strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_recurrent_layers_have_gradients_in_eval_mode_on_cuda(kind: type[nn.RNNBase], dtype: torch.dtype) -> None:
