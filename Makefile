@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # A process per core, for each test runs on one thread; more than four spend their time importing torch.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help demo test test-engines test-gpu lint coverage matrix clean
+.PHONY: help demo test test-engines test-gpu lint coverage matrix bench bench-gpu clean
 
 help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
@@ -19,6 +19,8 @@ help:
 	@echo "make lint      ruff and mypy alone"
 	@echo "make coverage  the tests again, with the lines that none of them ran"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
+	@echo "make bench     every way to run the same attack, on four networks (under 20 minutes on two cores)"
+	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (under 8 minutes)"
 	@echo "make clean     remove the environment and everything that was generated"
 
 demo: $(INSTALLED)
@@ -47,6 +49,16 @@ coverage: $(INSTALLED)
 # What has been run is kept in build/matrix; docs/compatibility.md is written from what is there.
 matrix: $(INSTALLED)
 	$(BIN)/python -m benchmarks.matrix
+
+# Options of the command in OPTIONS: make bench OPTIONS="--sweep --networks resnet18"
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench $(OPTIONS)
+	$(BIN)/python -m benchmarks.quote
+
+# In the environment that is there: nothing is installed.
+bench-gpu:
+	$(PYTHON) -m benchmarks.bench --size full --device cuda --rows all $(OPTIONS)
+	$(PYTHON) -m benchmarks.quote
 
 # Made again when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,17 +1,58 @@
-"""Put the tables that the commands have written into the README, between their comments.
+"""Put the tables that the commands have written into the README and the docs, between their comments.
 
 Run with `python -m benchmarks.quote`, after whichever of them has run anew.
 """
 
+import os
 import re
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.report import OUT
 
-README = OUT.parent.parent / "README.md"
+ROOT = OUT.parent.parent
 
-QUOTED = {"demo": "", "speed": "", "precision": "## ResNet-18"}
-"""Name of a page of results to the heading before which the quotation ends."""
+
+@dataclass(frozen=True)
+class Quotation:
+    """What of a page of results is quoted.
+
+    Attributes:
+        source: name of the page.
+        sections: beginnings of the headings of the sections that are quoted; all if there are none.
+        head: whether what stands above the first section is quoted too: device, versions, settings, a picture.
+    """
+
+    source: str
+    sections: tuple[str, ...] = ()
+    head: bool = True
+
+
+def _part(*sections: str, of: str = "bench") -> Quotation:
+    return Quotation(of, sections, head=False)
+
+
+QUOTED: dict[str, dict[str, Quotation]] = {
+    "README.md": {
+        "demo": Quotation("demo"),
+        "bench": Quotation("bench", ("PGD-10 on ResNet-18",)),
+        "precision": Quotation("precision", ("digits network",)),
+    },
+    "docs/performance.md": {
+        "bench": Quotation("bench", ("Must hold",)),
+        "networks": _part("PGD-10 on"),
+        "ablation": _part("What each trick brings"),
+        "memory": _part("Bytes kept"),
+        "updates": _part("Update of"),
+        "early-stop": _part("Early stop"),
+        "scaling": _part("Twice the work", "Growth of memory"),
+        "sweep": _part("Batch sizes"),
+        "judged": _part("Right or wrong"),
+        "gpu": Quotation("bench-gpu"),
+    },
+}
+"""Page to what stands in it, by the name in its comment."""
 
 
 def without_title(text: str) -> str:
@@ -20,24 +61,44 @@ def without_title(text: str) -> str:
     return re.sub(r"^#+ (.*)$", r"**\1**", body, flags=re.MULTILINE).strip()
 
 
-def quote(readme: str, name: str, table: str) -> str:
-    """The README with `table` between the comments for `name`."""
+def excerpt(page: str, wanted: Quotation) -> str:
+    """Of a page of results, the part that is wanted, to stand in another page."""
+    head, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    chosen = [part for part in sections if not wanted.sections or part[3:].startswith(wanted.sections)]
+    return without_title("".join([head, *chosen] if wanted.head else chosen))
+
+
+def quote(page: str, name: str, table: str) -> str:
+    """The page with `table` between the comments for `name`.
+
+    Raises:
+        ValueError: it has no such comments.
+    """
     place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end table -->)", flags=re.DOTALL)
-    if not place.search(readme):
-        raise ValueError(f"expected <!-- table: {name} --> in {README.name}, got none: put it back")
-    return place.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", readme)
+    if not place.search(page):
+        raise ValueError(f"expected <!-- table: {name} --> in the page, got none: put it back")
+    return place.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
+
+
+def _from(folder: Path, text: str) -> str:
+    """Pictures that lie beside the results, as they are reached from another folder."""
+    way = Path(os.path.relpath(OUT, folder)).as_posix()
+    return re.sub(r"\]\(([\w-]+\.png)\)", rf"]({way}/\1)", text)
 
 
 def main() -> None:
     """Quote every table that exists."""
-    if (README.parent / "demo.md").exists():
-        shutil.copy(README.parent / "demo.md", OUT / "demo.md")
-    text = README.read_text(encoding="utf-8")
-    for name, until in QUOTED.items():
-        if (OUT / f"{name}.md").exists():
-            page = (OUT / f"{name}.md").read_text(encoding="utf-8")
-            text = quote(text, name, without_title(page.split(until)[0] if until else page))
-    README.write_text(text, encoding="utf-8")
+    if (ROOT / "demo.md").exists():
+        shutil.copy(ROOT / "demo.md", OUT / "demo.md")
+    for target, tables in QUOTED.items():
+        path = ROOT / target
+        text = path.read_text(encoding="utf-8")
+        for name, wanted in tables.items():
+            source = OUT / f"{wanted.source}.md"
+            if source.exists():
+                table = excerpt(source.read_text(encoding="utf-8"), wanted)
+                text = quote(text, name, _from(path.parent, table))
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

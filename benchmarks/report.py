@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.timing import Timing, describe_device, versions
+from benchmarks.device import describe_device, versions
+from benchmarks.timing import Timing
 
 OUT = Path("docs/benchmarks")
 """Where results are kept unless told otherwise."""
@@ -49,6 +50,81 @@ class Table:
         return "\n".join([f"## {self.title}", "", *lines, "", *note])
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one part of a benchmark has found.
+
+    Attributes:
+        tables: for people.
+        record: all numbers, as JSON has them.
+    """
+
+    tables: Sequence[Table]
+    record: Any
+
+
+@dataclass
+class Report:
+    """The results of one command. They are written after every part, so a run that is broken off keeps what it has.
+
+    Attributes:
+        name: of the files, without their endings.
+        title: of the page.
+        command: what makes it.
+        settings: what was asked for.
+        device: where it runs.
+        out: folder of the files.
+        console: where tables are printed.
+        first: key of the part that stands first on the page, if it is there.
+        results: all numbers, by key.
+        picture: a file in the same folder, shown on the page.
+    """
+
+    name: str
+    title: str
+    command: str
+    settings: Mapping[str, Any]
+    device: torch.device
+    out: Path
+    console: Console
+    first: str = ""
+    results: dict[str, Any] = field(default_factory=dict)
+    picture: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._heads: dict[str, Mapping[str, Any]] = {"device": describe_device(self.device), "versions": versions()}
+        self._heads["settings"] = dict(self.settings)
+        self._tables: dict[str, Sequence[Table]] = {}
+
+    def add(self, key: str, part: Part, *, show: bool = True) -> None:
+        """Take a part in, or in the place of an earlier one of this key, and write everything; print it to `show`."""
+        self.results[key], self._tables[key] = part.record, part.tables
+        for table in part.tables if show else ():
+            table.show(self.console)
+        self.write()
+
+    def write(self) -> None:
+        """Write `out/name.json` and `out/name.md`, both with device, versions and settings."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        record = {**self._heads, "results": self.results}
+        self.path("json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        heads = [f"- {head}: " + ", ".join(f"{k} {v}" for k, v in told.items()) for head, told in self._heads.items()]
+        picture = [f"![{self.title}]({self.picture.name})", ""] if self.picture else []
+        made = f"Made by `{self.command}`; all numbers are in `{self.name}.json`."
+        keys = sorted(self._tables, key=lambda key: key != self.first)
+        tables = [table.markdown() for key in keys for table in self._tables[key]]
+        page = [f"# {self.title}", "", made, "", *heads, "", *picture, *tables]
+        self.path("md").write_text("\n".join(page), encoding="utf-8")
+
+    def path(self, ending: str) -> Path:
+        """One of the files."""
+        return self.out / f"{self.name}.{ending}"
+
+    def finish(self) -> None:
+        """Say where the results are."""
+        self.console.print(f"written: {self.path('json')}, {self.path('md')}")
+
+
 def milliseconds(timing: Timing) -> str:
     """Median and quartiles as text, in milliseconds."""
     lower, upper = timing.quartiles
@@ -63,36 +139,3 @@ def timing_record(timing: Timing) -> dict[str, Any]:
         "warmup_s": timing.warmup_seconds,
         "all_s": timing.seconds,
     }
-
-
-def deliver(
-    name: str,
-    *,
-    title: str,
-    tables: Sequence[Table],
-    results: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    device: torch.device,
-    out: Path,
-    console: Console,
-) -> None:
-    """Print the tables, and write `out/name.json` and `out/name.md`, both with device, versions and settings."""
-    hardware, software = describe_device(device), versions()
-    record = {"device": hardware, "versions": software, "settings": dict(settings), "results": dict(results)}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    told = [
-        f"# {title}",
-        "",
-        f"Made by `python -m benchmarks.{name}`; all numbers are in `{name}.json`.",
-        "",
-        *(
-            f"- {head}: " + ", ".join(f"{key} {value}" for key, value in described.items())
-            for head, described in (("device", hardware), ("versions", software), ("settings", settings))
-        ),
-        "",
-    ]
-    (out / f"{name}.md").write_text("\n".join(told + [table.markdown() for table in tables]))
-    for table in tables:
-        table.show(console)
-    console.print(f"written: {out / name}.json, {out / name}.md")

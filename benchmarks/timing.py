@@ -1,18 +1,14 @@
 """Measuring in turn: A B A B ..., warm-up apart, medians with quartiles, synchronised on GPUs."""
 
-import importlib.metadata
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-REPORTED_PACKAGES = ("torch", "torchattacks", "foolbox", "eagerpy", "numpy")
+NO_TIME = "left out, for the time was used up; --minutes gives more"
+"""Why something is not measured."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Timing:
     """The measured seconds of one way, warm-up left out."""
 
     seconds: tuple[float, ...]
-    warmup_seconds: float
+    warmup_seconds: float = 0.0
 
     @property
     def median(self) -> float:
@@ -49,24 +45,46 @@ class Timing:
         return lower, upper
 
 
+class Budget:
+    """Seconds that a part of a benchmark may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.start = time.perf_counter()
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; negative once it is used up."""
+        return self.seconds - (time.perf_counter() - self.start)
+
+    def share(self, part: float) -> "Budget":
+        """A budget of its own with a part, 0 to 1, of what is left."""
+        return Budget(max(self.left, 0.0) * part)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all work that was given to it; nothing to do on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _measure(way: Way, device: torch.device) -> float:
-    if way.prepare is not None:
-        way.prepare()
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with the device idle on both sides of the clock."""
     synchronize(device)
     start = time.perf_counter()
-    way.run()
+    run()
     synchronize(device)
     return time.perf_counter() - start
 
 
 def measure_in_turn(
-    ways: Mapping[str, Way | Callable[[], object]], *, device: torch.device, repeats: int = 7, warmup: int = 1
+    ways: Mapping[str, Way | Callable[[], object]],
+    *,
+    device: torch.device,
+    repeats: int = 7,
+    warmup: int = 1,
+    budget: Budget | None = None,
+    failures: dict[str, str] | None = None,
 ) -> dict[str, Timing]:
     """Time every way `repeats` times, in turn, so that a slow phase of the machine meets all of them alike.
 
@@ -75,90 +93,67 @@ def measure_in_turn(
         device: whose work is waited for on both sides of the clock.
         repeats: timed rounds, at least 1.
         warmup: rounds before them, timed apart: compilation, allocation, caches.
+        budget: after the second timed round no further one is begun that would not fit into it.
+        failures: where the reason is put if a way raises; it is left out from then on. None: the error is raised.
 
     Returns:
-        Name to `Timing`, in the order given.
+        Name to `Timing`, in the order given, ways that failed left out.
 
     Raises:
         ValueError: if `repeats` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"expected repeats of at least 1, got {repeats}; give a larger number")
-    named = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
-    first = {name: sum(_measure(way, device) for _ in range(warmup)) for name, way in named.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in named}
-    for _ in range(repeats):
-        for name, way in named.items():
-            seconds[name].append(_measure(way, device))
-    return {name: Timing(tuple(values), first[name]) for name, values in seconds.items()}
+    rounds = _Rounds(ways, device, failures)
+    for _ in range(warmup):
+        rounds.one()
+    warm, longest = rounds.collect(), 0.0
+    for index in range(repeats):
+        if index >= 2 and budget is not None and budget.left < longest:
+            break
+        longest = max(longest, rounds.one())
+    return {name: Timing(tuple(values), sum(warm[name])) for name, values in rounds.collect().items()}
 
 
-def matrix_product(device: torch.device, dtype: torch.dtype, *, size: int = 2048) -> tuple[Way, float]:
-    """A square matrix product as a way to be measured in turn with others, and its floating-point operations.
+class _Rounds:
+    """Runs all ways once a round, and keeps their seconds."""
 
-    Its speed is the peak that is reported: what the device reaches in practice, under the same clock and the same
-    load, for work without any overhead.
-    """
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty(size, size, device=device, dtype=dtype)
-    return Way(lambda: torch.mm(left, right, out=out)), 2.0 * size**3
+    def __init__(
+        self,
+        ways: Mapping[str, Way | Callable[[], object]],
+        device: torch.device,
+        failures: dict[str, str] | None,
+    ) -> None:
+        self.ways = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
+        self.device = device
+        self.failures = failures
+        self.seconds: dict[str, list[float]] = {name: [] for name in ways}
 
+    def one(self) -> float:
+        """Run every way once; returns the seconds of the whole round."""
+        start = time.perf_counter()
+        for name in list(self.ways):
+            try:
+                self.seconds[name].append(self._measure(self.ways[name]))
+            except Exception as error:
+                if self.failures is None:
+                    raise
+                self.failures[name] = reason(error)
+                del self.ways[name], self.seconds[name]
+        return time.perf_counter() - start
 
-def gradient_flops(model: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of one forward pass and one gradient with respect to the input `x`.
+    def _measure(self, way: Way) -> float:
+        if way.prepare is not None:
+            way.prepare()
+        return seconds_of(way.run, self.device)
 
-    Counted on the plain eval-mode network with frozen weights: what the attack needs, not what a way happens to do.
-    The network is left as found.
-    """
-    states = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(m, m.training) for m in model.modules()]
-    leaf = x.detach().clone().requires_grad_()
-    try:
-        model.requires_grad_(False).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(leaf).sum().backward()
-    finally:
-        for parameter, state in states:
-            parameter.requires_grad_(state)
-        for module, mode in modes:
-            module.training = mode
-    return int(counter.get_total_flops())
-
-
-def _processor() -> str:
-    """The processor's marketing name; `platform` knows it on some systems only."""
-    source = Path("/proc/cpuinfo")
-    lines = source.read_text().splitlines() if source.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    def collect(self) -> dict[str, list[float]]:
+        """Seconds per way since the last call."""
+        found, self.seconds = self.seconds, {name: [] for name in self.ways}
+        return found
 
 
-def describe_device(device: torch.device) -> dict[str, str | int]:
-    """What a reader needs to compare numbers: processor or GPU, its capability, threads."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return {
-            "type": "cuda",
-            "name": properties.name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "memory_gib": round(properties.total_memory / 2**30),
-            "cuda": str(torch.version.cuda),
-            "cudnn": int(torch.backends.cudnn.version() or 0),
-        }
-    return {
-        "type": device.type,
-        "name": _processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, those not installed left out."""
-    found = {"python": platform.python_version()}
-    for package in REPORTED_PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def reason(error: Exception) -> str:
+    """An error in one short line: its type and the first line of its text."""
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0]}".replace("|", "/")[:160]

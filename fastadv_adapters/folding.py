@@ -23,7 +23,7 @@ from .copying import alias, become, clone, copy_module, has_hooks
 from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ReplaceTensor, ScaleAndShift
 from .inplace import run_in_place
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
-from .sparing import keep_less
+from .shapes import keep_shape_only
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
 _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -229,7 +229,7 @@ class _Builder:
         if self.trace is None:
             return
         for part, original in self.parts.values():
-            keep_less(part, type(original))
+            keep_shape_only(part, type(original))
         names = {id(part): name for name, (part, _) in self.parts.items()}
         found = run_in_place(self.result.network, passing=_Skipped, fresh=_Affine)
         self.result.in_place += [names[id(activation)] for activation in found]

@@ -29,12 +29,6 @@ class _InPlace:
     inplace = property(lambda self: True)
 
 
-class _OutOfPlace:
-    """The same the other way round, for ReLU6, which keeps less so (:mod:`fastadv_adapters.sparing`)."""
-
-    inplace = property(lambda self: False)
-
-
 class _Sequence:
     """Mixin for a sequence of layers that calls some of its activations in place.
 
@@ -74,14 +68,14 @@ def run_in_place(network: nn.Module, *, passing: type, fresh: type) -> list[nn.M
             called = tuple(_second(layer) if place in places else layer for place, layer in enumerate(layers))
             become(part, _Sequence)
             vars(part).update(layers=layers, called=called)
-            found.update(dict.fromkeys(layers[place] for place in places if isinstance(called[place], _InPlace)))
+            found.update(dict.fromkeys(layers[place] for place in places))
     return list(found)
 
 
 def _second(activation: nn.Module) -> nn.Module:
     second = nn.Module.__new__(type(activation))
     second.__dict__ = vars(activation)
-    become(second, _OutOfPlace if isinstance(activation, nn.ReLU6) else _InPlace)
+    become(second, _InPlace)
     return second
 
 
@@ -94,18 +88,18 @@ def _is_plain(part: nn.Module) -> bool:
 
 
 def _places(layers: Iterable[nn.Module], passing: type, fresh: type) -> Iterator[int]:
-    """The places of activations to be called otherwise; ``own`` follows what the last layer gave."""
+    """The places of activations that may run in place; ``own`` follows what the last layer gave."""
     own = False
     for place, part in enumerate(layers):
-        if own and not has_hooks(part) and _gains(part):
+        if own and _may_run_in_place(part):
             yield place
         own = _gives_own(part, own, passing, fresh)
 
 
-def _gains(part: nn.Module) -> bool:
-    if kind_of(part) is nn.ReLU6:
-        return bool(part.inplace)
-    return kind_of(part) in _ACTIVATIONS and not part.inplace and getattr(part, "negative_slope", 0) >= 0
+def _may_run_in_place(part: nn.Module) -> bool:
+    if kind_of(part) not in _ACTIVATIONS or part.inplace or has_hooks(part):
+        return False
+    return not isinstance(part, nn.LeakyReLU) or part.negative_slope >= 0
 
 
 def _gives_own(part: nn.Module, own: bool, passing: type, fresh: type) -> bool:

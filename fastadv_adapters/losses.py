@@ -9,6 +9,9 @@ from torch import Tensor
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, C) and labels (N,) to one value per sample (N,), to be maximised."""
 
+Ascent = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Logits (N, C) and labels (N,) to the values of a loss (N,) and its gradient at the logits (N, C)."""
+
 LOSSES = ("ce", "dlr", "margin")
 """The names that :func:`resolve_loss` knows."""
 
@@ -20,13 +23,15 @@ class Loss:
     Attributes:
         name: how the user called it.
         function: logits (N, C), labels (N,) -> (N,). In targeted attacks the labels are the targets.
-        fallback: a loss that takes over, sample by sample, where the gradient of ``function`` at the logits is all
-            zero or not finite; None if that cannot happen with finite logits.
+        closed: the same with its gradient, without autograd; None where autograd has to find it.
+        fallback: a loss whose gradient takes over, sample by sample, where that of ``function`` is all zero or not
+            finite; not needed where there is a closed form.
     """
 
     name: str
     function: LossFunction
-    fallback: LossFunction | None = None
+    closed: Ascent | None = None
+    fallback: Ascent | None = None
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One value per sample, shape (N,).
@@ -48,20 +53,26 @@ class Loss:
 
         The direction is the gradient up to a positive factor per sample.
         """
+        logits = logits.detach()
+        if self.closed is not None:
+            return self.closed(logits, labels)
+        values, direction = self._differentiated(logits, labels)
+        if self.fallback is not None:
+            largest = direction.abs().amax(1, keepdim=True)
+            usable = (largest > 0) & largest.isfinite()
+            direction = torch.where(usable, direction / largest, self.fallback(logits, labels)[1])
+        return values, direction
+
+    def _differentiated(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            logits = logits.detach().requires_grad_(True)
-            values = self(logits, labels)
+            leaf = logits.detach().requires_grad_(True)
+            values = self(leaf, labels)
             if not values.requires_grad:
                 raise ValueError(
                     f"expected a loss that can be differentiated by the logits, got values of {self.name} without "
                     f"a gradient. Compute them from the logits alone, without argmax or detach()"
                 )
-            (direction,) = torch.autograd.grad(values.sum(), logits)
-            if self.fallback is not None:
-                largest = direction.abs().amax(1, keepdim=True)
-                usable = (largest > 0) & largest.isfinite()
-                (other,) = torch.autograd.grad(self.fallback(logits, labels).sum(), logits)
-                direction = torch.where(usable, direction / largest, other)
+            (direction,) = torch.autograd.grad(values.sum(), leaf)
         return values.detach(), direction
 
 
@@ -78,18 +89,19 @@ def resolve_loss(loss: str | LossFunction, targeted: bool = False) -> Loss:
         ValueError: unknown name.
         TypeError: neither a name nor a callable.
     """
-    fallback = _targeted(margin) if targeted else margin
+    fallback = _reversed(_margin_ascent) if targeted else _margin_ascent
     if callable(loss):
-        return Loss(getattr(loss, "__name__", type(loss).__name__), loss, fallback)
+        return Loss(getattr(loss, "__name__", type(loss).__name__), loss, fallback=fallback)
     choices = f"one of {', '.join(map(repr, LOSSES))} or a callable loss(logits, labels) -> (N,)"
     if not isinstance(loss, str):
         raise TypeError(f"expected loss to be {choices}, got {type(loss).__name__}. Pass one of these")
     if loss == "ce":
-        return Loss(loss, _targeted(cross_entropy) if targeted else cross_entropy)
+        closed = _reversed(_cross_entropy_ascent) if targeted else _cross_entropy_ascent
+        return Loss(loss, _negative(cross_entropy) if targeted else cross_entropy, closed)
     if loss == "margin":
-        return Loss(loss, fallback)
+        return Loss(loss, _negative(margin) if targeted else margin, fallback)
     if loss == "dlr":
-        return Loss(loss, dlr_targeted if targeted else dlr, fallback)
+        return Loss(loss, dlr_targeted if targeted else dlr, fallback=fallback)
     raise ValueError(f"expected loss to be {choices}, got {loss!r}. Choose one of these")
 
 
@@ -136,8 +148,33 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
 _TINY = 1e-12  # in the authors' code too, for logits that are all equal
 
 
-def _targeted(function: LossFunction) -> LossFunction:
+def _cross_entropy_ascent(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    _check_classes(logits, 2, "ce")
+    others = _others(logits, labels)
+    values = others.logsumexp(1) - _own(logits, labels)
+    return values, others.softmax(1).scatter_(1, labels[:, None], -1.0)
+
+
+def _margin_ascent(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient is shared by others that are equally large, as autograd has it."""
+    _check_classes(logits, 2, "margin")
+    others = _others(logits, labels)
+    largest = others.amax(1, keepdim=True)
+    share = (others == largest).to(logits.dtype)
+    share.div_(share.sum(1, keepdim=True)).scatter_(1, labels[:, None], -1.0)
+    return largest.squeeze(1) - _own(logits, labels), share
+
+
+def _negative(function: LossFunction) -> LossFunction:
     return lambda logits, targets: -function(logits, targets)
+
+
+def _reversed(ascent: Ascent) -> Ascent:
+    def descent(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        values, direction = ascent(logits, targets)
+        return values.neg_(), direction.neg_()
+
+    return descent
 
 
 def _own(logits: Tensor, labels: Tensor) -> Tensor:

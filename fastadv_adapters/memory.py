@@ -1,6 +1,6 @@
 """How many bytes a network keeps for its backward pass, per sample and layer type."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from .inputs import accept_model, accept_tensors
 from .model import FastAttackModel
 from .networks import Networks
 from .packing import Packed
+from .randomness import random_state_kept
 
 
 class BytesKept(NamedTuple):
@@ -56,12 +57,13 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
     networks = model._networks if isinstance(model, FastAttackModel) else None
     source = accept_model(model) if networks is None else networks.source
     arguments = Packed((args, kwargs))
-    accept_tensors(arguments.tensors, next(source.parameters()).device)
+    device = next(source.parameters()).device
+    accept_tensors(arguments.tensors, device)
     samples = len(arguments.tensors[0])
     if not samples:
         raise ValueError("expected at least one sample, got none: what is kept is counted per sample")
     counter = _Counter()
-    with torch.inference_mode(False), torch.random.fork_rng(_cuda(arguments.tensors)):
+    with torch.inference_mode(False), random_state_kept(device):
         if networks is None:
             plain = copy_module(source, lambda t: alias(t).requires_grad_(t.requires_grad))
             counter.run(plain, arguments, lambda t: t)
@@ -76,10 +78,6 @@ def _fast_copy(networks: Networks, arguments: Packed) -> nn.Module:
     networks.refresh(unasked=True)
     networks.check_once(arguments)
     return networks.throw_away_copy()
-
-
-def _cuda(tensors: Sequence[Tensor]) -> list[torch.device]:
-    return list({t.device for t in tensors if t.device.type == "cuda"})
 
 
 class _Counter:

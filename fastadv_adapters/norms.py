@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _L1_SHARE = 0.25  # of the range between the bounds, by which one L1 step moves a coordinate at most
 _LARGEST_RADIUS = 1e30  # keeps sums of a few of them finite in float32
+_LEAST_SQUARED = 1e-12  # a length whose square is far inside float32's range, also a million times longer or shorter
 _SLACK = 1e-5  # relative, of a norm that was measured in float32
 
 
@@ -193,8 +194,14 @@ class L2Ball(Ball):
         if self.radius == 0:
             return x.copy_(self.origin)
         delta = x.sub_(self.origin)
-        delta.div_(self._length(delta / self.radius).clamp_min_(1.0))
+        delta.div_(self._share(delta).clamp_min_(1.0))
         return x.add_(self.origin).clamp_(self.lower, self.upper)
+
+    def _share(self, delta: Tensor) -> Tensor:
+        """The length of each perturbation as a multiple of the radius; a copy only where squares leave float32."""
+        if _LEAST_SQUARED < self.radius < 1 / _LEAST_SQUARED:
+            return self._length(delta).div_(self.radius)
+        return self._length(delta / self.radius)
 
     def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
         # What the clamp would take back is left out of the direction, so that alpha goes where it has an effect.
@@ -203,8 +210,9 @@ class L2Ball(Ball):
 
     def _unit(self, v: Tensor) -> Tensor:
         """Each sample divided by its length, which is measured after scaling, since squares of 2^-100 underflow."""
-        scaled = v / _nonzero(_norm(v, math.inf))
-        return scaled.div_(_nonzero(self._length(scaled)))
+        tiny = torch.finfo(v.dtype).tiny  # for what is all zero, which stays so
+        scaled = v / _norm(v, math.inf).clamp_min_(tiny)
+        return scaled.div_(self._length(scaled).clamp_min_(tiny))
 
 
 @dataclass(frozen=True, eq=False)

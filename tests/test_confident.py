@@ -11,8 +11,9 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from benchmarks.correctness import Outcome, Subject, judge
 from benchmarks.networks import resnet18
-from benchmarks.precision import Multiplied, Outcome, Settings, Subject, judge, ways_of_attacking
+from benchmarks.precision import Multiplied, Settings, ways
 from digits import DigitsNet, accuracy, grey_digits, rgb_digits, train
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
@@ -46,9 +47,8 @@ def images_of(subject: Subject) -> tuple[Tensor, Tensor]:
 
 
 def outcomes_of(subject: Subject, model: nn.Module, names: list[str]) -> dict[str, Outcome]:
-    ways = ways_of_attacking(dtypes=(torch.float16, torch.bfloat16))
-    x, y = images_of(subject)
-    return judge({n: ways[n] for n in names}, model, x, y, eps=subject.eps, settings=SETTINGS)
+    rows = [row for row in ways() if row.key in names]
+    return judge(rows, subject, steps=SETTINGS.steps, seed=SETTINGS.seed, model=model).outcomes
 
 
 @pytest.mark.parametrize("name", ["digits", "resnet"])

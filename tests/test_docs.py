@@ -115,7 +115,7 @@ def test_every_page_is_in_the_index() -> None:
 def test_the_readme_has_its_tables() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     marked = re.findall(r"<!-- table: (\w+) -->.*?<!-- end table -->", text, re.DOTALL)
-    assert marked == ["demo", "speed", "precision"]
+    assert marked == ["demo", "bench", "precision"]
 
 
 def test_guide_code_runs() -> None:

@@ -52,7 +52,7 @@ def without(monkeypatch: pytest.MonkeyPatch, net: nn.Module, **options: Any) -> 
     """The same fast model with nothing in place."""
     with monkeypatch.context() as patch:
         patch.setattr(folding, "run_in_place", lambda network, **kinds: [])
-        return FastAttackModel(net, **options)
+        return FastAttackModel(net, engine="eager", **options)
 
 
 @pytest.mark.usefixtures("untouched")
@@ -91,7 +91,7 @@ def test_what_kept_its_input_keeps_half(monkeypatch: pytest.MonkeyPatch) -> None
     pairs = [layer for _ in range(3) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.LeakyReLU())]
     net = nn.Sequential(*pairs, nn.Conv2d(4, 1, 8), nn.Flatten())
     x = torch.rand(2, 4, 8, 8)
-    monkeypatch.setattr(folding, "keep_less", lambda part, kind: None)
+    monkeypatch.setattr(folding, "keep_shape_only", lambda part, kind: None)
     options: Any = {"dtype": torch.float32, "engine": "eager", "channels_last": False}
     image = 4 * 64 * 4  # bytes; the first convolution keeps one, each activation its output, or input and output
     assert bytes_kept(FastAttackModel(net, **options), x).total == 4 * image

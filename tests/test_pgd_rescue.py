@@ -128,3 +128,45 @@ def test_a_model_that_gives_nan_gives_the_inputs_back() -> None:
 
     for early_stop in (False, True):
         assert torch.equal(SafePGD(nn.Sequential(net, Nan()), eps=0.1, steps=2, early_stop=early_stop)(x, y), x)
+
+
+class SpoilOnce(torch.autograd.Function):
+    """The identity, whose gradient is NaN for images whose first pixel is bright, in one backward pass."""
+
+    armed = False
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x[:, 0, 0, 0] > 0.5)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        armed, SpoilOnce.armed = SpoilOnce.armed, False
+        return torch.where(rows[:, None, None, None], math.nan, grad) if armed else grad
+
+
+class SpoiltOnce(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(SpoilOnce.apply(x))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("dropped", [0, 3, 8])
+def test_what_is_spoilt_in_the_step_in_which_others_are_dropped_is_attacked_again(dropped: int) -> None:
+    net, x, y, rows = marked_task()
+    wrong = rows.logical_not().nonzero()[:dropped, 0]
+    y[wrong] = (y[wrong] + 1) % 10  # from the start
+    fast = FastAttackModel(SpoiltOnce(net), dtype=torch.float32, engine="eager")
+    attack = SafePGD(fast, eps=1e-6, steps=4, early_stop=True, random_start=False)
+    attack(x, y)  # checks the model
+    fast.reset_gradient_stats()
+    SpoilOnce.armed = True
+    attack(x, y)
+    left = len(x) - dropped
+    first = len(x) if 3 * left >= 2 * len(x) else left
+    assert fast.gradient_stats.samples == first + 3 * left + 4 * int(rows.sum())

@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Block(nn.Module):
@@ -126,3 +128,25 @@ def _of_tensor(tensor: Tensor | None) -> Any:
         return None
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
     return tensor.data_ptr(), tensor.dtype, hashlib.sha1(data.numpy().tobytes()).hexdigest()
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts the operators that are called inside, by name.
+
+    Attributes:
+        calls: name -> number of calls.
+        dtypes: name -> for each call the dtypes of the tensors among its arguments, and that of its output.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Counter[str] = Counter()
+        self.dtypes: dict[str, list[tuple[torch.dtype, ...]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.calls[name] += 1
+        output = func(*args, **(kwargs or {}))
+        tensors = [t for t in (*args, output) if isinstance(t, Tensor)]
+        self.dtypes.setdefault(name, []).append(tuple(t.dtype for t in tensors))
+        return output

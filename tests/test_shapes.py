@@ -1,4 +1,4 @@
-"""Layers that keep less for the backward pass: the same numbers as PyTorch's own, bit for bit."""
+"""Convolutions that keep only the shape of their input: the same numbers as PyTorch's own, bit for bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +26,6 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "one_dimension": (lambda: nn.Conv1d(4, 6, 3), (9,)),
     "three_dimensions": (lambda: nn.Conv3d(4, 6, 2), (3, 3, 3)),
     "folded": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), (6, 6)),
-    "relu6": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU6()), (6, 6)),
-    "relu6_alone": (lambda: nn.Sequential(nn.ReLU6(), nn.Conv2d(4, 6, 3)), (6, 6)),
 }
 
 
@@ -49,7 +47,7 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FastAttackModel]:
 
     def make(net: nn.Module, **options: Any) -> FastAttackModel:
         with monkeypatch.context() as patch:
-            patch.setattr(folding, "keep_less", lambda part, kind: None)
+            patch.setattr(folding, "keep_shape_only", lambda part, kind: None)
             return FastAttackModel(net, **options)
 
     return make
@@ -76,7 +74,7 @@ def test_a_convolution_keeps_no_input_that_nobody_else_keeps(monkeypatch: pytest
     image, inner = 4 * 64 * 4, 6 * 36 * 4  # bytes; SiLU keeps its input
     options: Any = {"dtype": torch.float32, "engine": "eager", "channels_last": False}
     assert bytes_kept(FastAttackModel(net, **options), x) == (image + inner, {"SiLU": image + inner})
-    monkeypatch.setattr(folding, "keep_less", lambda part, kind: None)
+    monkeypatch.setattr(folding, "keep_shape_only", lambda part, kind: None)
     assert bytes_kept(FastAttackModel(net, **options), x).by_layer == {"Conv2d": image, "SiLU": image + inner}
 
 
@@ -88,33 +86,13 @@ def test_behind_what_keeps_its_output_convolutions_are_pytorchs_own() -> None:
     assert type(network(x.requires_grad_()).grad_fn.next_functions[0][0]).__name__ == "ConvolutionBackward0"
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-def test_relu6_keeps_its_output_alone(inplace: bool, usual: Callable[..., FastAttackModel]) -> None:
-    pairs = [layer for _ in range(3) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU6(inplace=inplace))]
+@pytest.mark.parametrize("activation", [nn.ReLU6, nn.Hardtanh, nn.GELU, nn.Hardswish, nn.Mish, nn.ReLU, nn.LeakyReLU])
+def test_between_convolutions_one_tensor_is_kept(activation: type[nn.Module]) -> None:
+    pairs = [layer for _ in range(3) for layer in (nn.Conv2d(4, 4, 3, padding=1), activation())]
     net = nn.Sequential(*pairs, nn.Conv2d(4, 1, 8), nn.Flatten()).eval()
-    x = 9 * torch.randn(2, 4, 8, 8)
-    options: Any = {"dtype": torch.float32, "engine": "eager"}
-    fast = FastAttackModel(net, **options)
-    assert bytes_kept(fast, x).total == 3 * 4 * 64 * 4
-    for found, wanted in zip(step(fast, x), step(usual(net, **options), x), strict=True):
-        assert torch.equal(found, wanted)
-
-
-def test_relu6_in_place_stays_so_where_others_may_look() -> None:
-    class Looks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU6(inplace=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.conv(x) * 9
-            self.act(y)
-            return y
-
-    net, x = Looks().eval(), torch.rand(2, 3, 8, 8)
-    fast = FastAttackModel(net, dtype=torch.float32)
-    for found, wanted in zip(step(fast, x), step(net, x), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    assert bytes_kept(fast, torch.rand(2, 4, 8, 8)).total == 3 * 4 * 64 * 4
+    assert bytes_kept(net, torch.rand(2, 4, 8, 8)).total >= 4 * 4 * 64 * 4
 
 
 @pytest.mark.parametrize("engine", ["eager", "compile", "cudagraph"])
@@ -125,7 +103,7 @@ def test_every_engine_runs_them(engine: str, monkeypatch: pytest.MonkeyPatch) ->
     fast = FastAttackModel(net, dtype=torch.float32)
     for found, wanted in zip(step(fast, x), step(net, x), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert fast.engine == engine
+    assert fast.engine == engine, fast.summary()
 
 
 # --- unusual backward passes ------------------------------------------------------------------------------------------
@@ -164,7 +142,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("make", [DescendsItself, Checkpointed])
 def test_models_that_differentiate_or_recompute_are_right(make: Callable[[], nn.Module]) -> None:
     net, x = make().eval(), torch.randn(3, 3, 8, 8)
-    fast = FastAttackModel(net, dtype=torch.float32)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
     for found, wanted in zip(step(fast, x), step(net, x), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert not fast._networks.notes

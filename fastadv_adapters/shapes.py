@@ -1,35 +1,34 @@
-"""Layers that keep less for the backward pass than PyTorch's own, and compute the same bit for bit.
+"""Convolutions that keep only the shape of their input for the backward pass, and compute the same bit for bit.
 
 A frozen convolution needs its weight and the *shape* of its input for the gradient at that input; PyTorch keeps the
 input itself, whatever is frozen. Behind a ReLU that costs nothing, for the ReLU keeps the same memory. Behind SiLU,
-GELU, Hardswish, a scale and shift or a sum nobody else needs it. And ReLU6 keeps its input (in place a copy of it),
-though its output, which the next layer keeps, tells as much.
+GELU, ReLU6, a pooling layer, a scale and shift or a sum nobody else needs it.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .copying import become
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def keep_less(part: nn.Module, kind: type[nn.Module]) -> None:
-    """Have a layer of a fast network, with frozen weights, keep less where its exact class ``kind`` is one that can."""
+def keep_shape_only(part: nn.Module, kind: type[nn.Module]) -> None:
+    """Have a layer with frozen weights keep only the shape of its input, if its exact class ``kind`` is a convolution.
+
+    It decides at each call: where the operator before keeps its output anyway, PyTorch's own convolution is run.
+    """
     if kind in _CONVOLUTIONS and part.padding_mode == "zeros" and not isinstance(part.padding, str):
-        become(part, _KeepsShape)
-    elif kind is nn.ReLU6:
-        become(part, _KeepsOutput)
+        become(part, _ShapeOnly)
 
 
 class _Convolve(torch.autograd.Function):
     """A convolution with frozen weights."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_KeepsShape") -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly") -> Tensor:
         output = layer.convolve(input, weight)
         ctx.save_for_backward(weight.to(output.dtype))
         ctx.layer, ctx.shape, ctx.strides = layer, input.shape, input.stride()
@@ -38,7 +37,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        layer: _KeepsShape = ctx.layer
+        layer: _ShapeOnly = ctx.layer
         # Never read. The strides are those of the input: an expanded scalar would have cost a change of layout.
         like_input = grad.new_empty_strided(ctx.shape, ctx.strides)
         geometry = layer.stride, layer.padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
@@ -47,7 +46,7 @@ class _Convolve(torch.autograd.Function):
         return gradient, None, None
 
 
-class _KeepsShape:
+class _ShapeOnly:
     """Mixin for a convolution."""
 
     stride: tuple[int, ...]
@@ -62,44 +61,11 @@ class _KeepsShape:
         return output
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if _as_ever() or _is_kept(input):
+        # A compiler decides by itself what is kept.
+        if torch.compiler.is_compiling() or _is_kept(input):
             return self.convolve(input, weight)
         output: Tensor = _Convolve.apply(input, weight, self)  # type: ignore[no-untyped-call]
         return output
-
-
-class _Clip(torch.autograd.Function):
-    """ReLU6 from its output: clipped is what is 0 or 6 there, numbers that every dtype holds exactly."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:
-        output = F.relu6(input)
-        ctx.save_for_backward(output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        gradient: Tensor = torch.ops.aten.hardtanh_backward(grad, *ctx.saved_tensors, 0.0, 6.0)
-        return gradient
-
-
-class _KeepsOutput:
-    """Mixin for ReLU6."""
-
-    inplace: bool
-    min_val: float
-    max_val: float
-
-    def forward(self, input: Tensor) -> Tensor:
-        if _as_ever() or self.inplace or (self.min_val, self.max_val) != (0, 6):
-            return super().forward(input)  # type: ignore[misc,no-any-return]
-        output: Tensor = _Clip.apply(input)  # type: ignore[no-untyped-call]
-        return output
-
-
-def _as_ever() -> bool:
-    """Whether PyTorch's own operator does as well: nothing is kept, or a compiler decides what is."""
-    return torch.compiler.is_compiling() or not torch.is_grad_enabled()
 
 
 def _is_kept(input: Tensor) -> bool:

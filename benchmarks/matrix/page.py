@@ -1,0 +1,187 @@
+"""`docs/compatibility.md`: a row per attack, in words."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import foolbox as fb
+import torch
+
+from benchmarks.device import describe_device, versions
+from benchmarks.matrix.cases import SEEDS, Case, Library, Row
+from benchmarks.matrix.cells import DTYPES, MOVE, Outcome
+from benchmarks.matrix.numbers import write_numbers
+from benchmarks.matrix.plan import ROWS, Plan
+from benchmarks.matrix.results import Results
+from benchmarks.matrix.subjects import RECIPES, WIDTH
+
+NAME = "compatibility.md"
+COLUMNS = ("attack", "compared as", "works", *DTYPES, "options", "notes")
+_OPTIONS = {"decisions": "`decisions={!r}`", "logits_dtype": "`logits_dtype={}`"}
+
+INTRODUCTION = """\
+# Compatibility
+
+Every attack that torchattacks and foolbox list, on plain and on fast models. `make matrix` runs them and writes this
+page; the numbers behind it are in [benchmarks/matrix.md](benchmarks/matrix.md).
+
+- [How it was measured](#how-it-was-measured)
+- [torchattacks](#torchattacks)
+- [foolbox](#foolbox)
+
+## How it was measured
+
+{measured}
+
+| compared as | as strong means |
+|---|---|
+| gradient | robust accuracy with the same seed: at most 2 images in 100 more than on the plain model, 1 in 25 |
+| minimum-norm | the same, and a median distance at most 1 % larger; what was not broken is infinitely far |
+| black-box | the same images, bit by bit |
+| random | the median of three seeds: as for gradient, or within the plain model's three |
+
+*Random* are attacks in which noise enters at every step, so that rounding grows. *Stronger*: better than on the plain
+model by more than that. *Fails on plain*: the attack raises an error on the plain model too.
+
+Some attacks amplify rounding without any noise: one step more or less decides. So where a single run is weaker, a
+second look decides: both models, three seeds, in two of which each pixel is moved by at most {move:g}. The median of
+the fast runs has to be within the limits of the plain median, or within the plain model's own spread.
+
+An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both
+networks. An image counts as broken if it is within bounds and budget, and the plain model gives its true class a logit
+that is not ahead of all others by more than 1e-4.
+"""
+
+
+def write_pages(images: int, cache: Path, out: Path) -> list[Path]:
+    """Write the page, and the numbers behind it, of what has been run with so many images."""
+    results = Results(Plan(images), cache)
+    page = out / NAME
+    out.mkdir(parents=True, exist_ok=True)
+    parts = [
+        INTRODUCTION.format(measured=_measured(results), move=MOVE),
+        _library(results, "torchattacks", _TORCHATTACKS),
+    ]
+    page.write_text("\n".join([*parts, _library(results, "foolbox", _FOOLBOX)]), encoding="utf-8")
+    return [page, *write_numbers(results, out / "benchmarks")]
+
+
+_TORCHATTACKS = """\
+The plain attack is made on the plain model, the fast one is `accelerate(attack, dtype=...)`. Under *options* is what
+`accelerate` chose, and what else was given to it. *Targets* are given by label, but to FAB by a function and to LGV as
+the least likely class."""
+_FOOLBOX = """\
+The plain attack gets a `foolbox.PyTorchModel`, the fast one a `FastPyTorchModel` with the dtype and the *options* named
+here. A row has all names of an attack."""
+
+
+def _measured(results: Results) -> str:
+    device = ", ".join(f"{key} {value}" for key, value in describe_device(torch.device("cpu")).items())
+    software = ", ".join(f"{key} {value}" for key, value in versions().items())
+    normal, robust = RECIPES["confident"], RECIPES["adversarial"]
+    lines = [
+        f"Two residual networks of width {WIDTH} on scikit-learn's digits, 8x8 in three channels: one trained for "
+        f"{normal.epochs} epochs, which is very confident, and one trained adversarially, {robust.epochs} epochs with "
+        f"PGD of eps {robust.train_eps:g}.",
+        f"{results.plan.count('float32')} images that the network classifies correctly in float32, "
+        f"{results.plan.count('float16')} of them in half precision; the plain model is attacked on both sets.",
+        "Robust accuracy and distances are judged by the plain model. Budgets are small, and such that strong attacks "
+        "break some images and not all: they compare models, and are no advice.",
+        f"Budgets of the confident network: {_budgets('confident')}; of the adversarial one: "
+        f"{_budgets('adversarial')}. Targeted cases have twice that, noise three times.",
+        f"{device}; {software}.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _budgets(name: str) -> str:
+    return ", ".join(f"{norm} {size:g}" for norm, size in RECIPES[name].budgets.items() if size)
+
+
+def _library(results: Results, library: Library, text: str) -> str:
+    rows = [_row(results, row) for row in ROWS if row.library == library]
+    table = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
+    return "\n".join([f"## {library}", "", text, "", *table, ""])
+
+
+def _row(results: Results, row: Row) -> tuple[str, ...]:
+    rules = dict.fromkeys(case.rule for case in row.cases)
+    words = [results.worst(row, dtype) for dtype in DTYPES]
+    names = ", ".join(f"`{name}`" for name in (row.attack, *aliases(row)))
+    return names, ", ".join(rules), _works(results, row), *words, _options(results, row), _notes(results, row)
+
+
+def aliases(row: Row) -> list[str]:
+    """Other names of a foolbox attack."""
+    if row.library == "torchattacks":
+        return []
+    own = getattr(fb.attacks, row.attack)
+    return [name for name, value in vars(fb.attacks).items() if value is own and name != row.attack]
+
+
+def _works(results: Results, row: Row) -> str:
+    found = [results.verdict(row, c, s, d) for c in row.cases for s in RECIPES for d in DTYPES]
+    if "fails" in found:
+        return "no"
+    if all(word == "not run" for word in found):
+        return "not run"
+    return "not on the plain model either" if set(found) <= {"fails on plain", "not run"} else "yes"
+
+
+def _options(results: Results, row: Row) -> str:
+    given = {_given(case): case for case in row.cases}
+    parts = [f"{text} ({case.rule})" if len(given) > 1 else text for text, case in given.items() if text]
+    chosen = dict.fromkeys(outcome.chosen for _, outcome in results.fast_outcomes(row) if outcome.chosen)
+    if row.library == "torchattacks" and chosen:
+        parts.insert(0, " or ".join(chosen))
+    return "; ".join(parts) or "none"
+
+
+def _given(case: Case) -> str:
+    return ", ".join(_OPTIONS[name].format(value).replace("'", '"') for name, value in case.options.items())
+
+
+def _notes(results: Results, row: Row) -> str:
+    told = [row.note] if row.note else []
+    told += dict.fromkeys([*_errors(results, row), *_exceptions(results, row)])
+    return " ".join(told) or "-"
+
+
+def _errors(results: Results, row: Row) -> Iterator[str]:
+    """What the attack raises, on which model."""
+    for case in row.cases:
+        for subject in RECIPES:
+            for dtype in DTYPES:
+                plain, fast = (
+                    next((o.error for o in found if o and o.error), "")
+                    for found in results.pair(row, case, subject, dtype)
+                )
+                where = f"{case.label or 'untargeted'}, {subject} network"
+                if plain:
+                    yield f"{where}: fails on the plain model{' too' if fast else ' only'}: `{_escaped(plain)}`."
+                elif fast:
+                    yield f"{where}: fails on the fast model: `{_escaped(fast)}`."
+
+
+def _exceptions(results: Results, row: Row) -> Iterator[str]:
+    """The cases that are not as strong, at the first look or at the last, with what was counted."""
+    for dtype in DTYPES:
+        for case, subject, word in results.verdicts(row, dtype):
+            first = results.first_verdict(row, case, subject, dtype)
+            if first not in ("weaker", "not bit-equal"):
+                continue
+            seeds = case.seeds if first == word and case.rule == "black-box" else SEEDS
+            plain, fast = (_counted(found, case) for found in results.pair(row, case, subject, dtype, seeds))
+            label = f"{dtype}, {case.label or 'untargeted'}, {subject} network"
+            yield f"{label}: {word}{' at a second look' if first != word else ''}, {fast} against {plain}."
+
+
+def _counted(found: list[Outcome | None], case: Case) -> str:
+    """Robust images and, where the attack seeks the least, distances; one per seed."""
+    there = [outcome for outcome in found if outcome is not None]
+    robust = "/".join(str(outcome.robust) for outcome in there)
+    distances = "/".join(f"{outcome.distance:.4g}" for outcome in there)
+    return f"{robust} robust images" + (f" at {distances}" if case.rule == "minimum-norm" else "")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("`", "'")

@@ -1,0 +1,101 @@
+"""Is an attack as strong on the fast model as on the plain one? The limits, and one word per case."""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Literal
+
+from benchmarks.matrix.cases import Rule
+from benchmarks.matrix.cells import Outcome
+
+Verdict = Literal[
+    "bit-equal", "as strong", "stronger", "weaker", "not bit-equal", "fails", "fails on plain", "plain fails", "not run"
+]
+"""`"fails on plain"`: it raises the same kind of error on the plain model. `"plain fails"`: only there."""
+
+DISTANCE_WITHIN = 0.01
+"""A median distance may be larger by this share."""
+GOOD: tuple[Verdict, ...] = ("bit-equal", "as strong", "stronger", "fails on plain", "plain fails")
+"""What says nothing against the fast model."""
+_WORST_FIRST: tuple[Verdict, ...] = (
+    "fails",
+    "weaker",
+    "not bit-equal",
+    "not run",
+    "as strong",
+    "stronger",
+    "bit-equal",
+)
+
+
+def allowed(images: int) -> int:
+    """How many images more may stay robust: two in a hundred, and one of less."""
+    return max(1, 2 * images // 100)
+
+
+def verdict(rule: Rule, plain: Sequence[Outcome | None], fast: Sequence[Outcome | None], images: int) -> Verdict:
+    """Compare the runs of one case, one per seed, on as many images."""
+    if rule != "black-box":
+        return over_seeds(rule, plain, fast, images)
+    same = [o.digest for o in _ran(plain)] == [o.digest for o in _ran(fast)]
+    return _without_comparison(plain, fast) or ("bit-equal" if same else "not bit-equal")
+
+
+def over_seeds(rule: Rule, plain: Sequence[Outcome | None], fast: Sequence[Outcome | None], images: int) -> Verdict:
+    """The median of the fast runs against the plain ones: near enough to their median, or within their spread.
+
+    With one run each it is that run against that one.
+    """
+    spoken = _without_comparison(plain, fast)
+    if spoken:
+        return spoken
+    there, here = _ran(plain), _ran(fast)
+    found = [_in_robustness([o.robust for o in there], median(o.robust for o in here), allowed(images))]
+    if rule == "minimum-norm":
+        found.append(_in_distance([o.distance for o in there], median(o.distance for o in here)))
+    if "weaker" in found:
+        return "weaker"
+    return "stronger" if "stronger" in found else "as strong"
+
+
+def _ran(outcomes: Sequence[Outcome | None]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _without_comparison(plain: Sequence[Outcome | None], fast: Sequence[Outcome | None]) -> Verdict | None:
+    """What is to be said where there is nothing to compare."""
+    if None in plain or None in fast:
+        return "not run"
+    there, here = (any(outcome.error for outcome in _ran(outcomes)) for outcomes in (plain, fast))
+    if here:
+        return "fails on plain" if there else "fails"
+    return "plain fails" if there else None
+
+
+def _in_robustness(plain: Sequence[int], fast: float, more: int) -> Verdict:
+    if fast > max(*plain, median(plain) + more):
+        return "weaker"
+    return "stronger" if fast < min(*plain, median(plain) - more) else "as strong"
+
+
+def _in_distance(plain: Sequence[float], fast: float) -> Verdict:
+    ratio = _ratio(fast, median(plain))
+    if ratio > 1 + DISTANCE_WITHIN and fast > max(plain):
+        return "weaker"
+    return "stronger" if ratio < 1 - DISTANCE_WITHIN and fast < min(plain) else "as strong"
+
+
+def _ratio(one: float, other: float) -> float:
+    """One distance over another; two infinite ones are equal."""
+    if one == other:
+        return 1.0
+    return math.inf if math.isinf(one) or other == 0 else one / other
+
+
+def worst(found: Iterable[Verdict]) -> Verdict:
+    """One word for many cases; what the attack itself cannot do counts only where it can do nothing."""
+    words = list(found)
+    judged = [word for word in words if word in _WORST_FIRST]
+    if judged:
+        return min(judged, key=_WORST_FIRST.index)
+    return words[0] if words else "not run"

@@ -1,0 +1,33 @@
+"""How long the steps of ``SafePGD`` are, and how many rows a batch has that the network sees."""
+
+FIRST = {"linf": 2.0, "l2": 2.0, "l1": 1.0}
+"""The first of the default steps, as a multiple of eps, by norm."""
+
+LEAST_ROWS = 8
+"""The smallest batch that is filled up to: halving goes on until here, since every shape is compiled or recorded."""
+
+
+def step_sizes(norm: str, *, eps: float, steps: int, alpha: float | None) -> tuple[float, ...]:
+    """The size of each step, in units of the inputs and of the norm.
+
+    Args:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        eps: the budget.
+        steps: how many there are.
+        alpha: the size of all; None for sizes that fall in a straight line, from ``2 * eps`` (``eps`` for ``"l1"``) at
+            the first step towards 0 after the last. The first steps go anywhere in the ball (the lengths are those that
+            APGD begins with, Croce and Hein 2020, arXiv:2003.01690, and 2021, arXiv:2103.01208), the last ones settle.
+    """
+    if alpha is not None:
+        return (alpha,) * steps
+    return tuple(FIRST[norm] * eps * (1 - step / steps) for step in range(steps))
+
+
+def rows_for(samples: int, most: int) -> int:
+    """How many rows a batch has that holds ``samples`` where every new shape costs: a power of two, or ``most``.
+
+    As samples are dropped from a batch of ``most``, its size is halved again and again: there are at most
+    ``log2(most) + 1`` sizes. Powers of two are the same for every ``most``, so batches of different sizes share them;
+    and they are multiples of 8, which suits tensor cores.
+    """
+    return min(most, max(LEAST_ROWS, 1 << (samples - 1).bit_length()))
