@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from torch import nn
 
 from benchmarks import bench, precision
+from benchmarks import quote as quoting
 from benchmarks.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
 from benchmarks.floor import Work, work_of
 from benchmarks.limits import PASS, SHORT, limits_part
@@ -189,6 +191,24 @@ def test_rows_can_be_chosen() -> None:
 def test_a_sweep_knows_odd_batches_and_saturation() -> None:
     assert batches_up_to(64) == [1, 2, 4, 8, 16, 31, 32, 63, 64]
     assert saturating({1: 10.0, 8: 96.0, 64: 100.0}) == 8
+
+
+def test_results_are_quoted_where_the_pages_want_them(
+    benched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for page in quoting.QUOTED:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    monkeypatch.setattr(quoting, "ROOT", tmp_path)
+    monkeypatch.setattr(quoting, "OUT", tmp_path / "docs" / "benchmarks")
+    shutil.copytree(benched, tmp_path / "docs" / "benchmarks")
+    quoting.main()
+    readme, page = ((tmp_path / name).read_text(encoding="utf-8") for name in quoting.QUOTED)
+    assert "**PGD-2 on ResNet-18 of width 8" in readme
+    assert "(docs/benchmarks/bench.png)" in readme
+    assert "(benchmarks/bench.png)" in page
+    for title in ("Must hold", "PGD-2 on ViT", "What each trick brings", "Bytes kept", "Update of", "Growth of memory"):
+        assert f"**{title}" in page
 
 
 def test_quoting_replaces_what_stood_there() -> None:
