@@ -20,7 +20,7 @@ class Quotation:
 
     Attributes:
         source: name of the page.
-        sections: beginnings of the headings of the sections that are quoted; all if there are none.
+        sections: patterns of the beginnings of the headings of what is quoted; all if there are none.
         head: whether what stands above the first section is quoted too: device, versions, settings, a picture.
     """
 
@@ -36,12 +36,12 @@ def _part(*sections: str, of: str = "bench") -> Quotation:
 QUOTED: dict[str, dict[str, Quotation]] = {
     "README.md": {
         "demo": Quotation("demo"),
-        "bench": Quotation("bench", ("PGD-10 on ResNet-18",)),
+        "bench": Quotation("bench", (r"PGD-\d+ on ResNet-18",)),
         "precision": Quotation("precision", ("digits network",)),
     },
     "docs/performance.md": {
         "bench": Quotation("bench", ("Must hold",)),
-        "networks": _part("PGD-10 on"),
+        "networks": _part(r"PGD-\d+ on"),
         "ablation": _part("What each trick brings"),
         "memory": _part("Bytes kept"),
         "updates": _part("Update of"),
@@ -64,7 +64,8 @@ def without_title(text: str) -> str:
 def excerpt(page: str, wanted: Quotation) -> str:
     """Of a page of results, the part that is wanted, to stand in another page."""
     head, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
-    chosen = [part for part in sections if not wanted.sections or part[3:].startswith(wanted.sections)]
+    pattern = re.compile("|".join(wanted.sections))
+    chosen = [part for part in sections if pattern.match(part[3:])]
     return without_title("".join([head, *chosen] if wanted.head else chosen))
 
 

@@ -176,7 +176,7 @@ def test_the_page_tells_what_has_been_run(tmp_path: Path) -> None:
     assert "L1, confident network: fails on the plain model too: `UnboundLocalError: cannot \\| x`" in fab["notes"]
     numbers = json.loads(paths[2].read_text(encoding="utf-8"))
     assert len(numbers["results"][0]) == len(numbers["columns"])
-    assert "| foolbox DDNAttack | targeted | 3, 1, 0 s |" in paths[1].read_text(encoding="utf-8")
+    assert "| foolbox DDNAttack | targeted | 3, 1, 0.00 s |" in paths[1].read_text(encoding="utf-8")
 
 
 def outcome(robust: int, distance: float = math.inf, digest: str = "a", error: str = "") -> Outcome:

@@ -66,7 +66,7 @@ def _entry(found: list[Outcome]) -> str:
     parts = ["/".join(str(outcome.robust) for outcome in found)]
     if first.distance < float("inf"):
         parts.append(f"{first.distance:.4g}")
-    parts.append(f"{first.seconds:.2g} s")
+    parts.append(f"{first.seconds:.2f} s")
     if first.zero or first.nonfinite:
         parts.append(f"{first.zero}+{first.nonfinite} of {first.samples}")
     return ", ".join(parts)
