@@ -17,6 +17,9 @@ from benchmarks.report import timing_record
 from benchmarks.rows import PLAIN, Prepared, Row, Setup, short
 from benchmarks.timing import NO_TIME, Budget, Timing, Way, measure_in_turn, reason, seconds_of
 
+NEAR = 1.2
+"""Ways that take at most so many times as long as the fastest are nearly as fast."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -25,6 +28,7 @@ class Effort:
     Attributes:
         steps: of projected gradient descent.
         repeats: timed rounds, at most.
+        closer: rounds more, at most, for the ways that are nearly as fast as the fastest, where that is asked for.
         updates: timed rounds of the updates.
         matrix_size: rows and columns of the matrices whose products are the yardstick.
         mebibytes: size of the copy that is the other.
@@ -32,6 +36,7 @@ class Effort:
 
     steps: int
     repeats: int
+    closer: int
     updates: int
     matrix_size: int
     mebibytes: int
@@ -80,6 +85,7 @@ class Measurement:
         rates: of the device, in turn with the attacks.
         steps: of an attack.
         rounds: timed rounds that were made.
+        closer: how many more for the ways that are nearly as fast as the fastest.
     """
 
     case: Case
@@ -89,6 +95,7 @@ class Measurement:
     rates: Rates
     steps: int
     rounds: int
+    closer: int
 
     def median(self, key: str) -> float | None:
         """Median seconds of an attack in this way."""
@@ -134,7 +141,14 @@ class Measurement:
 
 
 def measure_network(
-    case: Case, rows: Sequence[Row], effort: Effort, device: torch.device, *, budget: Budget, seed: int
+    case: Case,
+    rows: Sequence[Row],
+    effort: Effort,
+    device: torch.device,
+    *,
+    budget: Budget,
+    seed: int,
+    closer: bool = False,
 ) -> Measurement:
     """Attack one network in all these ways, in turn.
 
@@ -145,6 +159,7 @@ def measure_network(
         device: where.
         budget: for all of it. Ways that compile are left out once two thirds are used up; rounds are cut, to two.
         seed: of weights, images and random starts.
+        closer: whether the ways that are nearly as fast as the fastest get further rounds of their own.
     """
     rows = [row for row in rows if row.timed]
     model, x, y = case.make(device, seed=seed)
@@ -161,11 +176,14 @@ def measure_network(
     yardsticks = Yardsticks(device, dtypes, matrix_size=effort.matrix_size, mebibytes=effort.mebibytes)
     timings = _attacks(ready, x, y, found, yardsticks, effort, device, budget)
     rates = yardsticks.rates(timings)
+    rounds = min((len(timing.seconds) for timing in timings.values()), default=0)
+    more = _closer({key: ready[key] for key in timings}, x, y, timings, effort, budget) if closer else {}
+    timings.update({key: timings[key].and_then(timing) for key, timing in more.items()})
     for key, timing in timings.items():
         found[key].timing = timing
     _updates(model, {key: ready[key] for key in timings}, found, effort, device)
-    rounds = min((len(timing.seconds) for timing in timings.values()), default=0)
-    return Measurement(case, rows, found, work, rates, effort.steps, rounds)
+    rounds_more = min((len(timing.seconds) for timing in more.values()), default=0)
+    return Measurement(case, rows, found, work, rates, effort.steps, rounds, rounds_more)
 
 
 def _begin(
@@ -227,6 +245,17 @@ def _attacks(
     for key, why in failures.items():
         found[key].failure = why
     return timings
+
+
+def _closer(
+    ready: dict[str, Prepared], x: Tensor, y: Tensor, timings: dict[str, Timing], effort: Effort, budget: Budget
+) -> dict[str, Timing]:
+    """Time once more, in turn, the ways within NEAR of the fastest: a few rounds cannot tell them apart."""
+    fastest = min((timing.median for timing in timings.values()), default=0.0)
+    near = {key: _attack(ready[key], x, y) for key, timing in timings.items() if timing.median <= NEAR * fastest}
+    if len(near) < 2 or budget.left < 0:
+        return {}
+    return measure_in_turn(near, device=x.device, repeats=effort.closer, warmup=0, budget=budget)
 
 
 def _attack(prepared: Prepared, x: Tensor, y: Tensor) -> Way:

@@ -78,9 +78,10 @@ def _note(measurement: Measurement) -> str:
             f"{short(dtype)} {1e3 * steps * flops_s:.4g} ms by operations ({rate / 1e9:.4g} GFLOP/s), "
             f"{1e3 * steps * bytes_s:.4g} ms by bytes"
         )
+    more = f", {measurement.closer} more for ways nearly as fast as the fastest" if measurement.closer else ""
     return (
-        f"{measurement.rounds} rounds in turn. A step is {work.flops / 1e9:.4g} GFLOP; convolutions, products and "
-        f"attention read and write {work.elements / 1e6:.4g} million entries in it, copied at "
+        f"{measurement.rounds} rounds in turn{more}. A step is {work.flops / 1e9:.4g} GFLOP; convolutions, products "
+        f"and attention read and write {work.elements / 1e6:.4g} million entries in it, copied at "
         f"{rates.bytes_per_s / 1e9:.4g} GB/s. So the limit is {'; '.join(floors)}; the larger counts. First: building, "
         "compiling or capturing, and the first attack. Verdict: of this way on the confident digits network."
     )

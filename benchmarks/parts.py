@@ -55,7 +55,14 @@ class Bench:
         self.device, self.scale = report.device, SCALES[settings.size]
         self.rows = every_row(self.device)
         self.budget = Budget(60 * settings.minutes)
-        self.effort = Effort(settings.steps, settings.repeats, 5, self.scale.matrix_size, self.scale.mebibytes)
+        self.effort = Effort(
+            steps=settings.steps,
+            repeats=settings.repeats,
+            closer=2 * settings.repeats,
+            updates=5,
+            matrix_size=self.scale.matrix_size,
+            mebibytes=self.scale.mebibytes,
+        )
         self.verdicts: dict[str, str] = {}
         fast = FastAttackModel(cases("tiny")[0].build().to(self.device))
         names = {"engine": fast.engine, "dtype": short(fast.dtype)}
@@ -122,9 +129,9 @@ class Bench:
         return Part(tables, records)
 
     def _network(self, case: Case, budget: Budget) -> Part:
-        rows, seed = self._rows_for(case), self.settings.seed
+        rows, seed, closer = self._rows_for(case), self.settings.seed, case is self.cases[0]
         try:
-            measured = measure_network(case, rows, self.effort, self.device, budget=budget, seed=seed)
+            measured = measure_network(case, rows, self.effort, self.device, budget=budget, seed=seed, closer=closer)
         except Exception as error:
             return Part(_failed(case.title, error).tables, {"title": case.title, "rows": {}})
         return Part([network_table(measured, self.verdicts, self.device)], measured.record())
