@@ -13,6 +13,9 @@ from .precision import HALF
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+_AT_ONCE = 2**18
+"""Entries that a processor casts at a time: as many as its cache holds."""
+
 ScaleAndShift = dict[torch.dtype, Tensor]
 """A batch norm frozen: for each dtype that its input may have, (2, channels)."""
 
@@ -34,7 +37,7 @@ class CopyTensor:
 
     def __call__(self) -> None:
         """Copy."""
-        self.ours[self.name].copy_(self.theirs[self.name])
+        _write(self.ours[self.name], self.theirs[self.name])
 
 
 @dataclass
@@ -65,7 +68,7 @@ class FollowLayer:
         """Fold."""
         scale, shift = scale_and_shift(self.norm)
         weight, bias = self.layer.weight, self.layer.bias
-        torch.mul(weight, _along_outputs(scale, self.layer), out=self.weight)  # type: ignore[arg-type]
+        _write(self.weight, weight, _along_outputs(scale, self.layer))  # type: ignore[arg-type]
         if bias is not None:
             shift = torch.addcmul(shift, scale, bias)  # type: ignore[arg-type]
         self.bias.copy_(shift)
@@ -98,6 +101,20 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     shift = -mean * scale
     bias: Tensor | None = norm.bias
     return scale, shift if bias is None else shift + bias
+
+
+def _write(out: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
+    """``weight``, or ``weight * scale``, into ``out``, rounded once."""
+    if out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype and out.ndim > 2:
+        # Cast first, then lay out, in parts that stay in the cache: PyTorch does both at once, entry by entry.
+        rows = max(1, len(weight) * _AT_ONCE // max(weight.numel(), 1))
+        for part in (slice(start, start + rows) for start in range(0, len(weight), rows)):
+            product = weight[part] if scale is None else weight[part] * scale[part]
+            out[part].copy_(product.to(out.dtype))
+    elif scale is None:
+        out.copy_(weight)
+    else:
+        torch.mul(weight, scale, out=out)
 
 
 def _along_outputs(scale: Tensor, layer: nn.Module) -> Tensor:

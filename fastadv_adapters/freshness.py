@@ -81,13 +81,14 @@ class Freshness:
         self._nested_state = list(map(_state, self._nested))
         self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
         self._names = [list(d) for d in self._dicts]
+        self._places = [(vars(m), k) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
         self.take_values()
 
     def take_values(self) -> None:
         """Remember the tensors as they are now; of the rest nothing has changed."""
         self._stepped = False
         self._registered = self._now_registered()
-        self._attributes = [(vars(m), k, v) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
+        self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
         self._ids = set(map(id, self._tensors))
         self._kinds = list(map(_kind, self._tensors))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .copying import become
+from .prepacked import Packed, Prepacked
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -18,32 +19,36 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def keep_shape_only(part: nn.Module, kind: type[nn.Module]) -> None:
     """Have a layer with frozen weights keep only the shape of its input, if its exact class ``kind`` is a convolution.
 
-    It decides at each call: where the operator before keeps its output anyway, PyTorch's own convolution is run.
+    It decides at each call: where the operator before keeps its output anyway, PyTorch's own convolution is run, unless
+    weights laid out ahead make another one faster.
     """
     if kind in _CONVOLUTIONS and part.padding_mode == "zeros" and not isinstance(part.padding, str):
         become(part, _ShapeOnly)
+        vars(part)["prepacked"] = Prepacked()
 
 
 class _Convolve(torch.autograd.Function):
     """A convolution with frozen weights."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly") -> Tensor:
-        output = layer.convolve(input, weight)
+    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly", packed: Packed | None) -> Tensor:
+        output = layer.convolve(input, weight) if packed is None else packed.convolve(input)
         ctx.save_for_backward(weight.to(output.dtype))
-        ctx.layer, ctx.shape, ctx.strides = layer, input.shape, input.stride()
+        ctx.layer, ctx.packed, ctx.shape, ctx.strides = layer, packed, input.shape, input.stride()
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
+        if ctx.packed is not None and not grad.requires_grad:
+            return ctx.packed.gradient(grad, ctx.shape), None, None, None
         layer: _ShapeOnly = ctx.layer
         # Never read. The strides are those of the input: an expanded scalar would have cost a change of layout.
         like_input = grad.new_empty_strided(ctx.shape, ctx.strides)
         geometry = layer.stride, layer.padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
         wanted = True, False, False  # the gradient at the input, not those at weight and bias
         gradient = torch.ops.aten.convolution_backward(grad, like_input, weight, None, *geometry, wanted)[0]
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 class _ShapeOnly:
@@ -54,6 +59,7 @@ class _ShapeOnly:
     dilation: tuple[int, ...]
     groups: int
     bias: Tensor | None
+    prepacked: Prepacked
 
     def convolve(self, input: Tensor, weight: Tensor) -> Tensor:
         """What PyTorch's own layer computes."""
@@ -61,10 +67,12 @@ class _ShapeOnly:
         return output
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # A compiler decides by itself what is kept.
-        if torch.compiler.is_compiling() or _is_kept(input):
+        if torch.compiler.is_compiling():  # a compiler decides by itself what is kept, and how weights are laid out
             return self.convolve(input, weight)
-        output: Tensor = _Convolve.apply(input, weight, self)  # type: ignore[no-untyped-call]
+        packed = self.prepacked.find(self, input, weight)  # type: ignore[arg-type]
+        if packed is None and _is_kept(input):
+            return self.convolve(input, weight)
+        output: Tensor = _Convolve.apply(input, weight, self, packed)  # type: ignore[no-untyped-call]
         return output
 
 

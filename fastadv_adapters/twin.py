@@ -27,14 +27,18 @@ class Twin:
         aliased = {id(p) for p in source.parameters()} if live else set()
         network = copy_module(source, lambda tensor: alias(tensor) if id(tensor) in aliased else clone(tensor))
         self._parts = list(zip(source.modules(), network.modules(), strict=True))
+        pairs = [(vars(theirs), vars(ours)) for theirs, ours in self._parts]
+        # Those that may hold a tensor: another value in the place of these is a change of structure.
+        self._attributes = [(t, o, k) for t, o in pairs for k, v in t.items() if v is None or isinstance(v, Tensor)]
         dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
         native = dtypes.pop() if len(dtypes) == 1 else None
         self.engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
 
     def follow(self) -> None:
         """Alias again what was replaced or moved in the source, and copy the rest over what the network has written."""
+        for attributes, own, name in self._attributes:
+            _follow_attribute(attributes, own, name)
         for theirs, ours in self._parts:
-            _follow_attributes(vars(theirs), vars(ours))
             self._follow_parameters(theirs._parameters, ours._parameters)
             for name, buffer in theirs._buffers.items():
                 copied = ours._buffers[name]
@@ -52,12 +56,12 @@ class Twin:
                 ours[name] = alias(parameter)  # type: ignore[assignment]
 
 
-def _follow_attributes(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for name, value in theirs.items():
-        if isinstance(value, Tensor):
-            ours[name] = clone(value)
-        elif value is None and isinstance(ours.get(name), Tensor):
-            ours[name] = None
+def _follow_attribute(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> None:
+    value = theirs[name]
+    if isinstance(value, Tensor):
+        ours[name] = clone(value)
+    elif value is None and isinstance(ours.get(name), Tensor):
+        ours[name] = None
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,0 +1,108 @@
+"""Convolutions on a processor whose weights are laid out once per update, as oneDNN's kernels want them.
+
+Those kernels read weights in blocks of their own, and PyTorch's operators reorder them anew in every forward and every
+backward pass. Here weights stand still between updates. The kernels are the same, and so is what they compute: the
+gradient at the input of a convolution is the transposed convolution of the gradient at its output. (Where the stride
+is above 1, oneDNN may choose another kernel for that, which rounds otherwise.)
+
+The operators are private in PyTorch up to 2.13; they are those that its own compiler calls. Where they are missing or
+refuse a layer, PyTorch's convolution is run.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+LEAST = 2**16
+"""Weights with fewer entries are reordered in less time than it takes to call these operators."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights of one layer as both passes want them, best for one shape of input and right for all."""
+
+    layer: nn.Conv2d
+    weight: Tensor
+    version: int
+    forward: Tensor
+    backward: Tensor
+
+    def convolve(self, input: Tensor) -> Tensor:
+        """The layer's output."""
+        padding, stride, dilation = _geometry(self.layer)
+        arguments = input.to(self.weight.dtype), self.forward, self.layer.bias, padding, stride, dilation, 1
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(*arguments, "none", [], "")
+        return output
+
+    def gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient at an input of this shape from that at the output; not itself differentiable."""
+        padding, stride, dilation = _geometry(self.layer)
+        extra = [steps % by for steps, by in zip(_steps(self.layer, shape), stride, strict=True)]  # never read
+        arguments = grad, self.backward, None, padding, extra, stride, dilation, 1
+        gradient: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(*arguments, "none", [], "")
+        return gradient
+
+
+class Prepacked:
+    """What is kept of one layer's weights; made at the second call after they have changed: for one it does not pay."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Tensor, int] | None = None
+        self._packed: Packed | None = None
+        self._refused = False
+
+    def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Packed | None:
+        """The weights for this call; None where PyTorch's own convolution is to be run."""
+        if self._refused or not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
+            return None
+        now, seen, packed = (weight, weight._version), self._seen, self._packed
+        if seen is None or seen[0] is not now[0] or seen[1] != now[1]:
+            self._seen, self._packed = now, None  # old ones are given back first: the new ones take their memory
+        elif packed is None:
+            try:
+                with torch.no_grad():
+                    self._packed = _pack(layer, input.shape, weight)
+            except (RuntimeError, AttributeError):  # this PyTorch, or this processor, has no such operators
+                self._refused = True
+        return self._packed
+
+
+def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would run oneDNN here, channels-last, on a large frozen weight that is in the right dtype."""
+    if input.device.type != "cpu" or weight.numel() < LEAST or layer.groups != 1 or input.ndim != 4:
+        return False
+    runs_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+    if weight.dtype not in _DTYPES or weight.dtype != runs_in or weight.requires_grad:
+        return False
+    if type(weight) is not nn.Parameter or not input.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return _is_onednn(layer, input, weight)
+
+
+def _is_onednn(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
+    # It looks at shapes, dtypes and devices alone.
+    like_input = input if input.dtype == weight.dtype else weight.new_empty(()).expand(input.shape)
+    geometry = layer.stride, layer.padding, layer.dilation, False, (0, 0), 1
+    return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *geometry).name == "Mkldnn")
+
+
+def _pack(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Packed:
+    ops, (padding, stride, dilation) = torch.ops.mkldnn, _geometry(layer)
+    reached = [divmod(steps, by) for steps, by in zip(_steps(layer, shape), stride, strict=True)]
+    extra, output = [rest for _, rest in reached], [shape[0], layer.out_channels, *(last + 1 for last, _ in reached)]
+    forward = ops._reorder_convolution_weight(weight, padding, stride, dilation, 1, list(shape))
+    backward = ops._reorder_convolution_transpose_weight(weight, padding, extra, stride, dilation, 1, output)
+    return Packed(layer, weight, weight._version, forward, backward)
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int]]:
+    return list(map(int, layer.padding)), list(layer.stride), list(layer.dilation)
+
+
+def _steps(layer: nn.Conv2d, shape: torch.Size) -> list[int]:
+    """By how many rows and columns the kernel could move over an input of this shape, one at a time."""
+    padding, _, dilation = _geometry(layer)
+    return [shape[i + 2] + 2 * padding[i] - dilation[i] * (layer.kernel_size[i] - 1) - 1 for i in range(2)]

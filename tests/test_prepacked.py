@@ -1,0 +1,191 @@
+"""Convolutions with weights laid out ahead: the same numbers as PyTorch's own, and laid out once per update."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastadv_adapters import FastAttackModel, prepacked
+from fastadv_adapters.memory import bytes_kept
+from tests.tools import settle
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "plain": (lambda: nn.Conv2d(4, 6, 3), 8),
+    "padded": (lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False), 8),
+    "over_padded": (lambda: nn.Conv2d(4, 6, 3, padding=3), 8),
+    "strided": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), 8),
+    "strided_to_the_edge": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), 9),
+    "unread_edge": (lambda: nn.Conv2d(4, 6, 3, stride=3), 10),
+    "uneven": (lambda: nn.Conv2d(4, 6, (3, 5), stride=(1, 2), padding=(0, 2), dilation=(2, 1)), 11),
+    "dilated": (lambda: nn.Conv2d(4, 6, 3, dilation=2), 9),
+    "pointwise": (lambda: nn.Conv2d(4, 6, 1), 8),
+    "pointwise_strided": (lambda: nn.Conv2d(4, 6, 1, stride=2), 8),
+    "folded": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), 8),
+}
+
+
+@pytest.fixture(autouse=True)
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Weights of any size are laid out; collects the layers whose weights were."""
+    pack, packed = prepacked._pack, list[nn.Module]()
+
+    def noted(layer: nn.Conv2d, *args: Any) -> Any:
+        packed.append(layer)
+        return pack(layer, *args)
+
+    # PyTorch runs oneDNN on small batches only with more than one thread.
+    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    monkeypatch.setattr(prepacked, "LEAST", 0)
+    monkeypatch.setattr(prepacked, "_pack", noted)
+    return packed
+
+
+def step(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and input gradient."""
+    leaf = x.clone().requires_grad_()
+    output = net(leaf)
+    return output.detach(), torch.autograd.grad(output.sin().sum(), leaf)[0]
+
+
+def around(make: Callable[[], nn.Module]) -> nn.Module:
+    return settle(nn.Sequential(make(), nn.SiLU(), nn.Flatten()))
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_same_numbers(name: str, dtype: torch.dtype, packs: list[nn.Module]) -> None:
+    make, size = LAYERS[name]
+    net, x = around(make), 4 * torch.randn(3, 4, size, size)
+    fast = FastAttackModel(net, dtype=dtype, engine="eager")
+    first = step(fast, x)
+    assert not packs
+    for _ in range(2):
+        output, gradient = step(fast, x)
+        torch.testing.assert_close(output, first[0])
+        torch.testing.assert_close(gradient, first[1], rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+    assert len(packs) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (1, 4, 8, 8), (5, 4, 11, 6)], ids=str)
+def test_weights_laid_out_for_one_shape_are_right_for_others(shape: tuple[int, ...], packs: list[nn.Module]) -> None:
+    net = around(lambda: nn.Conv2d(4, 6, 3, stride=2))
+    fast, x = FastAttackModel(net, dtype=torch.float32), torch.randn(shape)
+    for _ in range(3):
+        step(fast, torch.randn(3, 4, 8, 8))
+    for found, wanted in zip(step(fast, x), step(net, x), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert len(packs) == 1
+
+
+def test_laid_out_once_per_update_and_never_for_a_single_step(packs: list[nn.Module]) -> None:
+    net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    for rounds in range(1, 4):
+        with torch.no_grad():
+            next(net.parameters()).mul_(2)
+        for _ in range(4):
+            for found, wanted in zip(step(fast, x), step(net, x), strict=True):
+                torch.testing.assert_close(found, wanted)
+        assert len(packs) == rounds
+    for _ in range(4):
+        fast.update()
+        step(fast, x)
+    assert len(packs) == 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (lambda: nn.Conv2d(4, 8, 3, groups=2), {}),
+        (lambda: nn.Conv2d(4, 8, 3), {"channels_last": False}),
+        (lambda: nn.Conv2d(4, 8, 3), {"dtype": torch.float64}),
+        (lambda: nn.Conv2d(4, 8, 3, padding="same"), {}),
+        (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 8, (1, 3, 3))), {}),
+    ],
+    ids=["groups", "contiguous", "float64", "same", "three_dimensions"],
+)
+def test_other_convolutions_are_pytorchs_own(
+    layer: Callable[[], nn.Module], options: dict[str, Any], packs: list[nn.Module]
+) -> None:
+    net, x = around(layer), torch.randn(3, 4, 8, 8)
+    fast = FastAttackModel(net, **{"dtype": torch.float32, **options})
+    for _ in range(3):
+        found = step(fast, x)
+    torch.testing.assert_close(found, step(net, x), rtol=1e-4, atol=1e-5)
+    assert not packs
+
+
+def test_small_weights_are_left_to_pytorch(packs: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
+    monkeypatch.setattr(prepacked, "LEAST", 4 * 6 * 9 + 1)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    for _ in range(3):
+        step(fast, x)
+    assert not packs
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel"), AttributeError("no operator")], ids=repr)
+def test_where_onednn_refuses_pytorchs_convolution_is_run(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = list[int]()
+
+    def refuse(*args: Any) -> None:
+        tries.append(1)
+        raise error
+
+    monkeypatch.setattr(prepacked, "_pack", refuse)
+    net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    for _ in range(4):
+        torch.testing.assert_close(step(fast, x), step(net, x))
+    assert len(tries) == 1
+
+
+def test_nothing_more_is_kept_for_the_backward_pass() -> None:
+    net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    before = bytes_kept(fast, x)
+    network, leaf = fast._networks.folded.network, x.contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        step(fast, x)
+    assert type(network[0](leaf.requires_grad_()).grad_fn).__name__ == "_ConvolveBackward"  # type: ignore[index]
+    assert bytes_kept(fast, x) == before
+
+
+class DescendsItself(nn.Module):
+    """Moves its input along the gradient of an inner network: its backward pass is one through a backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Tanh(), nn.Conv2d(4, 1, 3), nn.Softplus())
+        self.head = nn.Conv2d(3, 5, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            start = x if x.requires_grad else x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.inner(start).sum(), start, create_graph=True)
+        out: Tensor = self.head(x - 3 * slope).flatten(1)
+        return out
+
+
+def test_a_backward_pass_inside_the_model_is_differentiated_too(packs: list[nn.Module]) -> None:
+    net, x = DescendsItself().eval(), torch.randn(3, 3, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    for _ in range(3):
+        torch.testing.assert_close(step(fast, x), step(net, x), rtol=1e-4, atol=1e-5)
+    assert len(packs) == 3
+    assert not fast._networks.notes
+
+
+def test_pytorch_is_asked_what_it_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    layer, x = nn.Conv2d(64, 128, 3), torch.rand(8, 64, 16, 16)
+    assert prepacked._is_onednn(layer, x, layer.weight) == torch.backends.mkldnn.is_available()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the flags mention graphics processors that are not there
+        with torch.backends.mkldnn.flags(enabled=False):
+            chosen = prepacked._is_onednn(layer, x, layer.weight)
+    assert not chosen
