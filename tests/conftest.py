@@ -10,6 +10,7 @@ import torch
 from fastadv_adapters.model import FastAttackModel
 from tests.engines import use_engine
 from tests.tools import fingerprint
+from tests.watch import Watch
 
 # The models are tiny, and the runner uses a process per core.
 torch.set_num_threads(1)
@@ -47,6 +48,16 @@ def chosen_engine(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def watched() -> Iterator[Watch]:
+    """No call of the package changes the model that it has wrapped, whatever the test itself does with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch()
+        watch.begin(patch)
+        yield watch
+    assert not watch.changed
 
 
 @pytest.fixture

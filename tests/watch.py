@@ -1,0 +1,90 @@
+"""The watch over wrapped models: whatever a test does with them, no call of the package may change one."""
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastadv_adapters.boundary import Boundary
+from fastadv_adapters.model import FastAttackModel
+
+_CALLS = ("forward", "update", "view", "summary")
+
+
+class Watch:
+    """Looks at a wrapped model before and after each call of the package that could reach it.
+
+    Attributes:
+        looks: how many calls were looked at.
+        changed: what was found, in words.
+    """
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.changed: list[str] = []
+
+    def begin(self, patch: pytest.MonkeyPatch) -> None:
+        """Stand between the tests and the package."""
+        patch.setattr(FastAttackModel, "__init__", self._around(FastAttackModel.__init__, lambda fast, model: model))
+        for name in _CALLS:
+            call = self._around(getattr(FastAttackModel, name), lambda fast, *args: fast.wrapped)
+            patch.setattr(FastAttackModel, name, call)
+        make = FastAttackModel._call
+
+        def remember(fast: FastAttackModel, *args: Any) -> Any:
+            call = make(fast, *args)
+            vars(call)["watched"] = fast.wrapped
+            return call
+
+        patch.setattr(FastAttackModel, "_call", _of_the_package(remember))
+        backward = self._around(Boundary.backward, lambda ctx, *grads: vars(ctx.call).get("watched"))
+        patch.setattr(Boundary, "backward", staticmethod(backward))
+
+    def _around(self, call: Callable[..., Any], model_of: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            model = model_of(*args)
+            before = seen(model)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.looks += 1
+                if seen(model) != before:
+                    self.changed.append(f"{call.__qualname__} changed a {type(model).__name__}")
+
+        return _of_the_package(watched)
+
+
+def _of_the_package(function: Any) -> Callable[..., Any]:
+    """The function as if it stood in the package: warnings pass over it when they look for the user's line."""
+    names = {**function.__globals__, "__name__": "fastadv_adapters.watched"}
+    found = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    return functools.update_wrapper(found, function)
+
+
+def seen(model: object) -> list[Any]:
+    """All of a model that a call might change; tensors by what counts their changes, so that it costs little."""
+    if not isinstance(model, nn.Module):
+        return []
+    return [(name, *_of_module(part)) for name, part in model.named_modules()]
+
+
+def _of_module(part: nn.Module) -> tuple[Any, ...]:
+    parameters = [(key, _of_tensor(p), p is not None and _of_tensor(p.grad)) for key, p in part._parameters.items()]
+    buffers = [(key, _of_tensor(b)) for key, b in part._buffers.items()]
+    hooks = [(key, tuple(value)) for key, value in vars(part).items() if key.endswith("_hooks")]
+    plain = {key: value for key, value in vars(part).items() if isinstance(value, (int, float, str, bool, type(None)))}
+    others = {key: id(value) for key, value in vars(part).items() if key not in plain}
+    return type(part), parameters, buffers, hooks, plain, others
+
+
+def _of_tensor(tensor: Tensor | None) -> Any:
+    if tensor is None or nn.parameter.is_lazy(tensor):
+        return id(tensor)
+    address = tensor.data_ptr() if tensor.layout == torch.strided and tensor.device.type != "meta" else 0
+    version = None if tensor.is_inference() else tensor._version
+    return id(tensor), version, address, tensor.dtype, tensor.device, tensor.shape, tensor.requires_grad
