@@ -157,10 +157,12 @@ def test_the_page_tells_what_has_been_run(tmp_path: Path) -> None:
         robust = 9 if cell.way == "bfloat16" or (cell.way, cell.seed) == ("float16", 0) else 3
         kept = Outcome(robust, distance=1.0, chosen="exact decisions", error=error, signature=signature(cell, case))
         write(cell, kept, tmp_path)
-    second = {task[0]: task[2] for task in Results(Plan(100), tmp_path).second_look() if task[0].seed}
-    assert {cell.way for cell in second} == {"plain", "float16", "bfloat16"}
+    second = {task[0]: task[2] for task in Results(Plan(100), tmp_path).second_look()}
+    assert {(cell.way, cell.images) for cell in second} == {(way, 100) for way in ("plain", "float16", "bfloat16")}
+    assert {cell.seed for cell in second} == {0, 1, 2}
     for cell, case in second.items():
-        kept = Outcome(9 if cell.way == "bfloat16" else 3, distance=1.0, signature=signature(cell, case))
+        robust = 9 if cell.way == "bfloat16" or (cell.way, cell.seed) == ("float16", 0) else 3
+        kept = Outcome(robust, distance=1.0, signature=signature(cell, case))
         write(cell, kept, tmp_path)
     paths = write_pages(100, tmp_path, tmp_path / "docs")
     assert [path.name for path in paths] == ["compatibility.md", "matrix.md", "matrix.json"]

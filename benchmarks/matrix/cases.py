@@ -14,7 +14,9 @@ Targeted = Literal["no", "label", "function", "least-likely", "criterion"]
 
 
 SEEDS = range(3)
-"""All random seeds: of attacks that are random, and of a second look at the others."""
+"""The random seeds of attacks that are random, and of a second look at the others."""
+MORE_SEEDS = range(5)
+"""Those of a second look at attacks that are random."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Case:
     def seeds(self) -> range:
         """The random seeds that are run at first."""
         return range(len(SEEDS) if self.rule == "random" else 1)
+
+    @property
+    def second_seeds(self) -> range:
+        """Those of a second look."""
+        return MORE_SEEDS if self.rule == "random" else SEEDS
 
     def but(self, **changes: Any) -> "Case":
         """The same with some attributes changed; `settings` are added to those that are there."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.device import describe_device, versions
-from benchmarks.matrix.cases import SEEDS, Case, Row
+from benchmarks.matrix.cases import MORE_SEEDS, Case, Row
 from benchmarks.matrix.cells import DTYPES, PLAIN, Outcome
 from benchmarks.matrix.plan import ROWS
 from benchmarks.matrix.results import Results
@@ -89,9 +89,10 @@ def _lines(results: Results) -> Iterator[list[object]]:
     for row in ROWS:
         for case in row.cases:
             for subject in RECIPES:
-                for way, count in dict.fromkeys(_ways(results)):
-                    found = results.outcomes(row, case, subject, way, count, SEEDS)
-                    for seed, outcome in zip(SEEDS, found, strict=True):
+                second = [(dtype, results.plan.images) for dtype in DTYPES]
+                for way, count in dict.fromkeys([*_ways(results), *second]):
+                    found = results.outcomes(row, case, subject, way, count, MORE_SEEDS)
+                    for seed, outcome in zip(MORE_SEEDS, found, strict=True):
                         if outcome:
                             key = [subject, row.library, row.attack, case.label, way, count, seed]
                             yield [*key, *_plain_values(outcome)]

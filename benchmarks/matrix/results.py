@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.matrix.cases import SEEDS, Case, Row
+from benchmarks.matrix.cases import Case, Row
 from benchmarks.matrix.cells import DTYPES, PLAIN, Cell, Outcome, read
 from benchmarks.matrix.plan import Plan, cells_of
 from benchmarks.matrix.subjects import RECIPES
@@ -30,12 +30,19 @@ class Results:
         """One per seed, None for what has not been run."""
         return [read(cell, case, self.cache) for cell in cells_of(row, case, subject, way, count, seeds)]
 
-    def pair(
-        self, row: Row, case: Case, subject: str, dtype: str, seeds: Iterable[int] | None = None
-    ) -> tuple[list[Outcome | None], list[Outcome | None]]:
-        """The plain runs and the fast ones on the same images."""
+    def pair(self, row: Row, case: Case, subject: str, dtype: str) -> tuple[list[Outcome | None], list[Outcome | None]]:
+        """The plain runs and the fast ones on the same images, at the first look."""
         count = self.plan.count(dtype)
-        plain, fast = (self.outcomes(row, case, subject, way, count, seeds) for way in (PLAIN, dtype))
+        plain, fast = (self.outcomes(row, case, subject, way, count) for way in (PLAIN, dtype))
+        return plain, fast
+
+    def second_pair(
+        self, row: Row, case: Case, subject: str, dtype: str
+    ) -> tuple[list[Outcome | None], list[Outcome | None]]:
+        """The same at a second look: on all images, over all seeds."""
+        plain, fast = (
+            self.outcomes(row, case, subject, way, self.plan.images, case.second_seeds) for way in (PLAIN, dtype)
+        )
         return plain, fast
 
     def first_verdict(self, row: Row, case: Case, subject: str, dtype: str) -> Verdict:
@@ -43,11 +50,11 @@ class Results:
         return verdict(case.rule, *self.pair(row, case, subject, dtype), self.plan.count(dtype))
 
     def verdict(self, row: Row, case: Case, subject: str, dtype: str) -> Verdict:
-        """The same, after a second look over all seeds where the first one made it weaker."""
+        """The same, after a second look where the first one made it weaker."""
         first = self.first_verdict(row, case, subject, dtype)
-        if first != "weaker" or case.rule == "random":
+        if first != "weaker":
             return first
-        second = over_seeds(case.rule, *self.pair(row, case, subject, dtype, SEEDS), self.plan.count(dtype))
+        second = over_seeds(case.rule, *self.second_pair(row, case, subject, dtype), self.plan.images)
         return first if second == "not run" else second
 
     def second_look(self) -> Iterator[tuple[Cell, Row, Case]]:
@@ -55,9 +62,9 @@ class Results:
         for row in self.plan.rows():
             for case in row.cases:
                 for subject, dtype in itertools.product(RECIPES, self.plan.dtypes):
-                    if case.rule != "random" and self.first_verdict(row, case, subject, dtype) == "weaker":
+                    if self.first_verdict(row, case, subject, dtype) == "weaker":
                         for way in (PLAIN, dtype):
-                            cells = cells_of(row, case, subject, way, self.plan.count(dtype), SEEDS)
+                            cells = cells_of(row, case, subject, way, self.plan.images, case.second_seeds)
                             yield from ((cell, row, case) for cell in cells)
 
     def verdicts(self, row: Row, dtype: str) -> list[tuple[Case, str, Verdict]]:
