@@ -16,7 +16,7 @@ from benchmarks.measure import Effort
 from benchmarks.report import Part, Table, milliseconds, timing_record
 from benchmarks.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
 from benchmarks.timing import Budget, Timing, Way, measure_in_turn, reason
-from fastadv_adapters import FastAttackModel, precision
+from fastadv_adapters import FastAttackModel, precision, shapes
 
 ALL = "ours, all tricks"
 
@@ -25,6 +25,20 @@ ALL = "ours, all tricks"
 def nothing_cast_ahead() -> Iterator[None]:
     """Fast models that are built inside leave the casting of their weights to autocast, in every forward pass."""
     with mock.patch.dict(precision._CAST_AHEAD, clear=True):
+        yield
+
+
+class _Nothing:
+    """In the place of weights that are laid out ahead."""
+
+    def find(self, *args: object) -> None:
+        """Let PyTorch lay them out."""
+
+
+@contextmanager
+def nothing_laid_out_ahead() -> Iterator[None]:
+    """Fast models that are built inside leave the layout of their weights to oneDNN, in every pass."""
+    with mock.patch.object(shapes, "Prepacked", _Nothing):
         yield
 
 
@@ -67,6 +81,8 @@ def variants(device: torch.device, engine: str) -> dict[str, Variant]:
     found.update({name: Variant(ALL, partial(ours, **options)) for name, options in without.items()})
     if half:
         found["without casting weights ahead"] = Variant(ALL, ours, nothing_cast_ahead)
+    if device.type == "cpu" and engine == "eager":
+        found["without laying out weights ahead"] = Variant(ALL, ours, nothing_laid_out_ahead)
     for library, build in (("torchattacks", torchattacks_pgd), ("foolbox", foolbox_plain)):
         name = f"{library}, plain, parameters frozen"
         found[name] = Variant(name, partial(frozen, build))
