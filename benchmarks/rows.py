@@ -249,6 +249,7 @@ def _judged_alone(dtype: torch.dtype) -> Iterable[Row]:
     """Rows in a half precision that the device lacks: far too slow to be timed, but as right or as wrong."""
     name = short(dtype)
     make = partial(recipe, dtype=dtype)
+    yield Row(f"autocast-{name}", f"torchattacks, autocast, {name}", dtype, partial(autocast, dtype=dtype), timed=False)
     yield Row(f"recipe-{name}", f"recipe, {name}", dtype, make, timed=False)
     scaled = partial(make, loss_scale=FIXED_SCALE)
     yield Row(f"recipe-{name}-scaled", f"recipe, {name}, loss scale 2^16", dtype, scaled, timed=False)

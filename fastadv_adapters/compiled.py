@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,7 +53,10 @@ class CompileEngine(EagerEngine):
         """An input as the network wants it, dense: other strides would be another compilation."""
         entered = super().enter(tensor)
         wanted = self.precision.memory_format(entered.ndim, spatial=entered.is_floating_point())
-        return entered.contiguous(memory_format=wanted)
+        strides = torch.empty(entered.shape, device="meta", memory_format=wanted).stride()
+        if entered.stride() == strides:
+            return entered
+        return entered.new_empty_strided(entered.shape, strides).copy_(entered)  # not contiguous(): it keeps some
 
     def takes(self, kind: Any) -> bool:
         """Whether calls of this kind run compiled."""
@@ -61,9 +64,7 @@ class CompileEngine(EagerEngine):
 
     def compiled(self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The compiled network; compiles at the first call of a kind."""
-        if kind in self._kinds:
-            return self._compiled(*args, **kwargs)
-        with _room_for_more():
+        with _room_for_more(), nullcontext() if kind in self._kinds else _silence():
             output = self._compiled(*args, **kwargs)
         self._kinds.add(kind)
         return output
@@ -82,7 +83,7 @@ class CompiledRun(EagerRun):
     def __call__(self, tensors: Sequence[Tensor]) -> Packed:
         """The network alone; always with a graph, so that there is one compilation and not two per shape."""
         engine, arguments = self._engine, self._arguments
-        kind = (arguments.kind, tuple((t.shape, t.dtype, t.requires_grad) for t in tensors))
+        kind = (arguments.kind, arguments.constants, tuple((t.shape, t.dtype, t.requires_grad) for t in tensors))
         if not engine.takes(kind):
             return super().__call__(tensors)
         args, kwargs = arguments.rebuild(list(map(engine.enter, tensors)))
@@ -106,17 +107,21 @@ class CompiledRun(EagerRun):
 
 @contextmanager
 def _room_for_more() -> Iterator[None]:
-    """Let torch.compile keep as many compilations as are made here, whose code several backward passes may run.
-
-    It also warns of its own doings (that it reads ``.grad`` of our inputs), which nobody here can change.
-    """
+    """Let torch.compile keep as many compilations as are made here, whose code several backward passes may run."""
     import torch._dynamo
     import torch._functorch.config as functorch
 
-    with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=1024):
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # up to 2.6
+    with torch._dynamo.config.patch({limit: 1024}), functorch.patch(donated_buffer=False):
+        yield
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """While it compiles, it warns of its own doings (that it reads ``.grad`` of our inputs); nobody can change them."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with functorch.patch(donated_buffer=False):
-            yield
+        yield
 
 
 def _first_line(error: Exception) -> str:

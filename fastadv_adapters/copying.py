@@ -58,6 +58,14 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     return copied
 
 
+def in_one_block(network: nn.Module) -> nn.Module:
+    """The same copy, whose recurrent layers have collected their weights anew, on CUDA into one block of memory."""
+    for part in network.modules():
+        if isinstance(part, nn.RNNBase):
+            part._apply(lambda tensor: tensor)
+    return network
+
+
 def inside_of(module: nn.Module) -> nn.Module | None:
     """The module inside, if this one only runs it elsewhere or otherwise (DataParallel, torch.compile); else None."""
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .copying import alias, become, clone, copy_module, has_hooks
+from .copying import alias, become, clone, copy_module, has_hooks, in_one_block
 from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ReplaceTensor, ScaleAndShift
 from .inplace import run_in_place
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
@@ -117,9 +117,7 @@ def build(source: nn.Module, trace: Trace | None, precision: Precision) -> Folde
     builder.own_tensors()
     builder.spare_memory()
     with torch.no_grad():
-        for part in builder.result.network.modules():
-            if isinstance(part, nn.RNNBase):
-                part._apply(lambda tensor: tensor)  # has it collect its weights anew, on CUDA into one block
+        in_one_block(builder.result.network)
         for refresh in builder.result.refreshes:
             refresh()
     return builder.result
@@ -210,8 +208,8 @@ class _Builder:
     def own_tensors(self) -> None:
         """Lay out all other tensors and have them followed."""
         for name, (part, original) in self.parts.items():
-            if isinstance(part, (_Skipped, _Affine)):
-                continue  # nothing of it is read any more
+            if isinstance(part, (_Skipped, _Affine)) and not self._may_be_read(name):
+                continue
             for key, value in vars(original).items():
                 if value is None or isinstance(value, Tensor):
                     dtype = None if value is None else self.precision.dtype_for(value)
@@ -223,6 +221,10 @@ class _Builder:
             touched = self.trace is not None and name in self.trace.touched
             ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
             self._own_parameters(part, original, ahead, () if name not in self.remade else ("weight", "bias"))
+
+    def _may_be_read(self, name: str) -> bool:
+        """Whether code other than its own forward may read the tensors of a batch norm that was taken out."""
+        return self.trace is None or name in self.trace.touched or bool(self.trace.opaque)
 
     def spare_memory(self) -> None:
         """Keep less for the backward pass where nobody can tell the difference."""

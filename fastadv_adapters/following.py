@@ -42,17 +42,21 @@ class CopyTensor:
 
 @dataclass
 class ReplaceTensor:
-    """Follow a plain attribute, a stored activation or None: its shape may change, and the network may write to it."""
+    """Follow a plain attribute, a stored activation or None: its shape may change, and the network may replace it."""
 
     theirs: dict[str, Any]
     ours: dict[str, Any]
     name: str
     dtype: torch.dtype | None
+    own: Tensor | None = None
 
     def __call__(self) -> None:
-        """Clone."""
-        theirs = self.theirs[self.name]
-        self.ours[self.name] = None if theirs is None else clone(theirs.to(self.dtype))
+        """Copy in place, or clone where another tensor is in that place (which somebody else may hold)."""
+        theirs, own = self.theirs[self.name], self.own
+        if theirs is not None and own is not None and self.ours[self.name] is own and theirs.shape == own.shape:
+            own.copy_(theirs)
+        else:
+            self.ours[self.name] = self.own = None if theirs is None else clone(theirs.to(self.dtype))
 
 
 @dataclass

@@ -181,12 +181,13 @@ def _held_by(module: nn.Module) -> Iterator[Any]:
             yield value
         elif isinstance(value, (list, tuple, set, dict)):
             stack += value.values() if isinstance(value, dict) else value
-        elif _is_data(value):
+        elif is_data(value):
             yield value
             stack += vars(value).values()
 
 
-def _is_data(value: object) -> bool:
+def is_data(value: object) -> bool:
+    """Whether an object holds data and does nothing, as a configuration."""
     if not hasattr(value, "__dict__") or callable(value) or isinstance(value, ModuleType):
         return False
     return not any(callable(item) for item in vars(value).values())

@@ -11,8 +11,6 @@ _WARM_UPS = 3  # as many as PyTorch's own make_graphed_callables makes
 class CudaRecorder:
     """Records into CUDA graphs that share one memory pool; see :class:`fastadv_adapters.replay.Recorder`."""
 
-    reruns = False
-
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
@@ -37,7 +35,7 @@ class CudaRecorder:
         """Run the work a few times on the stream of the recording, while cuDNN looks for its fastest kernels."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream), _looking_for_the_fastest():
+        with torch.cuda.stream(self._stream), _looking_for_the_fastest(), _backward_in_this_thread():
             for _ in range(_WARM_UPS):
                 work()
         current.wait_stream(self._stream)
@@ -45,12 +43,34 @@ class CudaRecorder:
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
         """Record the work; other threads may go on using the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
+        # The outer stream context is left even where the inner one is not: ending a broken capture raises.
         with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            _usable_afterwards(),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             _looking_for_the_fastest(),
+            _backward_in_this_thread(),
         ):
             work()
         return graph.replay
+
+
+@contextmanager
+def _usable_afterwards() -> Iterator[None]:
+    """A capture that breaks leaves the device's random generator waiting for its end: give it a state of its own."""
+    try:
+        yield
+    except Exception:
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
+
+
+@contextmanager
+def _backward_in_this_thread() -> Iterator[None]:
+    """Backward passes run here: the device's own thread may wait for a lock that this thread holds."""
+    with torch.autograd.set_multithreading_enabled(False):
+        yield
 
 
 @contextmanager

@@ -69,12 +69,17 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _refuse_quantised(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     found = [name for name, tensor in tensors.items() if tensor.is_quantized]
     parts = [(name, type(part)) for name, part in model.named_modules() if type(part).__name__ not in _IN_FLOAT]
-    found += [name or kind.__name__ for name, kind in parts if "quantized" in kind.__module__.split(".")]
+    found += [name or kind.__name__ for name, kind in parts if _is_quantised(kind.__module__)]
     if found:
         raise ValueError(
             f"expected a floating-point model, got quantised {found[0]}: integers have no gradient; wrap the "
             f"model as it was before quantisation"
         )
+
+
+def _is_quantised(module: str) -> bool:
+    names = module.split(".")
+    return names[0] in ("torch", "torchao") and "quantized" in names
 
 
 def refuse_nan(tensors: dict[str, Tensor]) -> None:

@@ -22,6 +22,19 @@ from .summary import summarise
 Decisions = Literal["auto", "exact", "fast"]
 
 
+class _Anchor(nn.Parameter):
+    """Tells libraries where a fast model is; whatever a parent module asks for, there is nothing to train."""
+
+    @classmethod
+    def on(cls, device: torch.device) -> "_Anchor":
+        """An empty one."""
+        return cls(torch.empty(0, device=device), requires_grad=False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "_Anchor":
+        """Change nothing."""
+        return self
+
+
 class FastAttackModel(nn.Module):
     """A copy of a model that is much faster at what attacks do: gradients with respect to the *input*.
 
@@ -63,7 +76,7 @@ class FastAttackModel(nn.Module):
     """
 
     training: bool
-    _anchor: nn.Parameter
+    _anchor: "_Anchor"
 
     def __init__(
         self,
@@ -102,7 +115,7 @@ class FastAttackModel(nn.Module):
         self._full_precision = full_precision
         self.training = False
         # Libraries read a model's device off its parameters; this one is empty, frozen and in no state_dict.
-        self.register_parameter("_anchor", nn.Parameter(torch.empty(0, device=self.device), requires_grad=False))
+        self.register_parameter("_anchor", _Anchor.on(self.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the wrapped model in eval mode, floating ones in ``logits_dtype``.
@@ -136,6 +149,8 @@ class FastAttackModel(nn.Module):
         tensors, twin = arguments.tensors, self._networks.twin.engine
         if _transformed(tensors):
             return twin.bind(arguments)(tensors).tree()
+        with torch.inference_mode(False):
+            self._networks.look_once(arguments)
         with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
             with torch.inference_mode(False):
@@ -168,7 +183,7 @@ class FastAttackModel(nn.Module):
         """Bring the fast model up to date with the wrapped model, in place; returns it.
 
         Changed values are folded and cast into the same storage. Where modules, shapes, the device or a plain
-        attribute changed, the networks are built anew. Scaling starts afresh.
+        attribute changed, the networks are built anew.
         """
         self._networks.refresh()
         return self
@@ -242,7 +257,7 @@ class FastAttackModel(nn.Module):
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """One empty, frozen parameter on the model's device: there is nothing here to train."""
         if self._anchor.device != self.device:
-            self._anchor = nn.Parameter(torch.empty(0, device=self.device), requires_grad=False)
+            self._anchor = _Anchor.on(self.device)
         return super().named_parameters(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -251,7 +266,9 @@ class FastAttackModel(nn.Module):
         return f"{type(self.wrapped).__name__}, dtype={precision.dtype}, device={precision.device}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FastAttackModel":
-        return self  # device and dtype follow the wrapped model
+        # Device and dtype follow the wrapped model. A parent that is moved finds all its parameters moved.
+        self._anchor = _Anchor.on(fn(self._anchor.detach()).device)
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass  # a checkpoint holds the wrapped model, not its copies

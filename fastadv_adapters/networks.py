@@ -17,9 +17,9 @@ from .notices import notify
 from .packing import Packed
 from .precision import resolve
 from .scaling import State
-from .selfcheck import Verdict, check
+from .selfcheck import Verdict, check, few
 from .tracing import Trace, trace
-from .twin import Twin
+from .twin import Twin, writes_parameters
 
 _NOT_CHANNELS_LAST = (
     "the model runs in the contiguous layout, since channels-last it raised {} (flatten(1) or reshape() in place of "
@@ -31,6 +31,7 @@ _DIFFERS = (
     "the fast network differs from the wrapped model even where nothing is folded: {} (is the model random in a way "
     'that no seed of PyTorch, Python or NumPy controls?); view(full_precision=True) and decisions="exact" are right'
 )
+_WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
 _EAGER = "the engine is eager, since {}"
 _UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
 _COUPLED = (
@@ -110,7 +111,7 @@ class Networks:
                 for refresh in self.folded.refreshes:
                     refresh()
                 self.fast.follow()
-                self.state.reset_exponent()
+                self.state.follow()
             self.unfinished = False
 
     def _rebuild(self) -> None:
@@ -120,9 +121,10 @@ class Networks:
         device = device_of(self.source)
         if device != self.state.device:
             self.state = State(device)
-        self.state.reset_exponent()
+        self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
         self._checked: set[Any] = set()
+        self._looked = False
         self.samples_apart = True
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
@@ -174,6 +176,18 @@ class Networks:
             self.unfinished = False
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "not-folded")
 
+    def look_once(self, arguments: Packed) -> None:
+        """Before anything is run: does the model write into its parameters? The twin's are then its own."""
+        if self._looked or len(arguments.tensors[0]) == 0:
+            return
+        with self._lock:
+            if self._live and writes_parameters(self.source, self.precision, arguments, few(arguments.tensors)):
+                self.unfinished = True
+                self.twin = Twin(self.source, self.precision, live=False)
+                self.notes.append(_WRITES)
+                self.unfinished = False
+            self._looked = True
+
     def check_once(self, arguments: Packed) -> None:
         """At the first call of each kind, and again when there are two samples at last: is the fast run right?"""
         samples = len(arguments.tensors[0])
@@ -193,6 +207,7 @@ class Networks:
         """Run from now on as the check has found to be right; returns what to say of it, with its place in the docs."""
         self.unfinished = True
         remarks = []
+        self.state.start_at_most(verdict.exponent)
         if verdict.layout_error is not None:
             self.precision = replace(self.precision, channels_last=False)
             remarks.append((_NOT_CHANNELS_LAST.format(verdict.layout_error), "not-channels-last"))

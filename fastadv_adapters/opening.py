@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
 
 
@@ -49,5 +49,27 @@ def _open(leaf: Any) -> Any:
 
 def hides_tensors(leaf: object) -> bool:
     """Whether a leaf is an object that holds tensors which want a gradient: no caller's gradient would reach them."""
-    held = leaf if isinstance(leaf, dict) else {} if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {})
-    return any(isinstance(value, Tensor) and value.requires_grad for value in held.values())
+    if isinstance(leaf, Tensor):
+        return False
+    seen, stack = {id(leaf)}, [leaf]
+    while stack:
+        for held in _held(stack.pop()):
+            if isinstance(held, Tensor):
+                if held.requires_grad:
+                    return True
+            elif id(held) not in seen:
+                seen.add(id(held))
+                stack.append(held)
+    return False
+
+
+def _held(value: object) -> list[Any]:
+    """What an object or a container holds; nothing for modules, functions and classes, which are no outputs."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set)):
+        return list(value)
+    if isinstance(value, (type, nn.Module)) or callable(value):
+        return []
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from .model import FastAttackModel
 from .norms import Ball
 from .pgd_checks import accept_logits
-from .pgd_pool import Best, Pool, padded_rows
+from .pgd_pool import Best, Pool
 from .pgd_steps import rows_for
 from .scaling import Watch, watch_gradients
 
@@ -99,7 +99,7 @@ class Search:
             return left, left.x
         if places is None:
             return pool, self._gradient(seen, direction, pool)
-        if 3 * self._rows(len(places)) < 2 * len(seen.leaf):
+        if 3 * self._rows(network, len(places)) < 2 * len(seen.leaf):
             # Forward again for those who are left costs less than backward for everyone.
             del seen  # and what it keeps for a backward pass
             seen = self._see(network, left, ascend=True)
@@ -112,16 +112,17 @@ class Search:
     def _see(self, network: FastAttackModel, pool: Pool, *, ascend: bool) -> Seen:
         """Show the network the iterates, as a leaf of a graph that is gone before a step writes into them."""
         x = pool.x.to(self.ball.origin.dtype)  # what the model sees: iterates in x's dtype
-        size = self._rows(len(x))
+        size = self._rows(network, len(x))
         labels = pool.labels if size == len(x) else pool.padded(size).labels
         leaf = _of_rows(x, pool, size).detach().requires_grad_(ascend)
         with torch.set_grad_enabled(ascend), watch_gradients() as watch:
             logits = self._logits(network, leaf)
         return Seen(x, leaf, logits, labels, watch)
 
-    def _rows(self, samples: int) -> int:
+    def _rows(self, network: FastAttackModel, samples: int) -> int:
         """How many rows the network is given for so many samples: few different numbers where each costs."""
-        return samples if self.attack.model.engine == "eager" else rows_for(samples, len(self.ball.origin))
+        costs = self.attack.model.engine != "eager" and network is self.attack._fast
+        return rows_for(samples, len(self.ball.origin)) if costs else samples
 
     def _offer(self, seen: Seen, pool: Pool, loss: Tensor) -> Tensor:
         """Offer what was seen to the pool; returns which samples look adversarial."""
@@ -166,9 +167,7 @@ class Search:
             (self.ball, self.labels) if whole else (self.ball.take(index), self.labels.index_select(0, index))
         )
         x = ball.finish(x)
-        size = self._rows(len(x))
-        shown = x if size == len(x) else x.index_select(0, padded_rows(len(x), size, index.new_zeros(())))
-        logits = _first(self._logits(self.attack.exact, shown), len(x))
+        logits = self._logits(self.attack.exact, x)
         adversarial, lost = self._adversarial(logits, labels)
         best = self.found if whole else self.found.take(index)
         best.offer(x, adversarial, self.attack.loss(logits, labels).masked_fill(lost, -torch.inf))

@@ -83,6 +83,27 @@ class Precision:
         return tensor.to(self.base).contiguous(memory_format=self.memory_format(tensor.ndim))
 
 
+@contextmanager
+def ieee_float32(device: torch.device) -> Iterator[None]:
+    """float32 products as such inside, without TF32, whose rounding is that of half precision; on CUDA alone."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    # From PyTorch 2.9 on each kind of operator has a setting; reading the old one fails where they differ.
+    settings = [s for s in (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul) if s is not None]
+    name, ieee = ("fp32_precision", "ieee") if hasattr(cudnn, "conv") else ("allow_tf32", False)
+    settings = settings if name == "fp32_precision" else [cudnn, matmul]
+    before = [getattr(setting, name) for setting in settings]
+    try:
+        for setting in settings:
+            setattr(setting, name, ieee)
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setattr(setting, name, value)
+
+
 def resolve(
     module: nn.Module,
     device: torch.device,

@@ -21,27 +21,44 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The weights of one layer as both passes want them, best for one shape of input and right for all."""
+class Geometry:
+    """How a convolution moves over its input; the two dimensions in order."""
 
-    layer: nn.Conv2d
-    weight: Tensor
-    version: int
+    kernel: list[int]
+    padding: list[int]
+    stride: list[int]
+    dilation: list[int]
+
+    def steps(self, shape: torch.Size) -> list[tuple[int, int]]:
+        """For each dimension of an input of this shape: the last step, and how many entries no step reads."""
+        sizes = zip(shape[2:], self.kernel, self.padding, self.stride, self.dilation, strict=True)
+        return [divmod(size + 2 * pad - dilation * (kernel - 1) - 1, by) for size, kernel, pad, by, dilation in sizes]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights of one layer as both passes want them, best for one shape of input and right for all.
+
+    It does not hold the layer, which holds it: a network that is dropped is freed at once.
+    """
+
+    geometry: Geometry
+    bias: Tensor | None
+    dtype: torch.dtype
     forward: Tensor
     backward: Tensor
 
     def convolve(self, input: Tensor) -> Tensor:
         """The layer's output."""
-        padding, stride, dilation = _geometry(self.layer)
-        arguments = input.to(self.weight.dtype), self.forward, self.layer.bias, padding, stride, dilation, 1
+        g = self.geometry
+        arguments = input.to(self.dtype), self.forward, self.bias, g.padding, g.stride, g.dilation, 1
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(*arguments, "none", [], "")
         return output
 
     def gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
         """The gradient at an input of this shape from that at the output; not itself differentiable."""
-        padding, stride, dilation = _geometry(self.layer)
-        extra = [steps % by for steps, by in zip(_steps(self.layer, shape), stride, strict=True)]  # never read
-        arguments = grad, self.backward, None, padding, extra, stride, dilation, 1
+        g, unread = self.geometry, [left for _, left in self.geometry.steps(shape)]
+        arguments = grad, self.backward, None, g.padding, unread, g.stride, g.dilation, 1
         gradient: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(*arguments, "none", [], "")
         return gradient
 
@@ -90,19 +107,9 @@ def _is_onednn(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
 
 
 def _pack(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Packed:
-    ops, (padding, stride, dilation) = torch.ops.mkldnn, _geometry(layer)
-    reached = [divmod(steps, by) for steps, by in zip(_steps(layer, shape), stride, strict=True)]
-    extra, output = [rest for _, rest in reached], [shape[0], layer.out_channels, *(last + 1 for last, _ in reached)]
-    forward = ops._reorder_convolution_weight(weight, padding, stride, dilation, 1, list(shape))
-    backward = ops._reorder_convolution_transpose_weight(weight, padding, extra, stride, dilation, 1, output)
-    return Packed(layer, weight, weight._version, forward, backward)
-
-
-def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int]]:
-    return list(map(int, layer.padding)), list(layer.stride), list(layer.dilation)
-
-
-def _steps(layer: nn.Conv2d, shape: torch.Size) -> list[int]:
-    """By how many rows and columns the kernel could move over an input of this shape, one at a time."""
-    padding, _, dilation = _geometry(layer)
-    return [shape[i + 2] + 2 * padding[i] - dilation[i] * (layer.kernel_size[i] - 1) - 1 for i in range(2)]
+    g = Geometry(list(layer.kernel_size), list(map(int, layer.padding)), list(layer.stride), list(layer.dilation))
+    steps, ops = g.steps(shape), torch.ops.mkldnn
+    output, unread = [shape[0], layer.out_channels, *(last + 1 for last, _ in steps)], [left for _, left in steps]
+    forward = ops._reorder_convolution_weight(weight, g.padding, g.stride, g.dilation, 1, list(shape))
+    backward = ops._reorder_convolution_transpose_weight(weight, g.padding, unread, g.stride, g.dilation, 1, output)
+    return Packed(g, layer.bias, weight.dtype, forward, backward)

@@ -28,13 +28,7 @@ Replay = Callable[[], object]
 
 
 class Recorder(Protocol):
-    """What records work on the device.
-
-    Attributes:
-        reruns: whether a replay runs the work's own code again instead of what it left on the device.
-    """
-
-    reruns: bool
+    """What records work on the device."""
 
     def busy(self) -> bool:
         """Whether nothing can be recorded or replayed now, since the caller records himself."""
@@ -100,6 +94,10 @@ class ReplayEngine(EagerEngine):
         with self._lock, self.recorder.turn():
             yield
 
+    def plain(self) -> EagerEngine:
+        """What is recorded; it does not hold this engine, which holds the recordings: so all is freed at once."""
+        return EagerEngine(self.network, self.precision, convert=True, around=self.around)
+
     def known(self, key: Any) -> "Recording | None":
         """The recording for this key, if there is one."""
         return self._recordings.get(key)
@@ -142,20 +140,22 @@ class ReplayRun(EagerRun):
             return super().record(tensors, needs, crossing)
         with engine.turn():
             recording = engine.known(key)
+            failure: Exception | None = None
             if recording is None and engine.takes():
                 try:
                     recording = self._recorded(tensors, needs, crossing)
                 except UnbalancedFoldError:
                     raise
                 except Exception as error:
-                    tape = super().record(tensors, needs, crossing)  # the model's own error is raised here, as it is
-                    if not is_out_of_memory(error):  # which says nothing of the next time
-                        engine.give_up(error)
-                    return tape
-                engine.keep(key, recording)
+                    failure = error.with_traceback(None)  # which holds all that the recording had made
+                else:
+                    engine.keep(key, recording)
             if recording is not None:
                 return ReplayTape(engine, recording, tensors)
-        return super().record(tensors, needs, crossing)
+        tape = super().record(tensors, needs, crossing)  # the model's own error is raised here, as it is
+        if failure is not None and not is_out_of_memory(failure):  # which says nothing of the next time
+            engine.give_up(failure)
+        return tape
 
     def _recorded(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> "Recording":
         engine = self._engine
@@ -167,7 +167,7 @@ class ReplayRun(EagerRun):
             memory_kept(engine.network),
             refuse_what_changes(engine.network),
         ):
-            return Recording(EagerRun(engine, self._arguments), tensors, needs, crossing, engine.recorder)
+            return Recording(engine.plain().bind(self._arguments), tensors, needs, crossing, engine.recorder)
 
     def _key(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Any:
         constants = self._arguments.constants
@@ -182,12 +182,14 @@ class Recording:
     def __init__(
         self, run: EagerRun, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, recorder: Recorder
     ) -> None:
-        self._run, self._needs, self._crossing, self._keep = run, list(needs), crossing, recorder.reruns
+        self._run, self._needs, self._crossing = run, list(needs), crossing
         self._inputs = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
-        self._forward()
+        recorder.warm(self._forward)
         self.differentiable = self._tape.differentiable
         self._grads = [torch.ones_like(o) for o in self._tape.output.tensors]
-        recorder.warm(self._both if any(self.differentiable) else self._forward)
+        del self._tape  # and all activations, before others are made
+        if any(self.differentiable):
+            recorder.warm(self._both)
         self._replay_forward = recorder.capture(self._forward)
         if any(self.differentiable):
             self._replay_backward = recorder.capture(self._backward)
@@ -196,7 +198,7 @@ class Recording:
         self._tape = EagerTape(self._run, self._inputs, self._needs, self._crossing)
 
     def _backward(self) -> None:
-        self._pulled = self._tape.pull(self._grads, keep=self._keep)
+        self._pulled = self._tape.pull(self._grads, keep=False)
 
     def _both(self) -> None:
         self._forward()

@@ -18,7 +18,8 @@ from .powers import exponent_of, times_power_of_two
 
 START = 4  # the largest entry of a scaled gradient lies in [2^4, 2^5)
 FLOOR = -10  # as far down as overflow may push that
-_STEP = 2
+STEP = 2
+PATIENCE = 256  # passes without an overflow after which an update may push it up again
 # A gradient below this comes back at it, direction kept: smaller ones lose entries to float32's own range.
 # One above the ceiling likewise comes back at it. Both as exponents, for the dtype of the input.
 _SMALLEST = {torch.float16: -10}
@@ -87,13 +88,29 @@ class State:
         self.passes = 0
         self._samples = 0
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
-        self.exponent = torch.full((), START, dtype=torch.int32, device=device)
+        self._start, self.exponent = (torch.full((), START, dtype=torch.int32, device=device) for _ in range(2))
+        self._calm = torch.zeros((), dtype=torch.int64, device=device)
         self._broken_at_start = torch.zeros((), dtype=torch.int64, device=device)
         self._incurable = torch.zeros((), dtype=torch.int64, device=device)
 
-    def reset_exponent(self) -> None:
-        """Scale as at the start again: new weights, new ranges."""
+    def start_anew(self) -> None:
+        """Scale as for a model that was never seen."""
+        self._start.fill_(START)
         self.exponent.fill_(START)
+        self._incurable.zero_()
+        self._calm.zero_()
+
+    def start_at_most(self, exponent: int) -> None:
+        """Scale no higher than this, now and later: above it a gradient was seen to overflow."""
+        self._start.clamp_(max=exponent)
+        self.exponent.clamp_(max=exponent)
+
+    def follow(self) -> None:
+        """Weights have new values: scale as before, or a step higher if there has been no overflow for long."""
+        higher = torch.minimum(self.exponent + STEP, self._start)
+        climbs = self._calm >= PATIENCE
+        self.exponent.copy_(torch.where(climbs, higher, self.exponent))
+        self._calm.masked_fill_(climbs, 0)
         self._incurable.zero_()
 
     def reset_counts(self) -> None:
@@ -129,18 +146,19 @@ class State:
         """
         count = overflowed.sum()
         lower = count > self._incurable
-        at_start, at_floor = self.exponent >= START, self.exponent <= FLOOR
+        at_start, at_floor = self.exponent >= self._start, self.exponent <= FLOOR
         self._broken_at_start.copy_(torch.where(lower & at_start, count, self._broken_at_start))
         given_up = lower & at_floor
         self._incurable.copy_(torch.where(given_up, count, self._incurable))
-        at_bottom = torch.where(count < self._broken_at_start, FLOOR, START)
-        lowered = torch.where(at_floor, at_bottom, (self.exponent - _STEP).clamp(min=FLOOR))
+        at_bottom = torch.where(count < self._broken_at_start, FLOOR, self._start)
+        lowered = torch.where(at_floor, at_bottom, (self.exponent - STEP).clamp(min=FLOOR))
         self.exponent.copy_(torch.where(lower, lowered, self.exponent))
+        self._calm.add_(1).masked_fill_(lower, 0)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """As before afterwards: for passes that only warm up or record."""
-        tensors = (self._counts, self.exponent, self._broken_at_start, self._incurable)
+        tensors = (self._counts, self.exponent, self._broken_at_start, self._incurable, self._calm)
         before = [t.clone() for t in tensors]
         try:
             yield

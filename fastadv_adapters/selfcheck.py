@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .copying import clone, copy_module
+from .copying import clone, copy_module, in_one_block
 from .engines import EagerEngine
 from .folding import build
 from .inputs import is_out_of_memory
 from .packing import Packed
-from .precision import HALF, Precision
+from .precision import HALF, Precision, ieee_float32
 from .randomness import random_state_kept
+from .scaling import FLOOR, START, STEP
 from .tracing import Trace
 
 _SAMPLES = 4
 _LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
+_HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
 _COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 
 _Outcome = tuple[list[Tensor], list[Tensor]] | str
@@ -32,6 +34,7 @@ class Verdict:
         plan: how to fold: as planned, or the first less daring way that computes what the wrapped model computes.
         layout_error: what the network raised channels-last and not in the contiguous layout.
         half_error: what it raised in half precision and not in full precision.
+        exponent: how large gradients at the outputs may be, as a power of two, before they overflow on the way back.
         folding_error: in which way the network, folded as planned, differs from the wrapped model in float32.
         harmless: whether that is mended by not folding into Linear layers.
         unexplained: whether it differs though nothing is folded.
@@ -42,6 +45,7 @@ class Verdict:
     plan: Trace | None
     layout_error: str | None = None
     half_error: str | None = None
+    exponent: int = START
     folding_error: str | None = None
     harmless: bool = False
     unexplained: bool = False
@@ -58,8 +62,13 @@ def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments
     Returns:
         What was found; None if the model itself refuses the input: its own error is the one to show.
     """
+    with ieee_float32(precision.device):
+        return _check(source, plan, precision, arguments)
+
+
+def _check(source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed) -> Verdict | None:
     full = replace(precision, dtype=precision.base)
-    for tensors in (_few(arguments.tensors), arguments.tensors):  # it may take batches of one size only
+    for tensors in (few(arguments.tensors), arguments.tensors):  # it may take batches of one size only
         verdict, trial = Verdict(plan), _Trial(source, arguments, tensors, full)
         reference = trial.plain()
         if not isinstance(reference, str):
@@ -74,8 +83,8 @@ def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments
         if not isinstance(other, str):
             verdict.layout_error, found, single = found, other, contiguous
     if precision.half and not isinstance(found, str):
-        half = trial.fast(plan, replace(precision, channels_last=single.channels_last))
-        verdict.half_error = half if isinstance(half, str) else None
+        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[1])
+        verdict.half_error, verdict.exponent = (half, START) if isinstance(half, str) else (None, half)
     _check_folding(verdict, trial, single, found, reference)
     verdict.batch_first = trial.batch_first()
     verdict.samples_coupled = verdict.batch_first and trial.coupled()
@@ -123,6 +132,25 @@ class _Trial:
         """The fast network's outcome."""
         return self._outcome(EagerEngine(build(self.source, plan, precision).network, precision, convert=True))
 
+    def half(self, plan: Trace | None, precision: Precision, full: list[Tensor]) -> int | str:
+        """The largest exponent at which no gradient overflows that is finite in full precision, or what was raised."""
+        try:
+            engine = EagerEngine(build(self.source, plan, precision).network, precision, convert=True)
+            with self._gradients(0) as leaves:
+                outputs = [o for o in engine.bind(self.arguments)(leaves).tensors if o.requires_grad]
+                wanted = [leaf for leaf in leaves if leaf.requires_grad]
+                for exponent in range(START, FLOOR - 1, -STEP):
+                    largest = _HEADROOM * 2.0 ** (exponent + 1)
+                    weights = [(_weights(o).float() * largest).to(o.dtype) for o in outputs]
+                    grads = torch.autograd.grad(outputs, wanted, weights, retain_graph=True, materialize_grads=True)
+                    if not any(_lost(g, f) for g, f in zip(grads, full, strict=True)):
+                        return exponent
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+        return START  # no scale cures it
+
     def coupled(self) -> bool:
         """Whether the outputs of the first or of the last sample have a gradient at another sample.
 
@@ -159,7 +187,7 @@ class _Trial:
         return all(n == full and fewer == full - 1 for n, fewer in zip(*lengths, strict=True))
 
     def _plain_engine(self) -> EagerEngine:
-        copied = copy_module(self.source, clone)
+        copied = in_one_block(copy_module(self.source, clone))
         return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
 
     def _outcome(self, engine: EagerEngine, draws: int = 0) -> _Outcome:
@@ -186,10 +214,10 @@ class _Trial:
             yield [t.requires_grad_(t.is_floating_point()) for t in tensors]
 
 
-def _few(tensors: list[Tensor]) -> list[Tensor]:
+def few(tensors: list[Tensor]) -> list[Tensor]:
     """At most four samples, where all inputs have the same number."""
     apart = len({t.shape[:1] for t in tensors}) == 1
-    return [t[:_SAMPLES] if apart else t for t in tensors]
+    return [t.detach()[:_SAMPLES] if apart else t.detach() for t in tensors]
 
 
 def _weights(output: Tensor) -> Tensor:
@@ -213,6 +241,11 @@ def _difference(found: _Outcome, reference: tuple[list[Tensor], list[Tensor]]) -
         if bool(((cosine < _COSINE_ABOVE) & ~both_zero).any()):
             return f"the folded model's gradients differ, cosine {float(cosine.min()):.3f} in float32"
     return None
+
+
+def _lost(gradient: Tensor, full: Tensor) -> bool:
+    """Whether a sample has entries that are not finite though in full precision all are."""
+    return bool((~_rows(gradient).isfinite().all(1) & _rows(full).isfinite().all(1)).any())
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ except ImportError as error:
 # choose among its candidates.) TPGD compares such logits with those of a pass without gradient: they start so near to
 # each other that half precision in one of them hides the difference.
 EXACT = ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA", "TPGD")
-# FAB fails on float64 logits, by dtype errors of its own. Jitter draws noise in the dtype of the logits: in float64 the
-# same seed would be another attack than on the plain model.
-FLOAT32 = ("FAB", "Jitter")
+# FAB fails on float64 logits, by dtype errors of its own. With the others the same seed would be another attack than on
+# the plain model: Jitter draws noise in the dtype of the logits, and black-box attacks now get the very same logits.
+FLOAT32 = ("FAB", "Jitter", "SPSA", "Square", "OnePixel", "Pixle")
 
 
 def accelerate(attack: Attack, **options: Any) -> Attack:
@@ -37,7 +37,8 @@ def accelerate(attack: Attack, **options: Any) -> Attack:
     One fast copy is made per wrapped model. Each attack gets a view of it that suits that attack, unless ``options``
     say otherwise: ``decisions="exact"`` for those that read decisions off gradient passes (C&W, DeepFool, SparseFool,
     FAB, EAD, JSMA) or compare their logits with clean ones (TPGD), and float64 logits, which do not saturate, for all
-    but FAB, which fails on them, and Jitter, whose noise would be another.
+    but FAB, which fails on them, Jitter, whose noise would be another, and black-box attacks (SPSA, Square, OnePixel,
+    Pixle), which so return the very images that they return on the plain model.
 
     LGV trains a copy of its model and goes on doing so on the plain one; the models that it has collected are attacked
     through fast copies.

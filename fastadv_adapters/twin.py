@@ -1,14 +1,18 @@
 """The full-precision twin: the wrapped model's structure, in eval mode, on its own weights."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .copying import alias, clone, copy_module
+from .copying import alias, clone, copy_module, in_one_block
 from .engines import EagerEngine
+from .inputs import is_out_of_memory
+from .packing import Packed
 from .precision import Precision
+from .randomness import random_state_kept
 
 
 class Twin:
@@ -26,6 +30,8 @@ class Twin:
         self._live = live
         aliased = {id(p) for p in source.parameters()} if live else set()
         network = copy_module(source, lambda tensor: alias(tensor) if id(tensor) in aliased else clone(tensor))
+        if not live:
+            in_one_block(network)
         self._parts = list(zip(source.modules(), network.modules(), strict=True))
         pairs = [(vars(theirs), vars(ours)) for theirs, ours in self._parts]
         # Those that may hold a tensor: another value in the place of these is a change of structure.
@@ -54,6 +60,20 @@ class Twin:
                 own.copy_(parameter)
             elif _place(parameter) != _place(own):
                 ours[name] = alias(parameter)  # type: ignore[assignment]
+
+
+def writes_parameters(source: nn.Module, precision: Precision, arguments: Packed, tensors: Sequence[Tensor]) -> bool:
+    """Whether running the model changes its parameters: seen on a copy, run once on these tensors."""
+    trial = Twin(source, precision, live=False)
+    network = trial.engine.network
+    try:
+        with random_state_kept(precision.device), torch.no_grad():
+            trial.engine.bind(arguments)([t.clone() for t in tensors])
+    except Exception as error:  # the model's own, which the run itself will raise, or one about so few samples
+        if is_out_of_memory(error):
+            raise
+    pairs = zip(source.parameters(), network.parameters(), strict=True)
+    return not all(torch.equal(theirs, ours) for theirs, ours in pairs)
 
 
 def _follow_attribute(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> None:

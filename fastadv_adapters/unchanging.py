@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .copying import has_hooks
+from .freshness import is_data
 from .randomness import host_state
 
 
@@ -54,16 +55,20 @@ def memory_kept(network: nn.Module) -> Iterator[None]:
 
 
 def _attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """For each part: tensors by identity, containers by their contents, all else by itself."""
+    """For each part: tensors by identity, containers and data objects by their contents, all else by itself."""
     return {name: {k: _fixed(v) for k, v in vars(part).items()} for name, part in network.named_modules()}
 
 
-def _fixed(value: Any) -> Any:
-    if isinstance(value, (Tensor, nn.Module)):
+def _fixed(value: Any, depth: int = 8) -> Any:
+    if isinstance(value, (Tensor, nn.Module)) or depth == 0:
         return id(value)
     if isinstance(value, dict):
-        return {key: _fixed(item) for key, item in value.items()}
-    return [_fixed(item) for item in value] if isinstance(value, (list, tuple, set)) else value
+        return {key: _fixed(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_fixed(item, depth - 1) for item in value]
+    if is_data(value) and not type(value).__module__.startswith(__name__.partition(".")[0]):  # not this package's own
+        return id(value), _fixed(vars(value), depth - 1)
+    return value
 
 
 def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:

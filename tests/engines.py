@@ -1,11 +1,14 @@
 """The engines on a machine without CUDA, and a recorder that reuses its buffers as CUDA graphs do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastadv_adapters import choosing, compiled, networks
 from fastadv_adapters.engines import Engine
@@ -13,8 +16,44 @@ from fastadv_adapters.precision import Precision
 from fastadv_adapters.replay import ReplayEngine
 
 
-class Rerun:
-    """Runs the work again at each replay; what it made before is dropped, as a CUDA graph overwrites it.
+class CpuGraph(TorchDispatchMode):
+    """Records the operators that run inside, with the tensors they read and wrote, as a CUDA graph records kernels.
+
+    A replay runs no Python code of the network and no autograd: the same operators read and write the same memory.
+
+    Attributes:
+        memory: what was allocated inside.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.memory: list[Tensor] = []
+        self._steps: list[tuple[Callable[..., Any], Any, Any, list[Tensor | None]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _waits(func, args):
+            raise RuntimeError(f"{func} waits for the device, which is not permitted when a stream is capturing")
+        output = func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
+        given = {_address(t) for t in _tensors((args, kwargs))}
+        made = [None if _address(t) in given else t.detach() for t in _tensors(output)]
+        new = [t for t in made if t is not None]
+        if new or (func._schema.is_mutable and torch.Tag.inplace_view not in func.tags):  # a view needs no replay
+            self._steps.append((func, args, kwargs, made))
+            self.memory += new
+        return output
+
+    def replay(self) -> None:
+        """Run it all again; results go where the first ones lie."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for func, args, kwargs, made in self._steps:
+                for own, result in zip(made, _tensors(func(*args, **kwargs)), strict=True):
+                    if own is not None:
+                        own.copy_(result)
+
+
+class CpuRecorder:
+    """Records into :class:`CpuGraph`, with one memory pool for all: a replay leaves nothing in it but its own results.
 
     Attributes:
         captured: how many pieces of work were recorded.
@@ -22,11 +61,10 @@ class Rerun:
         recording: whether the caller is recording himself.
     """
 
-    reruns = True
-
     def __init__(self) -> None:
         self.captured = self.replayed = 0
         self.recording = False
+        self._left: list[Tensor] = []
 
     def busy(self) -> bool:
         return self.recording
@@ -40,17 +78,53 @@ class Rerun:
 
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
         self.captured += 1
-        work()
+        graph = CpuGraph()
+        try:
+            with graph:
+                work()
+        finally:
+            self._leave(graph.memory)
 
         def replay() -> None:
             self.replayed += 1
-            work()
+            graph.replay()
+            self._leave(graph.memory)
 
         return replay
 
+    def _leave(self, memory: list[Tensor]) -> None:
+        """Overwrite what lies in the pool with NaN, but for this: afterwards, since a backward pass reads a forward's.
+
+        (The device overwrites some of it, and leaves some as it was by chance.)
+        """
+        if memory is not self._left:
+            _spoil(self._left)
+        self._left = memory
+
+
+def _waits(func: Any, args: Any) -> bool:
+    """Whether an operator has to know values before it can go on: a branch, or a shape that depends on them."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+
+
+def _spoil(tensors: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)  # an index is to stay one
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
 
 def use_engine(patch: pytest.MonkeyPatch, name: str, *, backend: str = "aot_eager") -> None:
-    """Have every model whose engine is "auto" run by this one; "cudagraph" by its bookkeeping around :class:`Rerun`.
+    """Have every model whose engine is "auto" run by this one; "cudagraph" by a :class:`CpuRecorder`.
 
     Args:
         patch: takes it back.
@@ -61,7 +135,7 @@ def use_engine(patch: pytest.MonkeyPatch, name: str, *, backend: str = "aot_eage
 
     def make(asked: str, network: nn.Module, precision: Precision, **callbacks: Any) -> Engine:
         if asked == "auto" and name == "cudagraph":
-            return ReplayEngine(network, precision, recorder=Rerun(), **callbacks)
+            return ReplayEngine(network, precision, recorder=CpuRecorder(), **callbacks)
         return choosing.make_engine(name if asked == "auto" else asked, network, precision, **callbacks)  # type: ignore[arg-type]
 
     patch.setattr(networks, "make_engine", make)

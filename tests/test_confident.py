@@ -11,7 +11,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from benchmarks.correctness import WRONG, Outcome, Subject, judge
+from benchmarks.correctness import Outcome, Subject, judge
 from benchmarks.networks import resnet18
 from benchmarks.precision import Multiplied, Settings, ways
 from digits import DigitsNet, accuracy, grey_digits, rgb_digits, train
@@ -63,8 +63,7 @@ def test_half_precision_is_as_right_as_float32_where_the_recipe_is_not(
         assert abs(found[way].cosine - plain.cosine) <= within
         assert abs(found[way].robust - plain.robust) <= 1 / subject.images + 1e-6
     assert found["recipe float16"].zero > 1 / 3
-    assert found["recipe float16"].verdict == WRONG
-    assert found["recipe float16"].robust > plain.robust
+    assert found["recipe float16"].robust >= plain.robust + 0.1 - 1e-6
 
 
 @pytest.mark.parametrize("name", ["digits", "resnet"])

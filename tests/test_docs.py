@@ -13,6 +13,20 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "fastadv_adapters").glob("*.py"))
 RELIABILITY = ROOT / "docs" / "reliability.md"
 ANCHOR = re.compile(r"[a-z]+(-[a-z]+)+")
+ERROR = re.compile(r'<a id="(error(?:-[a-z]+)+)"></a>`([^`]+)`')
+COLUMNS = ["text begins with", "raised if", "why", "what to do"]
+FAULTS = {  # that the table has to cover -> how its row begins
+    "overflow in the forward pass": "an overflow inside the forward pass",
+    "overflow in the backward pass": "an overflow in the backward pass",
+    "NaN weights": "NaN weights when the model is wrapped",
+    "NaN weights later": "weights that become NaN or infinite later",
+    "NaN pixels": "NaN pixels",
+    "a layer that returns NaN for one sample": "a layer that returns NaN or infinity for one sample",
+    "out of memory": "out of memory raised by the network",
+    "a change of structure": "the model changes structure under the wrapper",
+    "a change of device": "a device change",
+    "an optimizer step in between": "an optimizer step between forward and backward",
+}
 
 
 def name_of(page: Path) -> str:
@@ -26,9 +40,10 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> list[str]:
-    """What GitHub makes of a page's headings."""
+    """What GitHub makes of a page's headings, and those that are written out."""
     headings = re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE)
-    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    made = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return made + re.findall(r'<a id="([^"]+)"></a>', prose(page))
 
 
 def text_of(node: ast.expr) -> str:
@@ -66,11 +81,32 @@ def raised() -> Iterator[str]:
             yield from (text_of(argument) for argument in first if not isinstance(argument, ast.Starred))
 
 
+def tables(begin: str, end: str) -> list[list[list[str]]]:
+    """The cells of each row of each table between two sections; the first row is the head."""
+    text = prose(RELIABILITY)
+    found = re.findall(r"(?:^\|.*\n)+", text[text.index(f"\n## {begin}\n") : text.index(f"\n## {end}\n")], re.MULTILINE)
+    split = [[[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
+    return [[head, *rows] for head, _, *rows in split]
+
+
+def error_rows() -> list[list[str]]:
+    return [row for _, *rows in tables("Errors", "Reasons in the summary") for row in rows]
+
+
+def fault_rows() -> list[list[str]]:
+    return [row for _, *rows in tables("Faults", "Known limits") for row in rows]
+
+
+def says_nothing(cell: str) -> bool:
+    """Whether a cell is empty, or leaves it to the row above."""
+    return not re.search(r"\w", cell) or cell.lower().startswith(("likewise", "ditto", "same", "as above"))
+
+
 def quoted() -> list[str]:
     """The texts in the first column of the tables of errors and reasons."""
-    text = prose(RELIABILITY)
-    tables = text[text.index("\n## Errors") : text.index("\n## What cannot be noticed")]
-    return [cell.removesuffix("…").rstrip() for cell in re.findall(r"^\| `([^`]+)` \|", tables, re.MULTILINE)]
+    cells = [row[0] for _, *rows in tables("Errors", "What cannot be noticed") for row in rows]
+    texts = [re.fullmatch(r"(?:<a [^>]+></a>)?`([^`]+)`", cell) for cell in cells]
+    return [text[1].removesuffix("…").rstrip() for text in texts if text]
 
 
 def test_every_warning_has_its_section_and_every_section_its_warning() -> None:
@@ -84,6 +120,33 @@ def test_every_warning_has_its_section_and_every_section_its_warning() -> None:
 def test_every_error_is_in_the_tables() -> None:
     beginnings = tuple(quoted())
     assert [text for text in raised() if not text.startswith(beginnings)] == []
+
+
+def test_every_error_has_an_anchor_of_its_own() -> None:
+    rows = error_rows()
+    assert len(rows) > 55, "the search should find the tables"
+    assert [row[0] for row in rows if not ERROR.fullmatch(row[0])] == []
+    ids = [match[1] for row in rows if (match := ERROR.fullmatch(row[0]))]
+    assert [anchor for anchor in ids if anchors(RELIABILITY).count(anchor) != 1] == []
+
+
+def test_every_error_says_when_it_is_raised_and_why_and_what_to_do() -> None:
+    heads = [head for head, *_ in tables("Errors", "Reasons in the summary")]
+    assert heads == [COLUMNS] * len(heads)
+    assert [row for row in error_rows() if len(row) != len(COLUMNS) or any(map(says_nothing, row))] == []
+
+
+def test_every_fault_says_what_happens_and_which_test_shows_it() -> None:
+    """That the tests exist is looked at in test_faults.py."""
+    rows = fault_rows()
+    assert len(rows) > 25, "the search should find the tables"
+    assert [row for row in rows if len(row) != 3 or any(map(says_nothing, row))] == []
+    assert [row[0] for row in rows if not re.search(r"\[`test_\w+`\]\(\.\./tests/test_\w+\.py\)", row[2])] == []
+
+
+@pytest.mark.parametrize("begins", FAULTS.values(), ids=FAULTS.keys())
+def test_the_table_of_faults_has(begins: str) -> None:
+    assert len([row for row in fault_rows() if row[0].startswith(begins)]) == 1
 
 
 def test_every_quoted_text_is_in_the_code() -> None:
@@ -102,7 +165,7 @@ def test_headings_are_different_and_links_lead_somewhere(page: Path) -> None:
         other = (page.parent / path).resolve() if path else page
         assert other.exists(), f"{target} does not exist"
         assert other.is_relative_to(ROOT), f"{target} is outside the project"
-        assert not anchor or anchor in anchors(other), f"{target} has no such heading"
+        assert not anchor or anchor in anchors(other), f"{target} has no such anchor"
 
 
 def test_every_page_is_in_the_index() -> None:

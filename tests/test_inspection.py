@@ -253,6 +253,4 @@ def test_no_sample_of_a_confident_model_is_without_gradient_in_float64_logits(dt
     y = net(x).argmax(1)
     assert without_gradient(net, F.cross_entropy, x, y) > 0, "the test needs a model that saturates in float32"
     fast = FastAttackModel(net, dtype=dtype, logits_dtype=torch.float64)
-    for _ in range(6):  # in float16 gradients this large overflow first, until the scale has come down
-        without = without_gradient(fast, F.cross_entropy, x, y)
-    assert without == 0
+    assert [without_gradient(fast, F.cross_entropy, x, y) for _ in range(3)] == [0, 0, 0]

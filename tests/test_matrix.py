@@ -20,7 +20,7 @@ from benchmarks.matrix.plan import ROWS, Plan, cells_of
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.running import prepare, run_one
 from benchmarks.matrix.subjects import RECIPES, colour_digits, subject, weights_of
-from benchmarks.matrix.verdicts import allowed, verdict, worst
+from benchmarks.matrix.verdicts import GOOD, allowed, over_seeds, verdict, worst
 from digits import DigitsNet, train
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
@@ -78,8 +78,7 @@ def test_every_row_of_the_page_is_complete(library: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_no_attack_is_weaker_on_the_fast_model(library: str, dtype: str) -> None:
     index = COLUMNS.index(dtype)
-    good = ("bit-equal", "as strong", "stronger", "fails on plain", "plain fails")
-    assert [row[0] for row in table(PAGE, library) if row[index] not in good] == []
+    assert [row[0] for row in table(PAGE, library) if row[index] not in GOOD] == []
 
 
 def test_every_targeted_mode_of_torchattacks_is_tried(subjects: Path) -> None:
@@ -203,11 +202,45 @@ def outcome(robust: int, distance: float = math.inf, digest: str = "a", error: s
         ("gradient", [outcome(5)], [outcome(0, error="E")], "fails"),
         ("gradient", [outcome(0, error="E")], [outcome(0, error="E")], "fails on plain"),
         ("gradient", [outcome(0, error="E")], [outcome(5)], "plain fails"),
+        ("gradient", [outcome(0, error="E: 1")], [outcome(0, error="F: 1")], "fails"),
+        ("gradient", [outcome(0, error="E: 1")], [outcome(0, error="E: 2")], "fails on plain"),
+        ("gradient", [outcome(0, error="TimeoutError: x")], [outcome(0, error="TimeoutError: x")], "not run"),
         ("gradient", [outcome(5)], [None], "not run"),
     ],
 )
 def test_verdicts(rule: str, plain: list[Outcome], fast: list[Outcome], expected: str) -> None:
     assert verdict(rule, plain, fast, 100) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rule", "plain", "fast", "expected"),
+    [
+        ("gradient", [10, 10, 14], [14, 14, 14], "within spread"),
+        ("random", [10, 10, 14], [14, 14, 14], "as strong"),
+        ("gradient", [10, 10, 14], [15, 15, 15], "weaker"),
+        ("gradient", [10, 10, 14], [12, 12, 19], "as strong"),
+    ],
+)
+def test_verdicts_over_seeds(rule: str, plain: list[int], fast: list[int], expected: str) -> None:
+    there, here = list(map(outcome, plain)), list(map(outcome, fast))
+    assert over_seeds(rule, there, here, 100) == expected  # type: ignore[arg-type]
+
+
+FMN = ("L0FMNAttack", "L1FMNAttack", "L2FMNAttack", "LInfFMNAttack")
+SURE = ("DDNAttack", *FMN, "L2DeepFoolAttack", "LinfDeepFoolAttack", "DeepFool")
+
+
+@NEEDS_PAGE
+@pytest.mark.parametrize("name", SURE)
+def test_in_float16_every_image_is_broken_that_is_broken_on_the_plain_model(name: str) -> None:
+    record = json.loads((PAGE.parent / "benchmarks" / "matrix.json").read_text(encoding="utf-8"))
+    rows = [dict(zip(record["columns"], row, strict=True)) for row in record["results"]]
+    rows = [row for row in rows if row["attack"] == name and row["seed"] == 0 and not row["case"]]
+    keys = {(row["subject"], row["images"]) for row in rows if row["way"] == "float16"}
+    assert {subject for subject, _ in keys} == set(RECIPES)
+    for subject_name, images in keys:
+        found = {r["way"]: r["broken"] for r in rows if (r["subject"], r["images"]) == (subject_name, images)}
+        assert [pair for pair in zip(found["plain"], found["float16"], strict=True) if pair == ("1", "0")] == []
 
 
 def test_the_limits_and_the_worst_verdict() -> None:

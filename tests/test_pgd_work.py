@@ -169,12 +169,13 @@ def test_a_batch_that_shrinks_has_few_sizes_and_they_hold_what_is_left() -> None
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The batch sizes of all calls of fast models."""
+    """The batch sizes of all calls of fast models, but of exact looks, for which the twin is run."""
     seen: list[int] = []
     forward = FastAttackModel.forward
 
     def noted(self: FastAttackModel, x: Tensor) -> Any:
-        seen.append(len(x))
+        if self._decisions == "fast" and not self._full_precision:
+            seen.append(len(x))
         return forward(self, x)
 
     monkeypatch.setattr(FastAttackModel, "forward", noted)
@@ -199,7 +200,7 @@ def test_engines_see_few_batch_sizes_and_break_the_same_samples(
     assert torch.equal(*(broken(net, z, y) for z in found))
     assert ((found[1] - found[0]).abs() < 1e-5).double().mean() > 0.98  # the same steps, up to rounding
     assert seen[1] <= {8, 16, 32, 40}
-    assert len(seen[1]) >= 3
+    assert len(seen[1]) >= 2
     assert not seen[0] <= {8, 16, 32, 40}  # nothing is added where a size costs nothing
     assert plainly.gradient_stats.samples < quickly.gradient_stats.samples <= 2 * plainly.gradient_stats.samples
     assert quickly.gradient_stats.zero == quickly.gradient_stats.nonfinite == 0

@@ -1,5 +1,6 @@
 """One cell of the matrix: one case on one network in one way, run, judged by the plain model, and kept in a file."""
 
+import functools
 import hashlib
 import json
 import math
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import fastadv_adapters
+from benchmarks.device import versions
+from benchmarks.matrix import attacking
 from benchmarks.matrix.attacking import Attacked, attack, compile_solver, targets_of
 from benchmarks.matrix.cases import Case, Norm, Row
 from benchmarks.matrix.subjects import Binarised, Subject, recipe_of
@@ -72,10 +76,11 @@ class Outcome:
         zero: samples among them with a zero gradient.
         nonfinite: samples among them with infinite or NaN entries.
         digest: of the adversarial images, bit by bit.
+        broken: which images were broken, as a line of 0 and 1.
         chosen: the options that the attack's models had.
         warned: the warnings of the fast model.
         error: what the attack raised; empty if it ran through.
-        signature: of the case and the network as they were; a change of either makes the outcome void.
+        signature: of the case, the network and the code as they were; a change of any makes the outcome void.
     """
 
     robust: int = 0
@@ -85,6 +90,7 @@ class Outcome:
     zero: int = 0
     nonfinite: int = 0
     digest: str = ""
+    broken: str = ""
     chosen: str = ""
     warned: str = ""
     error: str = ""
@@ -92,8 +98,15 @@ class Outcome:
 
 
 def signature(cell: Cell, case: Case) -> str:
-    """A text that changes with the case, and with the network and its budgets."""
-    return hashlib.sha256(repr((case, recipe_of(cell.subject))).encode()).hexdigest()[:12]
+    """A text that changes with the case, with the network and its budgets, and with all code that takes part."""
+    return hashlib.sha256(repr((case, recipe_of(cell.subject), _code())).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _code() -> str:
+    """The package, what judges it here, and the versions of the libraries, as one text."""
+    files = [*Path(fastadv_adapters.__file__).parent.glob("*.py"), Path(__file__), Path(attacking.__file__)]
+    return repr([versions(), *(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files))])
 
 
 def read(cell: Cell, case: Case, cache: Path) -> Outcome | None:
@@ -154,6 +167,7 @@ def _judged(found: Attacked, case: Case, model: nn.Module, subject: Subject, x: 
         samples=samples,
         zero=zero,
         nonfinite=nonfinite,
+        broken="".join(map(str, broken.int().tolist())),
         digest=hashlib.sha256(found.images.contiguous().numpy().tobytes()).hexdigest()[:16],
         chosen=found.chosen,
     )

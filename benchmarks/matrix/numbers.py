@@ -15,7 +15,19 @@ from benchmarks.matrix.results import Results
 from benchmarks.matrix.subjects import RECIPES
 from benchmarks.report import Table
 
-_KEPT = ("robust", "distance", "seconds", "samples", "zero", "nonfinite", "digest", "chosen", "warned", "error")
+_KEPT = (
+    "robust",
+    "distance",
+    "seconds",
+    "samples",
+    "zero",
+    "nonfinite",
+    "digest",
+    "broken",
+    "chosen",
+    "warned",
+    "error",
+)
 _NOTE = (
     "Each entry: robust images (of three seeds, divided by strokes); median distance where there is one; seconds of "
     "one thread beside another process; and how many of the gradients were zero or not finite, if any. The plain "

@@ -40,12 +40,13 @@ page; the numbers behind it are in [benchmarks/matrix.md](benchmarks/matrix.md).
 | random | the median of three seeds: as for gradient, or within the plain model's three |
 
 *Random* are attacks in which noise enters at every step, so that rounding grows. *Stronger*: better than on the plain
-model by more than that. *Fails on plain*: the attack raises an error on the plain model too.
+model by more than that. *Fails on plain*: the attack raises the same error on the plain model.
 
 Some attacks amplify rounding without any noise: one step more or less decides, in favour of either model. So where the
 first look finds an attack weaker, a second one decides: both models, all images, three seeds (five for *random*
 attacks). Each pixel is moved by at most {move:g} in all of them but the first, unless the attack is random anyway. The
-median of the fast runs has to be within the limits of the plain median, or within the plain model's own spread.
+median of the fast runs then has to be within the limits of the plain median. *Within spread*: it is beyond them, but
+not beyond the worst of the plain model's own runs.
 
 An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both
 networks. An image counts as broken if it is within bounds and budget, and the plain model gives its true class a logit

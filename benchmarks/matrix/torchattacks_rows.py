@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from benchmarks.matrix.cases import Case, Eps, Norm, Row, Targeted, scaled
 
 EPS = Eps()
@@ -23,12 +21,6 @@ def _gradient(norm: Norm = "linf", /, **settings: Any) -> Case:
 
 def _least(norm: Norm, /, **settings: Any) -> Case:
     return Case("minimum-norm", norm, settings)
-
-
-def _black_box(case: Case) -> tuple[Case, ...]:
-    """Bit-equal with float32 logits; with the float64 ones of `accelerate` another search, judged over three seeds."""
-    same = case.but(options={"logits_dtype": torch.float32})
-    return *_both(same), case.but(rule="random", label=f"{case.label} float64 logits".strip())
 
 
 def _row(name: str, *cases: Case, note: str = "") -> Row:
@@ -72,7 +64,7 @@ ROWS = (
     _row("SINIFGSM", *_both(_gradient(**MOMENTUM))),
     _row("VMIFGSM", *_both(_gradient(**MOMENTUM))),
     _row("VNIFGSM", *_both(_gradient(**MOMENTUM))),
-    _row("SPSA", *_black_box(SPSA)),
+    _row("SPSA", *_both(SPSA)),
     _row("JSMA", *_both(Case("gradient", "l0", {"gamma": 0.1}))),
     _row("EADL1", *_both(_least("l1", **ELASTIC))),
     _row("EADEN", *_both(_least("l1", **ELASTIC))),
@@ -83,8 +75,8 @@ ROWS = (
     _row("DeepFool", _least("l2", steps=20)),
     _row("PGDRSL2", *_both(_gradient("l2", **STEPPING, noise_sd=0.1))),
     _row("SparseFool", _least("l0", steps=3)),
-    _row("OnePixel", *_black_box(Case("black-box", "l0", {"pixels": 2, "steps": 5, "popsize": 20}))),
-    _row("Pixle", *_black_box(Case("black-box", "l0", {"restarts": 5, "max_iterations": 5}))),
+    _row("OnePixel", *_both(Case("black-box", "l0", {"pixels": 2, "steps": 5, "popsize": 20}))),
+    _row("Pixle", *_both(Case("black-box", "l0", {"restarts": 5, "max_iterations": 5}))),
     _row(
         "FAB",
         *_both(FAB, "function"),
@@ -98,7 +90,7 @@ ROWS = (
         AUTO.but(norm="l2", settings={"norm": "L2"}, label="L2"),
         note="Here with 500 queries of Square.",
     ),
-    _row("Square", *_black_box(SQUARE), SQUARE.but(norm="l2", settings={"norm": "L2"}, label="L2")),
+    _row("Square", *_both(SQUARE), SQUARE.but(norm="l2", settings={"norm": "L2"}, label="L2")),
     _row("MultiAttack", _gradient(**STEPPING), note="Here of PGD, MIFGSM and APGD."),
     _row(
         "LGV",

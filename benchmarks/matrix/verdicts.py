@@ -9,19 +9,30 @@ from benchmarks.matrix.cases import Rule
 from benchmarks.matrix.cells import Outcome
 
 Verdict = Literal[
-    "bit-equal", "as strong", "stronger", "weaker", "not bit-equal", "fails", "fails on plain", "plain fails", "not run"
+    "bit-equal",
+    "as strong",
+    "within spread",
+    "stronger",
+    "weaker",
+    "not bit-equal",
+    "fails",
+    "fails on plain",
+    "plain fails",
+    "not run",
 ]
-"""`"fails on plain"`: it raises the same kind of error on the plain model. `"plain fails"`: only there."""
+"""`"within spread"`: beyond the limits, but by no more than the plain model is from itself on images next to the same.
+`"fails on plain"`: it raises the same kind of error on the plain model. `"plain fails"`: only there."""
 
 DISTANCE_WITHIN = 0.01
 """A median distance may be larger by this share."""
-GOOD: tuple[Verdict, ...] = ("bit-equal", "as strong", "stronger", "fails on plain", "plain fails")
+GOOD: tuple[Verdict, ...] = ("bit-equal", "as strong", "within spread", "stronger", "fails on plain", "plain fails")
 """What says nothing against the fast model."""
 _WORST_FIRST: tuple[Verdict, ...] = (
     "fails",
     "weaker",
     "not bit-equal",
     "not run",
+    "within spread",
     "as strong",
     "stronger",
     "bit-equal",
@@ -55,6 +66,8 @@ def over_seeds(rule: Rule, plain: Sequence[Outcome | None], fast: Sequence[Outco
         found.append(_in_distance([o.distance for o in there], median(o.distance for o in here)))
     if "weaker" in found:
         return "weaker"
+    if "within spread" in found:
+        return "as strong" if rule == "random" else "within spread"
     return "stronger" if "stronger" in found else "as strong"
 
 
@@ -66,22 +79,29 @@ def _without_comparison(plain: Sequence[Outcome | None], fast: Sequence[Outcome 
     """What is to be said where there is nothing to compare."""
     if None in plain or None in fast:
         return "not run"
-    there, here = (any(outcome.error for outcome in _ran(outcomes)) for outcomes in (plain, fast))
+    there, here = ({_kind(o.error) for o in _ran(outcomes) if o.error} for outcomes in (plain, fast))
+    if TimeoutError.__name__ in there | here:
+        return "not run"
     if here:
-        return "fails on plain" if there else "fails"
+        return "fails on plain" if here <= there else "fails"
     return "plain fails" if there else None
 
 
+def _kind(error: str) -> str:
+    """The class of an error, with which its text begins."""
+    return error.partition(":")[0]
+
+
 def _in_robustness(plain: Sequence[int], fast: float, more: int) -> Verdict:
-    if fast > max(*plain, median(plain) + more):
-        return "weaker"
+    if fast > median(plain) + more:
+        return "within spread" if fast <= max(plain) else "weaker"
     return "stronger" if fast < min(*plain, median(plain) - more) else "as strong"
 
 
 def _in_distance(plain: Sequence[float], fast: float) -> Verdict:
     ratio = _ratio(fast, median(plain))
-    if ratio > 1 + DISTANCE_WITHIN and fast > max(plain):
-        return "weaker"
+    if ratio > 1 + DISTANCE_WITHIN:
+        return "within spread" if fast <= max(plain) else "weaker"
     return "stronger" if ratio < 1 - DISTANCE_WITHIN and fast < min(plain) else "as strong"
 
 
