@@ -25,6 +25,8 @@ _LAYERS = {
     ("transposed", 3): nn.ConvTranspose3d,
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Of few entries, or with a tiny eps, a norm over one sample leaves hardly anything of a gradient but rounding.
+_FEWEST, _EPS = 4, 0.1
 _MAXIMUM = (nn.Identity, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGE = (nn.Identity, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
@@ -57,6 +59,7 @@ class StageRecipe:
         layer: arguments of the layer, all but its class.
         transposed: whether a convolution is a transposed one.
         norm: the norm, if any.
+        normed: shape of what the norm gets of one sample.
         first: whether norm and activation come before the layer (pre-activation).
         between: what stands between layer and norm.
         activation: a key of `ACTIVATIONS`.
@@ -68,7 +71,8 @@ class StageRecipe:
 
     layer: dict[str, Any]
     transposed: bool = False
-    norm: Literal["none", "batch", "batch without affine"] = "batch"
+    norm: Literal["none", "batch", "batch without affine", "group", "layer"] = "batch"
+    normed: tuple[int, ...] = ()
     first: bool = False
     between: tuple[str, ...] = ()
     activation: str = "none"
@@ -129,16 +133,14 @@ class Stage(nn.Module):
         super().__init__()
         self.first, self.added, self.calls = recipe.first, recipe.shortcut, recipe.calls
         dimensions = _DIMENSIONS.get(family, 0)
-        inputs, outputs = _channels(recipe.layer)
         self.layer = _layer(recipe, dimensions)
-        affine = recipe.norm == "batch"
-        normed = tokens or (inputs if recipe.first else outputs)
-        self.norm = None if recipe.norm == "none" else _NORMS[dimensions](normed, affine=affine)
+        self.norm = _norm(recipe, dimensions)
         self.between = nn.Sequential(*(BETWEEN[name]() for name in recipe.between)) if recipe.between else None
         self.activation = ACTIVATIONS[recipe.activation]() if recipe.activation != "none" else None
         self.projection: nn.Module | None = None
         if recipe.shortcut == "projection":
-            self.projection = nn.Sequential(_layer(recipe, dimensions), _NORMS[dimensions](tokens or outputs))
+            channels = tokens or _channels(recipe.layer)[1]
+            self.projection = nn.Sequential(_layer(recipe, dimensions), _NORMS[dimensions](channels))
         pools = {"none": None, "max": _MAXIMUM[dimensions], "average": _AVERAGE[dimensions]}
         pool = pools[recipe.pool]
         self.pool = pool(2) if pool else None
@@ -197,6 +199,20 @@ def _layer(recipe: StageRecipe, dimensions: int) -> nn.Module:
     return _LAYERS[kind, dimensions](**recipe.layer) if dimensions else nn.Linear(**recipe.layer)
 
 
+def _norm(recipe: StageRecipe, dimensions: int) -> nn.Module | None:
+    channels = recipe.normed[0]
+    if recipe.norm == "group":
+        return nn.GroupNorm(_groups(recipe.normed), channels, eps=_EPS)
+    if recipe.norm == "layer":
+        return nn.LayerNorm(recipe.normed if dimensions else recipe.normed[-1:], eps=_EPS)
+    return None if recipe.norm == "none" else _NORMS[dimensions](channels, affine=recipe.norm == "batch")
+
+
+def _groups(normed: tuple[int, ...]) -> int:
+    """How many groups a group norm makes: two, unless that leaves too few entries in each."""
+    return 2 if normed[0] % 2 == 0 and math.prod(normed) >= 2 * _FEWEST else 1
+
+
 def _channels(layer: dict[str, Any]) -> tuple[int, int]:
     """How many go in and come out."""
     inputs, outputs = (value for key, value in layer.items() if key.endswith(("_channels", "_features")))
@@ -215,13 +231,12 @@ def recipes(draw: Draw, *, smooth: bool = False, most: int = 3) -> Recipe:
     """Networks of up to ``most`` stages; ``smooth`` ones have no kinks, so that rounding cannot flip anything."""
     family: Family = draw(st.sampled_from(["vectors", "tokens", "1d", "2d", "2d", "2d", "3d"]))
     channels = draw(st.integers(1, 4))
-    size = draw(st.integers(*_SIZES[family])) if family in _SIZES else 0
-    shape = (channels, *(size,) * _DIMENSIONS.get(family, 0))
-    if family == "tokens":
-        shape = (draw(st.integers(2, 5)), channels)
+    sizes = tuple(draw(st.integers(*_SIZES[family])) for _ in range(_DIMENSIONS.get(family, 0)))
+    tokens = (draw(st.integers(2, 5)),) if family == "tokens" else ()
+    shape = (*tokens, channels, *sizes)
     stages = []
     for _ in range(draw(st.integers(1, most))):
-        stage, channels, size = draw(_stages(family, channels, size, smooth))
+        stage, channels, sizes = draw(_stages(family, tokens, channels, sizes, smooth))
         stages.append(stage)
     return Recipe(
         family,
@@ -235,25 +250,36 @@ def recipes(draw: Draw, *, smooth: bool = False, most: int = 3) -> Recipe:
     )
 
 
+Sizes = tuple[int, ...]
+
+
 @st.composite
-def _stages(draw: Draw, family: Family, channels: int, size: int, smooth: bool) -> tuple[StageRecipe, int, int]:
-    """One stage, and how many channels of which size come out of it."""
-    if size:
-        layer, transposed, after = draw(_convolutions(channels, size, large=6 if family == "3d" else 12))
+def _stages(
+    draw: Draw, family: Family, tokens: Sizes, channels: int, sizes: Sizes, smooth: bool
+) -> tuple[StageRecipe, int, Sizes]:
+    """One stage, and how many channels of which sizes come out of it."""
+    transposed, after = False, sizes
+    if sizes:
+        layer, transposed, after = draw(_convolutions(channels, sizes, large=6 if family == "3d" else 12))
     else:
-        layer, transposed, after = {"in_features": channels, "out_features": draw(st.integers(1, 6))}, False, 0
+        layer = {"in_features": channels, "out_features": draw(st.integers(1, 6))}
     layer["bias"] = draw(st.booleans())
     outputs = _channels(layer)[1]
-    norm = draw(st.sampled_from(["batch", "batch", "batch", "batch without affine", "none"]))
+    first = draw(st.booleans())
+    normed = (*tokens, channels, *sizes) if first else (*tokens, outputs, *after)
+    norm = draw(
+        st.sampled_from(["batch", "batch", "batch", "batch without affine", "none", *_sample_norms(normed, tokens)])
+    )
     activations = [name for name in (SMOOTH if smooth else ACTIVATIONS) if norm != "none" or "in place" not in name]
-    unchanged = (outputs, after) == (channels, size)
+    unchanged = (outputs, after) == (channels, sizes)
     shortcuts = ["none", "none", "projection", "layer"] + ["input", "input"] * unchanged
-    pools = ["none", "average"] + ["max"] * (not smooth) if after >= 2 else ["none"]
+    pools = ["none", "average"] + ["max"] * (not smooth) if min(after, default=0) >= 2 else ["none"]
     recipe = StageRecipe(
         layer,
         transposed,
         norm,
-        first=draw(st.booleans()),
+        normed,
+        first=first,
         between=tuple(draw(st.lists(st.sampled_from(list(BETWEEN)), max_size=2))),
         activation=draw(st.sampled_from(activations)),
         shortcut=draw(st.sampled_from(shortcuts)),
@@ -262,25 +288,45 @@ def _stages(draw: Draw, family: Family, channels: int, size: int, smooth: bool) 
     )
     if unchanged and recipe.pool == "none" and draw(st.booleans()):
         recipe = StageRecipe(**{**vars(recipe), "calls": 2})
-    return recipe, outputs, after if recipe.pool == "none" else after // 2
+    return recipe, outputs, after if recipe.pool == "none" else tuple(size // 2 for size in after)
+
+
+def _sample_norms(normed: Sizes, tokens: Sizes) -> list[str]:
+    """Norms over one sample, or over one token of it, that have enough entries of this shape to work on."""
+    enough = {"group": math.prod(normed), "layer": normed[-1] if tokens else math.prod(normed)}
+    return [name for name, entries in enough.items() if entries >= _FEWEST]
 
 
 @st.composite
-def _convolutions(draw: Draw, channels: int, size: int, large: int) -> tuple[dict[str, Any], bool, int]:
-    """Arguments of a convolution, whether it is a transposed one, and the size of what it gives."""
-    outputs = draw(st.integers(1, 6))
-    kernel, stride = draw(st.integers(1, min(3, size))), draw(st.integers(1, 2))
+def _convolutions(draw: Draw, channels: int, sizes: Sizes, large: int) -> tuple[dict[str, Any], bool, Sizes]:
+    """Arguments of a convolution, whether it is a transposed one, and the sizes of what it gives."""
+    outputs, stride = draw(st.integers(1, 6)), draw(st.integers(1, 2))
+    kernel = tuple(draw(st.integers(1, min(3, size))) for size in sizes)
+    dilation = tuple(
+        draw(st.integers(1, 2 if 2 * (k - 1) < size else 1)) for k, size in zip(kernel, sizes, strict=True)
+    )
+    padding = tuple(draw(st.integers(0, d * (k // 2))) for d, k in zip(dilation, kernel, strict=True))
     layer = {
         "in_channels": channels,
         "out_channels": outputs,
         "kernel_size": kernel,
         "stride": stride,
-        "padding": draw(st.integers(0, kernel // 2)),
+        "padding": padding,
+        "dilation": dilation,
         "groups": draw(st.sampled_from([g for g in (1, 2, 3, 4) if math.gcd(channels, outputs) % g == 0])),
     }
-    margin = 2 * layer["padding"]
-    if (size - 1) * stride + kernel + 1 <= large and size * stride > margin and draw(st.booleans()):
-        layer["output_padding"] = draw(st.integers(0, stride - 1))
-        return layer, True, (size - 1) * stride - margin + kernel + layer["output_padding"]
-    layer["padding_mode"] = draw(st.sampled_from(["zeros", "zeros", "circular", "replicate"]))
-    return layer, False, (size + margin - kernel) // stride + 1
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    margins = [2 * p - r for p, r in zip(padding, reach, strict=True)]
+    wide = tuple((size - 1) * stride - margin + 1 for size, margin in zip(sizes, margins, strict=True))
+    if min(wide) >= 1 and max(wide) < large and draw(st.booleans()):
+        extra = layer["output_padding"] = draw(st.integers(0, stride - 1))
+        return layer, True, tuple(size + extra for size in wide)
+    layer["padding_mode"] = draw(st.sampled_from(["zeros", "zeros", "circular", "replicate", "reflect"]))
+    # Zeros on one side more than on the other are a warning of PyTorch's.
+    same = stride == 1 and (layer["padding_mode"] != "zeros" or not any(r % 2 for r in reach))
+    layer["padding"] = draw(st.sampled_from([padding, padding, "valid"] + ["same"] * same))
+    if layer["padding"] == "same":
+        return layer, False, sizes
+    if layer["padding"] == "valid":
+        margins = [-r for r in reach]
+    return layer, False, tuple((size + margin - 1) // stride + 1 for size, margin in zip(sizes, margins, strict=True))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from foolbox.attacks import DDNAttack, LinfPGD, SaltAndPepperNoiseAttack
+from foolbox.criteria import Misclassification
 from foolbox.models import ExpectationOverTransformationWrapper, ThresholdingWrapper
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.foolbox import FastPyTorchModel
-from tests.peers import Problem, Run, assert_same, seeded
+from tests.peers import USUAL, Problem, Run, assert_as_strong, assert_same, seeded
 from tests.tools import attackable_net, batch
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -67,7 +68,10 @@ def test_wrong_preprocessing_is_the_same_error(options: dict[str, Any]) -> None:
     assert str(found.value) == str(expected.value)
 
 
-@pytest.mark.parametrize("how", [{}, {"inplace": True}, {"wrapper": True}], ids=["copy", "in place", "wrapper"])
+HOW: dict[str, dict[str, bool]] = {"copy": {}, "in place": {"inplace": True}, "wrapper": {"wrapper": True}}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW.keys())
 def test_transformed_bounds(problem: Problem, how: dict[str, bool]) -> None:
     def attack(model: Any) -> Any:
         other = copy.copy(model).transform_bounds((-1, 3), **how)
@@ -77,6 +81,15 @@ def test_transformed_bounds(problem: Problem, how: dict[str, bool]) -> None:
     problem.same(attack, {"rtol": 0, "atol": 1e-4})
     assert tuple(problem.fast.bounds) == (0, 1)
     assert problem.fast.transform_bounds((0, 1)).bounds == problem.plain.bounds
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW.keys())
+@pytest.mark.parametrize("options", USUAL.values(), ids=USUAL.keys())
+def test_transformed_bounds_at_usual_options(how: dict[str, bool], options: Any) -> None:
+    problem = Problem(fast=options, samples=100)
+    plain, fast = (model.transform_bounds((-1, 3), **how) for model in (problem.plain, problem.fast))
+    assert tuple(fast.bounds) == (-1, 3)
+    assert_as_strong(STEPS, plain, fast, problem.x * 4 - 1, Misclassification(problem.y), 0.08)
 
 
 def test_transformed_bounds_in_place_and_wrapped_is_the_same_error(problem: Problem) -> None:

@@ -22,7 +22,7 @@ from foolbox.criteria import Criterion, Misclassification, TargetedMisclassifica
 from torch import Tensor
 
 from fastadv_adapters.foolbox import FastPyTorchModel, SafeLinfPGD
-from tests.peers import EQUAL, Problem, seeded
+from tests.peers import EQUAL, USUAL, Problem, assert_as_strong, seeded
 from tests.tools import attackable_net, batch
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -56,6 +56,7 @@ TARGETED: dict[str, tuple[Any, Any]] = {
     "CarliniWagner": (L2CarliniWagnerAttack(binary_search_steps=2, steps=10), None),
     "DDN": (DDNAttack(steps=10), None),
 }
+MINIMISING = ("CarliniWagner", "DDN")
 
 
 @pytest.mark.parametrize("name", TARGETED)
@@ -65,6 +66,29 @@ def test_targeted_attacks(problem: Problem, name: str) -> None:
     _, clipped, success = problem.same(lambda model: attack(model, problem.x, criterion, epsilons=epsilon))
     assert success.any()
     assert torch.equal(problem.plain(clipped).argmax(1) == problem.targets, success)
+
+
+@pytest.mark.parametrize("name", TARGETED)
+@pytest.mark.parametrize("options", USUAL.values(), ids=USUAL.keys())
+def test_targeted_attacks_at_usual_options(name: str, options: Any) -> None:
+    """What minimises gets exact decisions, as its users are told."""
+    problem = Problem(fast=options | {"decisions": "exact"} if name in MINIMISING else options, samples=100)
+    attack, epsilon = TARGETED[name]
+    assert_as_strong(
+        attack, problem.plain, problem.fast, problem.x, TargetedMisclassification(problem.targets), epsilon
+    )
+
+
+@pytest.mark.parametrize("name", MINIMISING)
+@pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
+def test_decisions_of_gradient_passes_weaken_what_minimises_and_are_no_success(name: str, targeted: bool) -> None:
+    problem = Problem(fast={"dtype": torch.bfloat16}, samples=100)
+    criterion = TargetedMisclassification(problem.targets) if targeted else Misclassification(problem.y)
+    attack, epsilon = TARGETED[name]
+    run = lambda model: attack(model, problem.x, criterion, epsilons=epsilon)  # noqa: E731
+    (_, _, fooled), (_, found, success) = (seeded(run, model) for model in (problem.plain, problem.fast))
+    assert torch.equal(success, criterion(found, problem.plain(found)))
+    assert success.sum() < fooled.sum(), "or exact decisions are not needed"
 
 
 def test_criteria_joined_by_and(problem: Problem) -> None:

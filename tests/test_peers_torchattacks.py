@@ -1,6 +1,7 @@
 """What users of torchattacks rely on, with a fast model in the place of the plain one: the same at the same seed."""
 
 import copy
+import functools
 import random
 import re
 from collections.abc import Callable
@@ -21,20 +22,32 @@ pytestmark = pytest.mark.usefixtures("untouched")
 
 EPS = 0.02
 OPTIONS: Any = {"dtype": torch.float32, "decisions": "exact", "logits_dtype": torch.float32}
+USUAL: dict[str, Any] = {"defaults": {}, "bfloat16": {"dtype": torch.bfloat16}}
 
 Make = Callable[[nn.Module], Any]
 Swap = Callable[[Make, nn.Module], Any]
 
-SWAPS: dict[str, Swap] = {
-    "given": lambda make, net: make(FastAttackModel(net, **OPTIONS)),
-    "accelerated": lambda make, net: accelerate(make(net), **OPTIONS),
+SWAPS: dict[str, Callable[..., Any]] = {
+    "given": lambda make, net, **options: make(FastAttackModel(net, **options)),
+    "accelerated": lambda make, net, **options: accelerate(make(net), **options),
 }
 
 
 @pytest.fixture(params=SWAPS)
 def swap(request: pytest.FixtureRequest) -> Swap:
-    """The two ways to have an attack run on a fast model."""
-    return SWAPS[request.param]
+    """The two ways to have an attack run on a fast model, with options at which all is as on the plain one."""
+    return functools.partial(SWAPS[request.param], **OPTIONS)
+
+
+@pytest.fixture(params=USUAL)
+def usual(request: pytest.FixtureRequest) -> Any:
+    """Options as most give them: the gradients are rounded, so that images differ and only their strength is alike."""
+    return USUAL[request.param]
+
+
+@pytest.fixture(params=SWAPS)
+def usual_swap(request: pytest.FixtureRequest, usual: Any) -> Swap:
+    return functools.partial(SWAPS[request.param], **usual)
 
 
 @pytest.fixture
@@ -45,6 +58,12 @@ def net() -> nn.Module:
 @pytest.fixture
 def x() -> Tensor:
     return batch(10)[0]
+
+
+@pytest.fixture
+def many() -> Tensor:
+    """As many images as counts of them mean something."""
+    return batch(100)[0]
 
 
 @pytest.fixture
@@ -64,6 +83,16 @@ def assert_same_images(found: Tensor, expected: Tensor, net: nn.Module) -> None:
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     assert float(((found - expected).abs() > 1e-5).float().mean()) < 0.005
     assert torch.equal(net(found).argmax(1), net(expected).argmax(1))
+
+
+def assert_as_strong(found: Tensor, expected: Tensor, x: Tensor, y: Tensor, net: nn.Module) -> None:
+    """Inside the same budget, and as often the class that it was."""
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    assert float((found - x).abs().max()) <= EPS + 1e-6
+    left, wanted = (int((net(images).argmax(1) == y).sum()) for images in (found, expected))
+    assert wanted <= 0.95 * len(x), "or an attack that does nothing would pass"
+    assert abs(left - wanted) <= 0.05 * len(x)
 
 
 def pgd(model: nn.Module) -> Any:
@@ -99,6 +128,17 @@ def test_modes(
         results.append((images.detach(), attack.get_mode(), attack.targeted, capsys.readouterr().out))
     assert_same_images(results[1][0], results[0][0], net)
     assert results[1][1:] == results[0][1:]
+
+
+@pytest.mark.parametrize("name", ["PGD", "SafePGD"])
+@pytest.mark.parametrize("mode", ["default", "label", "least likely"])
+def test_modes_at_usual_options(name: str, mode: str, usual_swap: Swap, net: nn.Module, many: Tensor) -> None:
+    y, runner_up = net(many).topk(2).indices.T
+    results = []
+    for attack in (ATTACKS[name](copy.deepcopy(net)), usual_swap(ATTACKS[name], net)):
+        MODES[mode](attack)
+        results.append(seeded(attack, many, runner_up if mode == "label" else y).detach())
+    assert_as_strong(results[1], results[0], many, y, net)
 
 
 def test_a_mode_that_an_attack_has_not_is_the_same_error(swap: Swap, net: nn.Module) -> None:
@@ -148,7 +188,7 @@ def test_the_modes_of_the_wrapped_model_are_its_own(swap: Swap, net: nn.Module, 
 
 
 def loader(x: Tensor, y: Tensor) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(TensorDataset(x, y), batch_size=4)
+    return DataLoader(TensorDataset(x, y), batch_size=4 if len(x) < 100 else 40)
 
 
 @pytest.mark.parametrize("kind", ["float", "int"])
@@ -172,6 +212,23 @@ def test_saved_images(
     assert 0 < fast[0] < 100
 
 
+def test_saved_images_at_usual_options(usual_swap: Swap, net: nn.Module, many: Tensor, tmp_path: Path) -> None:
+    path, y = str(tmp_path / "images.pt"), net(many).argmax(1)
+    results = []
+    for attack in (pgd(copy.deepcopy(net)), usual_swap(pgd, net)):
+        save: Any = {"verbose": False, "return_verbose": True, "save_predictions": True, "save_clean_inputs": True}
+        accuracy, distance, _ = seeded(attack.save, loader(many, y), save_path=path, **save)
+        loaded = attack.load(path, batch_size=len(many), load_predictions=True, load_clean_inputs=True)
+        images, labels, predictions, *clean = next(iter(loaded))
+        assert accuracy == pytest.approx(100 * float((net(images).argmax(1) == y).float().mean()))
+        assert torch.equal(predictions, net(images).argmax(1)), "both are those of the plain model"
+        assert torch.equal(labels, y)
+        assert torch.equal(clean[0], many)
+        results.append((images, distance))
+    assert results[1][1] == pytest.approx(results[0][1], rel=0.05)
+    assert_as_strong(results[1][0], results[0][0], many, y, net)
+
+
 # --- attacks made of attacks ------------------------------------------------------------------------------------------
 
 
@@ -189,6 +246,19 @@ def test_multi_attack(swap: Swap, net: nn.Module, x: Tensor, y: Tensor, capsys: 
     assert_same_images(results[1][0], results[0][0], net)
     assert results[1][1:] == results[0][1:]
     assert "Attack success rate" in results[1][1]
+
+
+def test_multi_attack_at_usual_options(
+    usual_swap: Swap, net: nn.Module, many: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = net(many).argmax(1)
+    plain, fast = multi(copy.deepcopy(net)), usual_swap(multi, net)
+    expected = seeded(plain, many, y)
+    capsys.readouterr()
+    found = seeded(fast, many, y)
+    assert_as_strong(found, expected, many, y, net)
+    fooled = 100 * float((net(found).argmax(1) != y).float().mean())
+    assert float(capsys.readouterr().out.split("|")[-2].strip(" %")) == pytest.approx(fooled), "as the plain model says"
 
 
 def test_a_multi_attack_takes_one_model_object(net: nn.Module) -> None:
@@ -212,6 +282,15 @@ def test_lgv(mode: str, net: nn.Module, x: Tensor, y: Tensor, tmp_path: Path) ->
         weights.append([torch.load(path)["state_dict"] for path in sorted((tmp_path / name).iterdir())])
     assert_same_images(results[1], results[0], net)
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+
+
+def test_lgv_at_usual_options(usual: Any, net: nn.Module, many: Tensor) -> None:
+    y = net(many).argmax(1)
+    plain, fast = lgv(copy.deepcopy(net), many, y), accelerate(lgv(net, many, y), **usual)
+    expected, found = (seeded(attack, many, y) for attack in (plain, fast))
+    assert_as_strong(found, expected, many, y, net)
+    collected, wanted = ([model.state_dict() for model in attack.list_models] for attack in (fast, plain))
+    torch.testing.assert_close(collected, wanted, rtol=0, atol=0)
 
 
 def test_lgv_with_models_loaded(net: nn.Module, x: Tensor, y: Tensor) -> None:
