@@ -13,11 +13,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
-	@echo "make test      lint, types and every test, examples and README included"
+	@echo "make test      lint, types and every test, examples and README included; at least 95 % of lines and branches run"
 	@echo "make test-engines  the tests again, with each engine in the place of the eager one"
 	@echo "make test-gpu  what needs a CUDA device, in the environment that is there"
 	@echo "make lint      ruff and mypy alone"
-	@echo "make coverage  the tests again, with the lines that none of them ran"
+	@echo "make coverage  the tests again, with the lines that none of them ran, also in htmlcov/"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
 	@echo "make bench     every way to run the same attack, on four networks (under 20 minutes on two cores)"
 	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (under 8 minutes)"
@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) --cov
 
 # Compiled without code generation (every model would take seconds); CUDA graphs by their bookkeeping, without CUDA.
 test-engines: $(INSTALLED)
@@ -44,7 +44,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m mypy
 
 coverage: $(INSTALLED)
-	$(PYTEST) --cov
+	$(PYTEST) --cov --cov-report=term-missing --cov-report=html
 
 # What has been run is kept in build/matrix; docs/compatibility.md is written from what is there.
 matrix: $(INSTALLED)
@@ -57,7 +57,7 @@ bench: $(INSTALLED)
 
 # In the environment that is there: nothing is installed.
 bench-gpu:
-	$(PYTHON) -m benchmarks.bench --size full --device cuda --rows all $(OPTIONS)
+	$(PYTHON) -m benchmarks.bench --size full --device cuda $(OPTIONS)
 	$(PYTHON) -m benchmarks.quote
 
 # Made again when what is to be installed has changed.

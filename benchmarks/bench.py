@@ -71,9 +71,7 @@ def draw_results(report: Report) -> None:
 def main(
     size: Annotated[str, typer.Option(help="Of the networks: full for a GPU, small for two cores, tiny.")] = "small",
     networks: Annotated[str, typer.Option(help="Which, with commas between.")] = "all",
-    rows: Annotated[
-        str, typer.Option(help='Ways: "all", "core", keys with commas between; "auto": all on the first network.')
-    ] = "auto",
+    rows: Annotated[str, typer.Option(help='Ways: "all", "core", or keys with commas between.')] = "all",
     parts: Annotated[str, typer.Option(help="What to measure, with commas between.")] = "all",
     sweep: Annotated[bool, typer.Option("--sweep", help="Try batch sizes too, in as much time again.")] = False,
     width: Annotated[int, typer.Option(help="Channels of the ResNet-18's first stage; 0: as the size says.")] = 0,
@@ -94,7 +92,7 @@ def main(
     chosen = [known[key] for key in pick(list(known), networks, "networks")]
     wanted = pick(PARTS, parts, "parts") + ["sweep"] * sweep
     try:
-        choose(every_row(place), "all" if rows == "auto" else rows)
+        choose(every_row(place), rows)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     settings = Settings(scale, networks, rows, parts, steps, repeats, minutes or SCALES[scale].minutes, seed)

@@ -238,7 +238,7 @@ def _attacks(
         {**attacks, **yardsticks.ways},
         device=device,
         repeats=effort.repeats,
-        warmup=1 if device.type == "cuda" else 0,  # there, memory has to be shared out among the ways first
+        warmup=0,
         budget=budget,
         failures=failures,
     )

@@ -7,8 +7,10 @@ import torch
 from benchmarks.correctness import UNJUDGED, WRONG
 from benchmarks.measure import Found, Measurement
 from benchmarks.report import Table, milliseconds
-from benchmarks.rows import PLAIN, Row, short
+from benchmarks.rows import EPS, PLAIN, Row, short
 from benchmarks.sweep import batch_advice
+
+_EARLY = "Early stop is timed at a budget at which no sample falls: what it costs where it saves nothing."
 
 
 def network_table(measurement: Measurement, verdicts: Mapping[str, str], device: torch.device) -> Table:
@@ -84,4 +86,5 @@ def _note(measurement: Measurement) -> str:
         f"and attention read and write {work.elements / 1e6:.4g} million entries in it, copied at "
         f"{rates.bytes_per_s / 1e9:.4g} GB/s. So the limit is {'; '.join(floors)}; the larger counts. First: building, "
         "compiling or capturing, and the first attack. Verdict: of this way on the confident digits network."
+        + (f" {_EARLY}" if any(row.eps != EPS for row in measurement.rows) else "")
     )

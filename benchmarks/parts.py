@@ -87,10 +87,9 @@ class Bench:
     def _limits(self, *, show: bool = False) -> None:
         self.report.add("limits", limits_part(self.report.results, gpu=self.device.type == "cuda"), show=show)
 
-    def _rows_for(self, case: Case) -> tuple[Row, ...]:
-        """All ways on the first network, the core ones on the others, unless told otherwise."""
-        wanted = self.settings.rows
-        return choose(self.rows, ("all" if case is self.cases[0] else "core") if wanted == "auto" else wanted)
+    def _chosen_rows(self) -> tuple[Row, ...]:
+        """The ways that are asked for."""
+        return choose(self.rows, self.settings.rows)
 
     @property
     def _smaller(self) -> Case:
@@ -106,7 +105,7 @@ class Bench:
 
     def correctness(self) -> Part:
         """Whether each way is right."""
-        rows, effort = self._rows_for(self.cases[0]), self.effort
+        rows, effort = self._chosen_rows(), self.effort
         budget = self.budget.share(0.15)
         judgement = judge(rows, self.subject, steps=effort.steps, seed=self.settings.seed, budget=budget)
         self.verdicts = {key: found.verdict for key, found in judgement.outcomes.items()}
@@ -129,7 +128,7 @@ class Bench:
         return Part(tables, records)
 
     def _network(self, case: Case, budget: Budget) -> Part:
-        rows, seed, closer = self._rows_for(case), self.settings.seed, case is self.cases[0]
+        rows, seed, closer = self._chosen_rows(), self.settings.seed, case is self.cases[0]
         try:
             measured = measure_network(case, rows, self.effort, self.device, budget=budget, seed=seed, closer=closer)
         except Exception as error:

@@ -1,6 +1,7 @@
 """What a benchmark hands back: tables on the terminal, the same in Markdown, and all numbers in JSON."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,7 @@ class Report:
     picture: Path | None = None
 
     def __post_init__(self) -> None:
+        self._began = time.monotonic()
         self._heads: dict[str, Mapping[str, Any]] = {"device": describe_device(self.device), "versions": versions()}
         self._heads["settings"] = dict(self.settings)
         self._tables: dict[str, Sequence[Table]] = {}
@@ -121,7 +123,9 @@ class Report:
         return self.out / f"{self.name}.{ending}"
 
     def finish(self) -> None:
-        """Say where the results are."""
+        """Say how long it took, and where the results are."""
+        self._heads["took"] = {"minutes": round((time.monotonic() - self._began) / 60, 1)}
+        self.write()
         self.console.print(f"written: {self.path('json')}, {self.path('md')}")
 
 

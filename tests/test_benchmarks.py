@@ -51,7 +51,7 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bench_measures_every_part(benched: Path) -> None:
     results = json.loads((benched / "bench.json").read_text(encoding="utf-8"))
-    assert set(results) == {"device", "versions", "settings", "results"}
+    assert set(results) == {"device", "versions", "settings", "took", "results"}
     found = results["results"]
     assert set(found["networks"]) == {"resnet18", "vit"}
     failed = {name for name, part in found.items() if isinstance(part, dict) and "failure" in part}
