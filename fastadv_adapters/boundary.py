@@ -26,7 +26,8 @@ class Call:
         twin: the full-precision run.
         exact_values: whether the values handed out are the twin's.
         crossing: what is done with outputs and gradients.
-        is_current: whether the weights are still those of the forward pass.
+        is_current: whether the fast network's weights are still those of the forward pass.
+        twin_is_current: whether the twin's are, which may be the wrapped model's own.
     """
 
     fast: Run
@@ -34,6 +35,7 @@ class Call:
     exact_values: bool
     crossing: Crossing
     is_current: Callable[[], bool]
+    twin_is_current: Callable[[], bool]
     output: Packed | None = None
 
     def __post_init__(self) -> None:
@@ -94,15 +96,17 @@ class Boundary(torch.autograd.Function):
         call: Call = ctx.call
         needs: list[bool] = ctx.needs
         tensors: tuple[Tensor, ...] = ctx.saved_tensors
-        if not call.is_current():
+        again = torch.is_grad_enabled() or any(g is not None and _is_batched(g) for g in grads)
+        if not call.is_current() or (again and not call.twin_is_current()):
             raise RuntimeError(
                 "expected a backward pass with the weights of its forward pass, but the fast model was updated in "
-                "between (by update(), or by a forward pass after the wrapped model had changed). Run the forward "
-                "pass again, or call backward() before the weights change"
+                "between (by update(), or by a forward pass after the wrapped model had changed), or the wrapped model "
+                "has changed and create_graph=True computes anew with its weights. Run the forward pass again, or call "
+                "backward() before the weights change"
             )
         # An autocast region around backward() would lower the products of a network in full precision.
         with torch.autocast(tensors[0].device.type, enabled=False):
-            if torch.is_grad_enabled() or any(g is not None and _is_batched(g) for g in grads):
+            if again:
                 return None, *_differentiable(call, tensors, needs, grads)
             tape: Tape | None = ctx.tape
             keep = _graph_is_kept()

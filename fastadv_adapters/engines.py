@@ -71,8 +71,7 @@ class EagerEngine:
         precision: the context to run it in.
         around: a context for every run, for checks of its own.
         native: dtype that floating inputs are converted to where ``convert`` is not; None takes them as they come.
-        convert: whether inputs are brought to the precision's base dtype and memory format first; the full-precision
-            twin takes them as they come.
+        convert: whether inputs are brought to the precision's base dtype and memory format first.
     """
 
     name = "eager"

@@ -159,7 +159,11 @@ def _shallow(value: Any) -> Any:
     """The value with its containers copied, so that a change inside them shows in a comparison."""
     if isinstance(value, dict):
         return {key: _shallow(item) for key, item in value.items()}
-    return [_shallow(item) for item in value] if type(value) is list else set(value) if type(value) is set else value
+    if isinstance(value, list):
+        return [_shallow(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(map(_shallow, value))
+    return set(value) if isinstance(value, set) else value
 
 
 def _held_by(module: nn.Module) -> Iterator[Any]:

@@ -146,11 +146,12 @@ class FastAttackModel(nn.Module):
             raise type(error)(f"{type(self.wrapped).__name__} refused an input of shape {given}: {error}") from error
 
     def _run(self, arguments: Packed) -> Any:
-        tensors, twin = arguments.tensors, self._networks.twin.engine
-        if _transformed(tensors):
-            return twin.bind(arguments)(tensors).tree()
+        tensors = arguments.tensors
         with torch.inference_mode(False):
             self._networks.look_once(arguments)
+        twin = self._networks.twin.engine
+        if _transformed(tensors):
+            return twin.bind(arguments)(tensors).tree()
         with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
             with torch.inference_mode(False):
@@ -177,6 +178,7 @@ class FastAttackModel(nn.Module):
                 state=networks.state,
             ),
             is_current=lambda: networks.generation == generation,
+            twin_is_current=networks.twin_is_current,
         )
 
     def update(self) -> "FastAttackModel":
@@ -193,15 +195,16 @@ class FastAttackModel(nn.Module):
         *,
         decisions: Decisions | None = None,
         logits_dtype: torch.dtype | None = None,
-        full_precision: bool = False,
+        full_precision: bool | None = None,
     ) -> "FastAttackModel":
         """The same fast model, sharing networks, updates and statistics, that answers differently.
 
         Args:
             decisions: as in the class; None keeps this one's.
             logits_dtype: likewise.
-            full_precision: take gradients from the full-precision twin too, through the same boundary.
+            full_precision: take gradients from the full-precision twin too, through the same boundary; None likewise.
         """
+        full_precision = self._full_precision if full_precision is None else full_precision
         decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
         accept_options(decisions, logits_dtype, self._given["loss_scale"])
         return _restore(self._networks, self._given, (decisions, logits_dtype, full_precision))
@@ -238,6 +241,7 @@ class FastAttackModel(nn.Module):
     def summary(self) -> str:
         """What was done with the model, layer by layer, and why not where not; as text for printing."""
         options = {**self._given, "decisions": self._decisions, "logits_dtype": self._logits_dtype}
+        options["full_precision"] = self._full_precision
         return summarise(self._networks, options)
 
     def train(self, mode: bool = True) -> "FastAttackModel":

@@ -160,6 +160,10 @@ class Networks:
             if self._engine != "auto":
                 notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "engine-eager")
 
+    def twin_is_current(self) -> bool:
+        """Whether the twin runs on the weights of the last update: its own, or the source's while they are the same."""
+        return not self.twin.live or self._freshness.change() is Change.NONE
+
     def throw_away_copy(self) -> nn.Module:
         """Another fast network like the one in use, for looking into while it runs."""
         return build(self.source, self._trace, self.precision).network
@@ -178,15 +182,20 @@ class Networks:
 
     def look_once(self, arguments: Packed) -> None:
         """Before anything is run: does the model write into its parameters? The twin's are then its own."""
-        if self._looked or len(arguments.tensors[0]) == 0:
-            return
         with self._lock:
-            if self._live and writes_parameters(self.source, self.precision, arguments, few(arguments.tensors)):
+            if self._looked or not self._live:
+                return
+            writes = None
+            for tensors in (few(arguments.tensors), arguments.tensors):  # it may take batches of one size only
+                writes = writes_parameters(self.source, self.precision, arguments, tensors)
+                if writes is not None:
+                    break
+            if writes:
                 self.unfinished = True
                 self.twin = Twin(self.source, self.precision, live=False)
                 self.notes.append(_WRITES)
                 self.unfinished = False
-            self._looked = True
+            self._looked = writes is not None and len(arguments.tensors[0]) > 0
 
     def check_once(self, arguments: Packed) -> None:
         """At the first call of each kind, and again when there are two samples at last: is the fast run right?"""
@@ -195,6 +204,8 @@ class Networks:
         if samples == 0 or kind in self._checked or (kind[0], 2) in self._checked:
             return
         with self._lock:
+            if kind in self._checked or (kind[0], 2) in self._checked:
+                return
             verdict = check(self.source, self._trace, self.precision, arguments)
             if verdict is None:
                 return
@@ -217,10 +228,12 @@ class Networks:
         if verdict.folding_error is not None:
             text = _DIFFERS if verdict.unexplained else _NOT_FOLDED
             left = len(verdict.plan.producer) if verdict.plan else 0
-            remarks.append((text.format(verdict.folding_error, left), "not-folded"))
+            text = text.format(verdict.folding_error, left)
+            if verdict.harmless:
+                self.notes.append(text)
+            else:
+                remarks.append((text, "not-folded"))
         self.notes += [text for text, _ in remarks]
-        if verdict.harmless:
-            remarks.pop()
         if verdict.folding_error or remarks:
             self._trace = verdict.plan
             self.generation += 1

@@ -35,7 +35,7 @@ class Packed:
         self.kind = (str(self._spec), ranks, others)
         self.hiding = [type(leaf).__name__ for leaf in self._leaves if hides_tensors(leaf)]
         self.constants = _constants(str(self._spec), self._leaves)
-        for i in self._places:  # whoever keeps this object keeps no tensor alive through it
+        for i in self._places:  # whoever keeps this object with other tensors keeps none of these alive
             self._leaves[i] = None
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:

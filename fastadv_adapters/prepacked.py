@@ -36,7 +36,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Packed:
+class LaidOut:
     """The weights of one layer as both passes want them, best for one shape of input and right for all.
 
     It does not hold the layer, which holds it: a network that is dropped is freed at once.
@@ -68,10 +68,10 @@ class Prepacked:
 
     def __init__(self) -> None:
         self._seen: tuple[Tensor, int] | None = None
-        self._packed: Packed | None = None
+        self._packed: LaidOut | None = None
         self._refused = False
 
-    def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Packed | None:
+    def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> LaidOut | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
         if self._refused or not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
             return None
@@ -106,10 +106,10 @@ def _is_onednn(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *geometry).name == "Mkldnn")
 
 
-def _pack(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Packed:
+def _pack(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> LaidOut:
     g = Geometry(list(layer.kernel_size), list(map(int, layer.padding)), list(layer.stride), list(layer.dilation))
     steps, ops = g.steps(shape), torch.ops.mkldnn
     output, unread = [shape[0], layer.out_channels, *(last + 1 for last, _ in steps)], [left for _, left in steps]
     forward = ops._reorder_convolution_weight(weight, g.padding, g.stride, g.dilation, 1, list(shape))
     backward = ops._reorder_convolution_transpose_weight(weight, g.padding, unread, g.stride, g.dilation, 1, output)
-    return Packed(g, layer.bias, weight.dtype, forward, backward)
+    return LaidOut(g, layer.bias, weight.dtype, forward, backward)

@@ -167,7 +167,8 @@ class ReplayRun(EagerRun):
             memory_kept(engine.network),
             refuse_what_changes(engine.network),
         ):
-            return Recording(engine.plain().bind(self._arguments), tensors, needs, crossing, engine.recorder)
+            run = engine.plain().bind(self._arguments.holding([]))  # without the first batch, and what it came from
+            return Recording(run, tensors, needs, crossing, engine.recorder)
 
     def _key(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Any:
         constants = self._arguments.constants

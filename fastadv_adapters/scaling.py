@@ -59,7 +59,16 @@ class Watch:
         self.broken: Tensor | None = None
 
     def add(self, broken: Tensor) -> None:
-        """Note the broken samples of one pass."""
+        """Note the broken samples of one pass.
+
+        Raises:
+            ValueError: another number of samples than in the passes before.
+        """
+        if self.broken is not None and self.broken.shape != broken.shape:
+            raise ValueError(
+                f"expected passes of {len(self.broken)} samples inside one watch_gradients(), got one of "
+                f"{len(broken)}: watch batches of each size in a block of their own"
+            )
         self.broken = broken if self.broken is None else self.broken | broken
 
 

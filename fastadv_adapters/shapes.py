@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .copying import become
-from .prepacked import Packed, Prepacked
+from .prepacked import LaidOut, Prepacked
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -31,7 +31,7 @@ class _Convolve(torch.autograd.Function):
     """A convolution with frozen weights."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly", packed: Packed | None) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly", packed: LaidOut | None) -> Tensor:
         output = layer.convolve(input, weight) if packed is None else packed.convolve(input)
         ctx.save_for_backward(weight.to(output.dtype))
         ctx.layer, ctx.packed, ctx.shape, ctx.strides = layer, packed, input.shape, input.stride()

@@ -22,7 +22,7 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
     precision = networks.precision
     facts = {
         "device": precision.device,
-        "dtype": _short(precision.dtype),
+        "dtype": _short(precision.dtype) + (", but this view in full precision" if options["full_precision"] else ""),
         "memory format": "channels-last" if precision.channels_last else "contiguous",
         "engine": networks.fast.name,
         "decisions": _DECISIONS[options["decisions"]],

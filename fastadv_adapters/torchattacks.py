@@ -44,7 +44,8 @@ def accelerate(attack: Attack, **options: Any) -> Attack:
     through fast copies.
 
     Args:
-        attack: a torchattacks attack on a plain model (or on a fast one, which is left as it is).
+        attack: a torchattacks attack on a plain model. (One on a fast model is left as it is, with the options of that
+            model: make it on the plain one to have each attack inside get what suits it.)
         **options: as of :class:`~fastadv_adapters.FastAttackModel`.
 
     Returns:
@@ -52,6 +53,7 @@ def accelerate(attack: Attack, **options: Any) -> Attack:
 
     Raises:
         TypeError: not a torchattacks attack, or an unknown option.
+        ValueError: options for an attack on a model that is fast already.
         RuntimeError: the attack is set to training mode.
     """
     if not isinstance(attack, Attack):
@@ -66,7 +68,13 @@ def accelerate(attack: Attack, **options: Any) -> Attack:
             )
         if isinstance(part, torchattacks.LGV):
             swaps.append((part, "attack_class", _on_fast_ensemble(part.attack_class, options)))
-        elif not isinstance(part.model, FastAttackModel):
+        elif isinstance(part.model, FastAttackModel):
+            if options:
+                raise ValueError(
+                    f"expected no options for an attack on a model that is fast already, got {', '.join(options)}: "
+                    f"give them to FastAttackModel, or accelerate the attack on the plain model"
+                )
+        else:
             if id(part.model) not in copies:
                 copies[id(part.model)] = FastAttackModel(part.model, **options)
             swaps.append((part, "model", _view_for(part, copies[id(part.model)], options)))

@@ -27,7 +27,7 @@ class Twin:
     """
 
     def __init__(self, source: nn.Module, precision: Precision, *, live: bool) -> None:
-        self._live = live
+        self.live = live
         aliased = {id(p) for p in source.parameters()} if live else set()
         network = copy_module(source, lambda tensor: alias(tensor) if id(tensor) in aliased else clone(tensor))
         if not live:
@@ -56,24 +56,27 @@ class Twin:
             own = ours[name]
             if parameter is None or own is None:
                 continue
-            if not self._live:
+            if not self.live:
                 own.copy_(parameter)
             elif _place(parameter) != _place(own):
                 ours[name] = alias(parameter)  # type: ignore[assignment]
 
 
-def writes_parameters(source: nn.Module, precision: Precision, arguments: Packed, tensors: Sequence[Tensor]) -> bool:
-    """Whether running the model changes its parameters: seen on a copy, run once on these tensors."""
+def writes_parameters(
+    source: nn.Module, precision: Precision, arguments: Packed, tensors: Sequence[Tensor]
+) -> bool | None:
+    """Whether running the model changes its parameters; seen on a copy, run once on these tensors. None: it raised."""
     trial = Twin(source, precision, live=False)
     network = trial.engine.network
     try:
         with random_state_kept(precision.device), torch.no_grad():
-            trial.engine.bind(arguments)([t.clone() for t in tensors])
+            trial.engine.bind(arguments)([t.detach().clone() for t in tensors])
     except Exception as error:  # the model's own, which the run itself will raise, or one about so few samples
         if is_out_of_memory(error):
             raise
+        return None
     pairs = zip(source.parameters(), network.parameters(), strict=True)
-    return not all(torch.equal(theirs, ours) for theirs, ours in pairs)
+    return any(bool(((theirs != ours) & ~(theirs.isnan() & ours.isnan())).any()) for theirs, ours in pairs)
 
 
 def _follow_attribute(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> None:

@@ -1,6 +1,9 @@
 """What a second audit found: tensors that nobody followed, first passes that were lost, cycles, hidden outputs."""
 
 import copy
+import gc
+import threading
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +14,7 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel, prepacked, selfcheck
+from fastadv_adapters import FastAttackModel, FastAttackWarning, networks, prepacked, selfcheck, watch_gradients
 from fastadv_adapters.scaling import FLOOR, PATIENCE, START, State
 from fastadv_adapters.torchattacks import accelerate
 from tests.engines import use_engine
@@ -275,3 +278,157 @@ def test_state_in_an_object_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> 
     first, second = (fast(x).detach() for _ in range(2))
     assert fast.engine == "eager"
     assert not torch.allclose(first, second)
+
+
+# --- what a second pair of fresh eyes found ---------------------------------------------------------------------------
+
+
+class LogsWhatItFolds(nn.Module):
+    """Reads the layer's output where a trace does not look; folded, the logarithm is of negative numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+        with torch.no_grad():
+            self.conv.weight.abs_()
+            self.norm.weight.fill_(-1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv(x)
+        out: Tensor = self.norm(hidden)
+        if isinstance(hidden, Tensor):
+            out = out + (hidden + 1e-3).log()
+        return out.mean((2, 3))
+
+
+def test_nan_is_not_near_enough_for_the_self_check() -> None:
+    net, (x, y) = LogsWhatItFolds().eval(), batch()
+    y = y % 4
+    fast = FastAttackModel(net, **FLOAT32)
+    with pytest.warns(FastAttackWarning, match="folded into 0 layers only"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+
+
+class ShrinksSix(Shrinks):
+    """Takes batches of six alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(6, 4))
+
+
+FIRST_CALLS: dict[str, Callable[[FastAttackModel], object]] = {
+    "full precision": lambda fast: fast.view(full_precision=True)(torch.rand(6, 4).requires_grad_()),
+    "a transform": lambda fast: torch.func.grad(lambda x: fast(x).sum())(torch.rand(6, 4)),
+    "a batch of six": lambda fast: fast(torch.rand(6, 4)),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_whatever_comes_first_a_writing_model_is_not_changed(name: str) -> None:
+    net = (ShrinksSix if name == "a batch of six" else Shrinks)(hidden=True)
+    before = fingerprint(net)
+    FIRST_CALLS[name](FastAttackModel(net, **FLOAT32))
+    assert fingerprint(net) == before
+
+
+class SixAtATime(nn.Module):
+    """A network that takes batches of six alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x.view(6, 3, 8, 8))
+        return out
+
+
+def test_a_model_of_one_batch_size_is_scaled_per_sample_too() -> None:
+    net, (x, y) = SixAtATime().eval(), batch(6)
+    fast = FastAttackModel(net, dtype=torch.float16)
+    weights = torch.tensor([1.0, 1e-12, 1.0, 1e-12, 1.0, 1.0])
+    found = input_gradient(fast, x, y, lambda z, y: (F.cross_entropy(z, y, reduction="none") * weights).sum())
+    assert all(row.count_nonzero() for row in found)
+    assert "per-sample" in fast.summary()
+
+
+def test_options_for_an_attack_on_a_fast_model_are_refused() -> None:
+    attack = torchattacks.FGSM(FastAttackModel(small_net(), **FLOAT32))
+    assert accelerate(attack) is attack
+    with pytest.raises(ValueError, match="a model that is fast already, got dtype"):
+        accelerate(attack, dtype=torch.float32)
+
+
+def test_a_view_of_a_view_in_full_precision_stays_in_full_precision() -> None:
+    net, (x, y) = small_net(), batch()
+    view = FastAttackModel(net, dtype=torch.bfloat16).view(full_precision=True).view(logits_dtype=torch.float64)
+    assert (cosine(input_gradient(view, x, y), input_gradient(reference(net), x.double(), y)) > 0.99999).all()
+    assert "this view in full precision" in view.summary()
+    assert "this view" not in view.view(full_precision=False).summary()
+
+
+def test_second_order_after_a_step_is_an_error_and_not_of_the_new_weights() -> None:
+    net, (x, y) = small_net(), batch()
+    fast, x = FastAttackModel(net, **FLOAT32), x.requires_grad_()
+    loss = F.cross_entropy(fast(x), y)
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.5)
+    with pytest.raises(RuntimeError, match="the weights of its forward pass"):
+        torch.autograd.grad(loss, x, create_graph=True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(fast(x), y), x, create_graph=True)
+    assert gradient.requires_grad
+
+
+def test_containers_in_tuples_are_followed() -> None:
+    class Configured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.factors = small_net(), ([1.0],)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x) * self.factors[0][0]
+            return out
+
+    net, (x, _) = Configured().eval(), batch()
+    fast = FastAttackModel(net, **FLOAT32)
+    before = fast(x)
+    net.factors[0][0] = 5.0
+    torch.testing.assert_close(fast(x), 5 * before)
+
+
+def test_a_recording_keeps_no_batch_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_engine(monkeypatch, "cudagraph")
+    fast, (x, y) = FastAttackModel(small_net(), **FLOAT32), batch()
+    made = (x.requires_grad_() * 1).clone()
+    kept = weakref.ref(made)
+    torch.autograd.grad(F.cross_entropy(fast(made), y), made)
+    assert fast.engine == "cudagraph"
+    del made
+    gc.collect()
+    assert kept() is None
+
+
+def test_threads_at_a_first_call_make_one_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, check = list[int](), selfcheck.check
+
+    def counted(*args: Any) -> Any:
+        made.append(1)
+        return check(*args)
+
+    monkeypatch.setattr(networks, "check", counted)
+    fast, (x, y) = FastAttackModel(small_net(), **FLOAT32), batch()
+    threads = [threading.Thread(target=input_gradient, args=(fast, x, y)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_one_watch_takes_one_batch_size() -> None:
+    fast = FastAttackModel(small_net(), **FLOAT32)
+    with watch_gradients():
+        input_gradient(fast, *batch(4))
+        with pytest.raises(ValueError, match=r"expected passes of 4 samples inside .*, got one of 3"):
+            input_gradient(fast, *batch(3))
