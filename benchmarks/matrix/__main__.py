@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.matrix.cases import LOOKS
 from benchmarks.matrix.cells import DTYPES, Cell, Outcome, read
 from benchmarks.matrix.page import write_pages
 from benchmarks.matrix.plan import ROWS, Plan
@@ -39,9 +40,10 @@ def main(
             prepare(cache)
         until, count = time.monotonic() + 60 * minutes, workers or os.cpu_count() or 1
         _run([task for task in plan.cells() if again or _is_left(task, cache)], cache, count, limit, until)
-        doubtful = {task[0]: task for task in Results(plan, cache).second_look() if _is_left(task, cache)}
-        _run(list(doubtful.values()), cache, count, limit, until)
-    left_out = sum(_is_left(task, cache) for task in [*plan.cells(), *Results(plan, cache).second_look()])
+        for _ in LOOKS:
+            doubtful = {task[0]: task for task in Results(plan, cache).next_looks() if _is_left(task, cache)}
+            _run(list(doubtful.values()), cache, count, limit, until)
+    left_out = sum(_is_left(task, cache) for task in [*plan.cells(), *Results(plan, cache).next_looks()])
     for path in write_pages(images, cache, out):
         console.print(f"written: {path}")
     if left_out:

@@ -14,9 +14,9 @@ Targeted = Literal["no", "label", "function", "least-likely", "criterion"]
 
 
 SEEDS = range(3)
-"""The random seeds of attacks that are random, and of a second look at the others."""
-MORE_SEEDS = range(5)
-"""Those of a second look at attacks that are random."""
+"""The random seeds of attacks that are random at first."""
+LOOKS = (range(3), range(9))
+"""Those of a second look, and of a third."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ class Case:
     def seeds(self) -> range:
         """The random seeds that are run at first."""
         return range(len(SEEDS) if self.rule == "random" else 1)
-
-    @property
-    def second_seeds(self) -> range:
-        """Those of a second look."""
-        return MORE_SEEDS if self.rule == "random" else SEEDS
 
     def but(self, **changes: Any) -> "Case":
         """The same with some attributes changed; `settings` are added to those that are there."""

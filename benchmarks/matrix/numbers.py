@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.device import describe_device, versions
-from benchmarks.matrix.cases import MORE_SEEDS, Case, Row
+from benchmarks.matrix.cases import LOOKS, Case, Row
 from benchmarks.matrix.cells import DTYPES, PLAIN, Outcome
 from benchmarks.matrix.plan import ROWS
 from benchmarks.matrix.results import Results
@@ -103,8 +103,8 @@ def _lines(results: Results) -> Iterator[list[object]]:
             for subject in RECIPES:
                 second = [(dtype, results.plan.images) for dtype in DTYPES]
                 for way, count in dict.fromkeys([*_ways(results), *second]):
-                    found = results.outcomes(row, case, subject, way, count, MORE_SEEDS)
-                    for seed, outcome in zip(MORE_SEEDS, found, strict=True):
+                    found = results.outcomes(row, case, subject, way, count, LOOKS[-1])
+                    for seed, outcome in zip(LOOKS[-1], found, strict=True):
                         if outcome:
                             key = [subject, row.library, row.attack, case.label, way, count, seed]
                             yield [*key, *_plain_values(outcome)]

@@ -43,10 +43,10 @@ page; the numbers behind it are in [benchmarks/matrix.md](benchmarks/matrix.md).
 model by more than that. *Fails on plain*: the attack raises the same error on the plain model.
 
 Some attacks amplify rounding without any noise: one step more or less decides, in favour of either model. So where the
-first look finds an attack weaker, a second one decides: both models, all images, three seeds (five for *random*
-attacks). Each pixel is moved by at most {move:g} in all of them but the first, unless the attack is random anyway. The
-median of the fast runs then has to be within the limits of the plain median. *Within spread*: it is beyond them, but
-not beyond the worst of the plain model's own runs.
+first look finds an attack weaker, a closer one decides: both models, all images, three seeds, and where that finds it
+weaker too, nine. Each pixel is moved by at most {move:g} in all of them but the first, unless the attack is random
+anyway. The median of the fast runs then has to be within the limits of the plain median. *Within spread*: it is beyond
+them, but not beyond the worst of the plain model's own runs.
 
 An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both
 networks. An image counts as broken if it is within bounds and budget, and the plain model gives its true class a logit
@@ -171,10 +171,9 @@ def _exceptions(results: Results, row: Row) -> Iterator[str]:
             first = results.first_verdict(row, case, subject, dtype)
             if first not in ("weaker", "not bit-equal"):
                 continue
-            looked = results.pair if first == "not bit-equal" else results.second_pair
-            plain, fast = (_counted(found, case) for found in looked(row, case, subject, dtype))
+            plain, fast = (_counted(found, case) for found in results.last_look(row, case, subject, dtype)[1:])
             label = f"{dtype}, {case.label or 'untargeted'}, {subject} network"
-            yield f"{label}: {word}{' at a second look' if first != word else ''}, {fast} against {plain}."
+            yield f"{label}: {word}{' at a closer look' if first != word else ''}, {fast} against {plain}."
 
 
 def _counted(found: list[Outcome | None], case: Case) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.matrix.cases import Case, Row
+from benchmarks.matrix.cases import LOOKS, Case, Row
 from benchmarks.matrix.cells import DTYPES, PLAIN, Cell, Outcome, read
 from benchmarks.matrix.plan import Plan, cells_of
 from benchmarks.matrix.subjects import RECIPES
@@ -36,36 +36,47 @@ class Results:
         plain, fast = (self.outcomes(row, case, subject, way, count) for way in (PLAIN, dtype))
         return plain, fast
 
-    def second_pair(
+    def looks(
         self, row: Row, case: Case, subject: str, dtype: str
-    ) -> tuple[list[Outcome | None], list[Outcome | None]]:
-        """The same at a second look: on all images, over all seeds."""
-        plain, fast = (
-            self.outcomes(row, case, subject, way, self.plan.images, case.second_seeds) for way in (PLAIN, dtype)
-        )
-        return plain, fast
+    ) -> Iterator[tuple[range, list[Outcome | None], list[Outcome | None]]]:
+        """The same at a second look and a third: on all images, over ever more seeds."""
+        for seeds in LOOKS:
+            plain, fast = (self.outcomes(row, case, subject, way, self.plan.images, seeds) for way in (PLAIN, dtype))
+            yield seeds, plain, fast
 
     def first_verdict(self, row: Row, case: Case, subject: str, dtype: str) -> Verdict:
         """How the fast model did in one case on one network, by the seeds that are run at first."""
         return verdict(case.rule, *self.pair(row, case, subject, dtype), self.plan.count(dtype))
 
     def verdict(self, row: Row, case: Case, subject: str, dtype: str) -> Verdict:
-        """The same, after a second look where the first one made it weaker."""
-        first = self.first_verdict(row, case, subject, dtype)
-        if first != "weaker":
-            return first
-        second = over_seeds(case.rule, *self.second_pair(row, case, subject, dtype), self.plan.images)
-        return first if second == "not run" else second
+        """The same, after further looks while the one before made it weaker."""
+        return self.last_look(row, case, subject, dtype)[0]
 
-    def second_look(self) -> Iterator[tuple[Cell, Row, Case]]:
-        """The cells for it, of what has been run so far; some may have been run."""
+    def last_look(
+        self, row: Row, case: Case, subject: str, dtype: str
+    ) -> tuple[Verdict, list[Outcome | None], list[Outcome | None]]:
+        """The verdict of the last look that was made, and its plain and fast runs."""
+        found = self.first_verdict(row, case, subject, dtype), *self.pair(row, case, subject, dtype)
+        for _, plain, fast in self.looks(row, case, subject, dtype):
+            word = over_seeds(case.rule, plain, fast, self.plan.images)
+            if found[0] != "weaker" or word == "not run":
+                break
+            found = word, plain, fast
+        return found
+
+    def next_looks(self) -> Iterator[tuple[Cell, Row, Case]]:
+        """The cells for the next look at what is weaker so far; some may have been run."""
         for row in self.plan.rows():
             for case in row.cases:
                 for subject, dtype in itertools.product(RECIPES, self.plan.dtypes):
-                    if self.first_verdict(row, case, subject, dtype) == "weaker":
-                        for way in (PLAIN, dtype):
-                            cells = cells_of(row, case, subject, way, self.plan.images, case.second_seeds)
-                            yield from ((cell, row, case) for cell in cells)
+                    if self.verdict(row, case, subject, dtype) != "weaker":
+                        continue
+                    for seeds, plain, fast in self.looks(row, case, subject, dtype):
+                        if None in plain or None in fast:
+                            for way in (PLAIN, dtype):
+                                cells = cells_of(row, case, subject, way, self.plan.images, seeds)
+                                yield from ((cell, row, case) for cell in cells)
+                            break
 
     def verdicts(self, row: Row, dtype: str) -> list[tuple[Case, str, Verdict]]:
         """The same for all cases of an attack, with case and network."""
