@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .anchor import Anchor
 from .boundary import Call
 from .choosing import EngineName
 from .crossing import Crossing
@@ -20,19 +21,6 @@ from .scaling import GradientStats, LossScale
 from .summary import summarise
 
 Decisions = Literal["auto", "exact", "fast"]
-
-
-class _Anchor(nn.Parameter):
-    """Tells libraries where a fast model is; whatever a parent module asks for, there is nothing to train."""
-
-    @classmethod
-    def on(cls, device: torch.device) -> "_Anchor":
-        """An empty one."""
-        return cls(torch.empty(0, device=device), requires_grad=False)
-
-    def requires_grad_(self, requires_grad: bool = True) -> "_Anchor":
-        """Change nothing."""
-        return self
 
 
 class FastAttackModel(nn.Module):
@@ -76,7 +64,7 @@ class FastAttackModel(nn.Module):
     """
 
     training: bool
-    _anchor: "_Anchor"
+    _anchor: Anchor
 
     def __init__(
         self,
@@ -115,7 +103,7 @@ class FastAttackModel(nn.Module):
         self._full_precision = full_precision
         self.training = False
         # Libraries read a model's device off its parameters; this one is empty, frozen and in no state_dict.
-        self.register_parameter("_anchor", _Anchor.on(self.device))
+        self.register_parameter("_anchor", Anchor.on(self.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the wrapped model in eval mode, floating ones in ``logits_dtype``.
@@ -261,7 +249,7 @@ class FastAttackModel(nn.Module):
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """One empty, frozen parameter on the model's device: there is nothing here to train."""
         if self._anchor.device != self.device:
-            self._anchor = _Anchor.on(self.device)
+            self._anchor = Anchor.on(self.device)
         return super().named_parameters(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -271,7 +259,7 @@ class FastAttackModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FastAttackModel":
         # Device and dtype follow the wrapped model. A parent that is moved finds all its parameters moved.
-        self._anchor = _Anchor.on(fn(self._anchor.detach()).device)
+        self._anchor = Anchor.on(fn(self._anchor.detach()).device)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
