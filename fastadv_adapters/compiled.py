@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .crossing import Crossing
+from .crossing import Crossing, Pulled
 from .engines import EagerEngine, EagerRun, EagerTape
 from .folding import UnbalancedFoldError
 from .inputs import is_out_of_memory
@@ -98,11 +98,24 @@ class CompiledRun(EagerRun):
                 engine.give_up(error)
             return output
 
+    def record(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> "CompiledTape":
+        """Run with a graph."""
+        return CompiledTape(self, tensors, needs, crossing)
+
     def values(self, tensors: Sequence[Tensor], crossing: Crossing) -> Packed:
         """The output without gradients, of the same compiled code as with them."""
         with torch.inference_mode(False):
             own = [t.clone() if t.is_inference() else t for t in tensors]
             return EagerTape(self, own, [t.is_floating_point() for t in own], crossing).output
+
+
+class CompiledTape(EagerTape):
+    """As the eager one; the code of a backward pass is made when it first runs, and for passes that may be several."""
+
+    def pull(self, grads: Sequence[Tensor | None], *, keep: bool) -> Pulled:
+        """The backward pass."""
+        with _room_for_more():
+            return super().pull(grads, keep=keep)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_the_same_numbers(name: str, dtype: torch.dtype, packs: list[nn.Module])
 @pytest.mark.parametrize("shape", [(3, 4, 8, 8), (1, 4, 8, 8), (5, 4, 11, 6)], ids=str)
 def test_weights_laid_out_for_one_shape_are_right_for_others(shape: tuple[int, ...], packs: list[nn.Module]) -> None:
     net = around(lambda: nn.Conv2d(4, 6, 3, stride=2))
-    fast, x = FastAttackModel(net, dtype=torch.float32), torch.randn(shape)
+    fast, x = FastAttackModel(net, dtype=torch.float32, engine="eager"), torch.randn(shape)
     for _ in range(3):
         step(fast, torch.randn(3, 4, 8, 8))
     for found, wanted in zip(step(fast, x), step(net, x), strict=True):
@@ -83,7 +83,7 @@ def test_weights_laid_out_for_one_shape_are_right_for_others(shape: tuple[int, .
 
 def test_laid_out_once_per_update_and_never_for_a_single_step(packs: list[nn.Module]) -> None:
     net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
-    fast = FastAttackModel(net, dtype=torch.float32)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
     for rounds in range(1, 4):
         with torch.no_grad():
             next(net.parameters()).mul_(2)
@@ -112,7 +112,7 @@ def test_other_convolutions_are_pytorchs_own(
     layer: Callable[[], nn.Module], options: dict[str, Any], packs: list[nn.Module]
 ) -> None:
     net, x = around(layer), torch.randn(3, 4, 8, 8)
-    fast = FastAttackModel(net, **{"dtype": torch.float32, **options})
+    fast = FastAttackModel(net, **{"dtype": torch.float32, "engine": "eager", **options})
     for _ in range(3):
         found = step(fast, x)
     torch.testing.assert_close(found, step(net, x), rtol=1e-4, atol=1e-5)
@@ -122,7 +122,7 @@ def test_other_convolutions_are_pytorchs_own(
 def test_small_weights_are_left_to_pytorch(packs: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
     monkeypatch.setattr(prepacked, "LEAST", 4 * 6 * 9 + 1)
-    fast = FastAttackModel(net, dtype=torch.float32)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
     for _ in range(3):
         step(fast, x)
     assert not packs
@@ -138,7 +138,7 @@ def test_where_onednn_refuses_pytorchs_convolution_is_run(error: Exception, monk
 
     monkeypatch.setattr(prepacked, "_pack", refuse)
     net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
-    fast = FastAttackModel(net, dtype=torch.float32)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
     for _ in range(4):
         torch.testing.assert_close(step(fast, x), step(net, x))
     assert len(tries) == 1
@@ -146,7 +146,7 @@ def test_where_onednn_refuses_pytorchs_convolution_is_run(error: Exception, monk
 
 def test_nothing_more_is_kept_for_the_backward_pass() -> None:
     net, x = around(lambda: nn.Conv2d(4, 6, 3)), torch.randn(3, 4, 8, 8)
-    fast = FastAttackModel(net, dtype=torch.float32)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
     before = bytes_kept(fast, x)
     network, leaf = fast._networks.folded.network, x.contiguous(memory_format=torch.channels_last)
     for _ in range(3):
