@@ -45,7 +45,8 @@ class CpuGraph(TorchDispatchMode):
 
     def replay(self) -> None:
         """Run it all again; results go where the first ones lie."""
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        # Recurrent layers keep what a backward pass needs only where gradients are enabled, as they were here.
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             for func, args, kwargs, made in self._steps:
                 for own, result in zip(made, _tensors(func(*args, **kwargs)), strict=True):
                     if own is not None:
