@@ -103,7 +103,7 @@ def test_an_attack_that_is_broken_off_leaves_both_models_usable(
     """In the self-check, which makes the first passes, or in the attack's own steps."""
     net, (x, y) = Fragile().train(), batch(3)
     before = fingerprint(net)
-    fast = FastAttackModel(net, **FLOAT32)
+    fast = FastAttackModel(net, **FLOAT32, engine="eager")  # a recording would not run what raises
     if at > 1:
         input_gradient(fast, x, y)
     Fragile.error = error
@@ -113,7 +113,7 @@ def test_an_attack_that_is_broken_off_leaves_both_models_usable(
     mend()
     assert fingerprint(net) == before
     right(fast, net)
-    found, expected = (seeded(attack, model, x, y) for model in (fast, FastAttackModel(net, **FLOAT32)))
+    found, expected = (seeded(attack, model, x, y) for model in (fast, FastAttackModel(net, **FLOAT32, engine="eager")))
     assert not torch.equal(found, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
