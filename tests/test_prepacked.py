@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastadv_adapters import FastAttackModel, prepacked
 from fastadv_adapters.memory import bytes_kept
+from tests.test_shapes import DescendsItself, step
 from tests.tools import settle
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -41,13 +42,6 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     monkeypatch.setattr(prepacked, "LEAST", 0)
     monkeypatch.setattr(prepacked, "_pack", noted)
     return packed
-
-
-def step(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and input gradient."""
-    leaf = x.clone().requires_grad_()
-    output = net(leaf)
-    return output.detach(), torch.autograd.grad(output.sin().sum(), leaf)[0]
 
 
 def around(make: Callable[[], nn.Module]) -> nn.Module:
@@ -153,22 +147,6 @@ def test_nothing_more_is_kept_for_the_backward_pass() -> None:
         step(fast, x)
     assert type(network[0](leaf.requires_grad_()).grad_fn).__name__ == "_ConvolveBackward"  # type: ignore[index]
     assert bytes_kept(fast, x) == before
-
-
-class DescendsItself(nn.Module):
-    """Moves its input along the gradient of an inner network: its backward pass is one through a backward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Tanh(), nn.Conv2d(4, 1, 3), nn.Softplus())
-        self.head = nn.Conv2d(3, 5, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            start = x if x.requires_grad else x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.inner(start).sum(), start, create_graph=True)
-        out: Tensor = self.head(x - 3 * slope).flatten(1)
-        return out
 
 
 def test_a_backward_pass_inside_the_model_is_differentiated_too(packs: list[nn.Module]) -> None:
