@@ -23,6 +23,7 @@ from .copying import alias, become, clone, copy_module, has_hooks, in_one_block
 from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ReplaceTensor, ScaleAndShift
 from .inplace import run_in_place
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
+from .prepacked import is_laid_out
 from .shapes import keep_shape_only
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
@@ -188,7 +189,7 @@ class _Builder:
         """Give a layer own tensors that hold it and the batch norm behind it."""
         part, original = self.parts[layer_name]
         weight: Tensor = original.weight
-        own = self._empty(weight, ahead=True, spatial=True)
+        own = self._empty(weight, ahead=True, spatial=not is_laid_out(original, self.precision))
         part.weight = nn.Parameter(own, requires_grad=False)
         bias = torch.empty(norm.num_features, dtype=own.dtype, device=own.device)
         part.bias = nn.Parameter(bias, requires_grad=False)
@@ -241,7 +242,8 @@ class _Builder:
     ) -> None:
         for name, tensor in original._parameters.items():
             if tensor is not None and name not in remade:
-                own = self._empty(tensor, ahead=name in ahead, spatial=isinstance(part, _ConvNd))
+                spatial = isinstance(part, _ConvNd) and not is_laid_out(original, self.precision)
+                own = self._empty(tensor, ahead=name in ahead, spatial=spatial)
                 part._parameters[name] = nn.Parameter(own, requires_grad=False)
                 self.result.refreshes.append(CopyTensor(original._parameters, part._parameters, name))
 

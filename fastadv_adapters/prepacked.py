@@ -1,9 +1,12 @@
-"""Convolutions on a processor whose weights are laid out once per update, as oneDNN's kernels want them.
+"""Convolutions on a processor whose weights are laid out once per update, as the kernels want them.
 
-Those kernels read weights in blocks of their own, and PyTorch's operators reorder them anew in every forward and every
-backward pass. Here weights stand still between updates. The kernels are the same, and so is what they compute: the
-gradient at the input of a convolution is the transposed convolution of the gradient at its output. (Where the stride
-is above 1, oneDNN may choose another kernel for that, which rounds otherwise.)
+oneDNN's kernels read weights in blocks of their own, and PyTorch's operators reorder them anew in every forward and
+every backward pass. Here weights stand still between updates, and each pass finds them as the first of its kind left
+them. The kernels are the same, and so is what they compute: the gradient at the input of a convolution is the
+transposed convolution of the gradient at its output. (Where the stride is above 1, oneDNN may choose another kernel for
+that, which rounds otherwise.) Where Winograd's algorithm is faster, its weights take the place of these.
+
+Weights that are laid out here stay in the wrapped model's own layout until then, which makes updates cheaper.
 
 The operators are private in PyTorch up to 2.13; they are those that its own compiler calls. Where they are missing or
 refuse a layer, PyTorch's convolution is run.
@@ -13,6 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from . import winograd
+from .precision import Precision
+from .winograd import Winograd
 
 LEAST = 2**16
 """Weights with fewer entries are reordered in less time than it takes to call these operators."""
@@ -35,18 +42,23 @@ class Geometry:
         return [divmod(size + 2 * pad - dilation * (kernel - 1) - 1, by) for size, kernel, pad, by, dilation in sizes]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LaidOut:
-    """The weights of one layer as both passes want them, best for one shape of input and right for all.
+    """The weights of one layer as its passes want them, best for one shape of input and right for all.
 
     It does not hold the layer, which holds it: a network that is dropped is freed at once.
+
+    Attributes:
+        geometry, bias, dtype: of the layer.
+        forward: the weights for the forward pass.
+        backward: those for the backward pass, once there has been one.
     """
 
     geometry: Geometry
     bias: Tensor | None
     dtype: torch.dtype
     forward: Tensor
-    backward: Tensor
+    backward: Tensor | None = None
 
     def convolve(self, input: Tensor) -> Tensor:
         """The layer's output."""
@@ -55,36 +67,53 @@ class LaidOut:
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(*arguments, "none", [], "")
         return output
 
-    def gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
+    def gradient(self, grad: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
         """The gradient at an input of this shape from that at the output; not itself differentiable."""
-        g, unread = self.geometry, [left for _, left in self.geometry.steps(shape)]
-        arguments = grad, self.backward, None, g.padding, unread, g.stride, g.dilation, 1
-        gradient: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(*arguments, "none", [], "")
+        g, ops = self.geometry, torch.ops.mkldnn
+        rest = g.padding, [left for _, left in g.steps(shape)], g.stride, g.dilation, 1
+        if self.backward is None:
+            self.backward = ops._reorder_convolution_transpose_weight(_by_channels(weight), *rest, list(grad.shape))
+        gradient: Tensor = ops._convolution_transpose_pointwise(grad, self.backward, None, *rest, "none", [], "")
         return gradient
 
 
+Weights = LaidOut | Winograd
+
+
 class Prepacked:
-    """What is kept of one layer's weights; made at the second call after they have changed: for one it does not pay."""
+    """What is kept of one layer's weights, made by the first pass that needs it."""
 
     def __init__(self) -> None:
         self._seen: tuple[Tensor, int] | None = None
-        self._packed: LaidOut | None = None
+        self._packed: dict[bool, Weights] = {}  # by whether Winograd's algorithm pays
         self._refused = False
 
-    def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> LaidOut | None:
+    def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
         if self._refused or not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
             return None
-        now, seen, packed = (weight, weight._version), self._seen, self._packed
-        if seen is None or seen[0] is not now[0] or seen[1] != now[1]:
-            self._seen, self._packed = now, None  # old ones are given back first: the new ones take their memory
-        elif packed is None:
+        seen, pays = self._seen, winograd.pays(layer, input.shape)
+        if seen is None or seen[0] is not weight or seen[1] != weight._version:
+            self._seen, self._packed = (weight, weight._version), {}  # old ones first: new ones take their memory
+        packed = self._packed.get(pays)
+        if packed is None:
             try:
                 with torch.no_grad():
-                    self._packed = _pack(layer, input.shape, weight)
+                    packed = (winograd.transform if pays else _lay_out)(layer, input.shape, weight)
             except (RuntimeError, AttributeError):  # this PyTorch, or this processor, has no such operators
                 self._refused = True
-        return self._packed
+                return None
+            self._packed[pays] = packed
+        return packed
+
+
+def is_laid_out(layer: nn.Module, precision: Precision) -> bool:
+    """Whether the weight of a fast network's layer will be laid out here, whatever its own layout is."""
+    if type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return False
+    large = layer.groups == 1 and layer.weight.numel() >= LEAST
+    runs = precision.device.type == "cpu" and precision.channels_last and torch.backends.mkldnn.is_available()
+    return large and runs and precision.dtype in _DTYPES
 
 
 def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
@@ -106,10 +135,13 @@ def _is_onednn(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *geometry).name == "Mkldnn")
 
 
-def _pack(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> LaidOut:
+def _lay_out(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> LaidOut:
     g = Geometry(list(layer.kernel_size), list(map(int, layer.padding)), list(layer.stride), list(layer.dilation))
-    steps, ops = g.steps(shape), torch.ops.mkldnn
-    output, unread = [shape[0], layer.out_channels, *(last + 1 for last, _ in steps)], [left for _, left in steps]
-    forward = ops._reorder_convolution_weight(weight, g.padding, g.stride, g.dilation, 1, list(shape))
-    backward = ops._reorder_convolution_transpose_weight(weight, g.padding, unread, g.stride, g.dilation, 1, output)
-    return LaidOut(g, layer.bias, weight.dtype, forward, backward)
+    rest = g.padding, g.stride, g.dilation, 1, list(shape)
+    return LaidOut(
+        g, layer.bias, weight.dtype, torch.ops.mkldnn._reorder_convolution_weight(_by_channels(weight), *rest)
+    )
+
+
+def _by_channels(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)  # from there the way is short

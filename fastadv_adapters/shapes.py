@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .copying import become
-from .prepacked import LaidOut, Prepacked
+from .prepacked import Prepacked, Weights
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -31,7 +31,7 @@ class _Convolve(torch.autograd.Function):
     """A convolution with frozen weights."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly", packed: LaidOut | None) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly", packed: Weights | None) -> Tensor:
         output = layer.convolve(input, weight) if packed is None else packed.convolve(input)
         ctx.save_for_backward(weight.to(output.dtype))
         ctx.layer, ctx.packed, ctx.shape, ctx.strides = layer, packed, input.shape, input.stride()
@@ -41,7 +41,7 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
         if ctx.packed is not None and not grad.requires_grad:
-            return ctx.packed.gradient(grad, ctx.shape), None, None, None
+            return ctx.packed.gradient(grad, ctx.shape, weight), None, None, None
         layer: _ShapeOnly = ctx.layer
         # Never read. The strides are those of the input: an expanded scalar would have cost a change of layout.
         like_input = grad.new_empty_strided(ctx.shape, ctx.strides)

@@ -1,0 +1,241 @@
+"""Winograd's algorithm in the place of PyTorch's convolution: the same numbers, and only where it can compute them."""
+
+import copy
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastadv_adapters import FastAttackModel, SafePGD, prepacked, winograd
+from tests.test_shapes import DescendsItself, step
+from tests.tools import settle
+
+SIZES = [(8, 8), (7, 9), (4, 3), (3, 3), (5, 14)]
+PLACES = [*itertools.product([0, 1, 2, (0, 2), (2, 1)], SIZES), (1, (1, 1)), (2, (1, 2))]
+
+
+def layer_of(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, **options).requires_grad_(False)
+
+
+def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def exact(layer: nn.Conv2d, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and gradient in float64."""
+    leaf, double = x.double().requires_grad_(), copy.deepcopy(layer).double()
+    output: Tensor = double(leaf)
+    return output.detach(), torch.autograd.grad(output, leaf, grad.double())[0]
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """It pays for every layer that it can compute; collects the layers whose weights were transformed."""
+    transform, transformed = winograd.transform, list[nn.Module]()
+
+    def noted(layer: nn.Conv2d, *args: Any) -> Any:
+        transformed.append(layer)
+        return transform(layer, *args)
+
+    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    monkeypatch.setattr(prepacked, "LEAST", 0)
+    monkeypatch.setattr(winograd, "ROWS", 0)
+    monkeypatch.setattr(winograd, "ENOUGH", 0.0)
+    monkeypatch.setattr(winograd, "transform", noted)
+    return transformed
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize(("padding", "size"), PLACES, ids=str)
+def test_output_and_gradient(size: tuple[int, int], padding: Any, bias: bool) -> None:
+    layer, x = layer_of(6, 10, padding=padding, bias=bias), channels_last(3, 6, *size)
+    weights = winograd.transform(layer, x.shape, layer.weight)
+    output = weights.convolve(x)
+    grad = torch.randn_like(output)
+    for found, wanted in zip(
+        (output, weights.gradient(grad, x.shape, layer.weight)), exact(layer, x, grad), strict=True
+    ):
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 4, 7, 8])
+def test_samples_in_blocks(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "ROWS", 16)
+    monkeypatch.setattr(winograd, "_ENTRIES", 0)
+    layer, x = layer_of(4, 4, padding=1), channels_last(samples, 4, 8, 8)  # two samples a block
+    weights = winograd.transform(layer, x.shape, layer.weight)
+    output = weights.convolve(x)
+    grad = torch.randn_like(output)
+    for found, wanted in zip(
+        (output, weights.gradient(grad, x.shape, layer.weight)), exact(layer, x, grad), strict=True
+    ):
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("channels", [160, 512])
+def test_it_rounds_as_pytorch_does(channels: int) -> None:
+    layer, x = layer_of(channels, channels, padding=1), channels_last(4, channels, 8, 8).relu()
+    weights, leaf = winograd.transform(layer, x.shape, layer.weight), x.clone().requires_grad_()
+    output, theirs = weights.convolve(x), layer(leaf)
+    grad = torch.randn_like(output)
+    wanted = exact(layer, x, grad)
+    (their_gradient,) = torch.autograd.grad(theirs, leaf, grad)
+    assert relative(output, wanted[0]) < 2 * relative(theirs.detach(), wanted[0])
+    assert relative(weights.gradient(grad, x.shape, layer.weight), wanted[1]) < 2 * relative(their_gradient, wanted[1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "pays"),
+    [
+        (layer_of(256, 256, padding=1), (32, 256, 8, 8), True),
+        (layer_of(160, 160, padding=1), (1, 160, 32, 32), True),
+        (layer_of(64, 64, padding=1), (32, 64, 32, 32), False),
+        (layer_of(256, 256, padding=1), (1, 256, 8, 8), False),
+        (layer_of(256, 256, padding=3), (32, 256, 8, 8), False),
+        (layer_of(256, 256, stride=2, padding=1), (32, 256, 8, 8), False),
+        (layer_of(256, 256, dilation=2, padding=2), (32, 256, 8, 8), False),
+        (layer_of(512, 512, groups=2, padding=1), (32, 512, 8, 8), False),
+        (nn.Conv2d(256, 256, 1), (32, 256, 8, 8), False),
+        (nn.Conv2d(256, 256, (3, 1)), (32, 256, 8, 8), False),
+        (layer_of(256, 256, padding=1).bfloat16(), (32, 256, 8, 8), False),
+    ],
+    ids=["256", "160", "64", "few_tiles", "padded", "strided", "dilated", "grouped", "1x1", "3x1", "bfloat16"],
+)
+def test_where_it_pays(layer: nn.Conv2d, shape: tuple[int, ...], pays: bool) -> None:
+    assert winograd.pays(layer, torch.Size(shape)) is pays
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3)),
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.SiLU(), nn.Conv2d(6, 5, 3, padding=2)),
+    ],
+    ids=["folded", "kept_shape"],
+)
+def test_a_network_on_it(make: Callable[[], nn.Module], everywhere: list[nn.Module]) -> None:
+    net, x = settle(nn.Sequential(make(), nn.Flatten())).eval(), torch.randn(5, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    for _ in range(3):
+        with torch.no_grad():
+            next(net.parameters()).mul_(2)
+        for _ in range(2):
+            for found, wanted in zip(step(fast, x), step(net, x), strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    own = {id(layer) for layer in fast._networks.folded.network.modules()}
+    assert sum(id(layer) in own for layer in everywhere) == 2 * 3  # two layers, once for each update
+    assert not fast._networks.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_only_in_float32(dtype: torch.dtype, everywhere: list[nn.Module]) -> None:
+    net, x = settle(nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten())), torch.randn(5, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=dtype, engine="eager")
+    for found, wanted in zip(step(fast, x), step(net, x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+    assert fast._networks.folded.network[0] not in everywhere  # type: ignore[index]
+
+
+def test_a_batch_too_small_for_it_after_a_large_one(
+    everywhere: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = settle(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Flatten())), torch.randn(9, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    monkeypatch.setattr(winograd, "ROWS", 2 * 8 * 9)
+    for samples in (9, 1, 5, 9, 1):
+        for found, wanted in zip(step(fast, x[:samples]), step(net, x[:samples]), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    kept = fast._networks.folded.network[0].prepacked._packed  # type: ignore[index]
+    assert {pays: type(weights) for pays, weights in kept.items()} == {
+        True: winograd.Winograd,
+        False: prepacked.LaidOut,
+    }
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_broken_sample_breaks_no_other() -> None:
+    layer, x = layer_of(4, 4, padding=1), channels_last(6, 4, 8, 8)
+    x[2, 1, 3, 3], x[4, 0, 0, 0] = torch.nan, torch.inf
+    output = winograd.transform(layer, x.shape, layer.weight).convolve(x)
+    whole = [0, 1, 3, 5]
+    torch.testing.assert_close(output[whole], layer(x[whole]), rtol=1e-4, atol=1e-5)
+    assert not output[2].isfinite().all()
+    assert not output[4].isfinite().all()
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_threads_at_the_same_time() -> None:
+    net = settle(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten()))
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    batches = [torch.randn(n, 8, 12, 12) for n in (3, 8, 5)]
+    wanted, failed = [step(net, x) for x in batches], list[BaseException]()
+    step(fast, batches[0])
+
+    def work(x: Tensor, pair: Any) -> None:
+        try:
+            for _ in range(20):
+                for found, right in zip(step(fast, x), pair, strict=True):
+                    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(batches, wanted, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_first_used_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_scratch", winograd._Scratch())
+    layer, x = layer_of(4, 4, padding=1), channels_last(3, 4, 8, 8)
+    with torch.inference_mode():
+        first = winograd.transform(layer, x.shape, layer.weight).convolve(x).clone()
+    later = winograd.transform(layer, x.shape, layer.weight).convolve(x)
+    torch.testing.assert_close(later, first, rtol=0, atol=0)
+    later.add_(1)
+
+
+def test_a_backward_pass_inside_the_model_is_differentiated_too(everywhere: list[nn.Module]) -> None:
+    net, x = DescendsItself().eval(), torch.randn(3, 3, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    for _ in range(2):
+        torch.testing.assert_close(step(fast, x), step(net, x), rtol=1e-4, atol=1e-5)
+    assert everywhere
+    assert not fast._networks.notes
+
+
+def test_as_strong_an_attack() -> None:
+    """With the layers' own sizes: nothing is forced here."""
+    net = settle(
+        nn.Sequential(
+            nn.Conv2d(3, 160, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(160, 160, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(160, 10),
+        )
+    )
+    x = torch.rand(16, 3, 16, 16)
+    labels = net(x).argmax(1)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    attack, reference = (SafePGD(model, eps=8 / 255, steps=5, random_start=False) for model in (fast, net))
+    plain, ours = reference(x, labels), attack(x, labels)
+    used = fast._networks.folded.network[2].prepacked._packed  # type: ignore[index]
+    assert torch.get_num_threads() == 1 or list(used) == [True]
+    losses = [nn.functional.cross_entropy(net(adversarial), labels) for adversarial in (ours, plain)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
