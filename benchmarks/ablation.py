@@ -16,9 +16,10 @@ from benchmarks.measure import Effort
 from benchmarks.report import Part, Table, milliseconds, timing_record
 from benchmarks.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
 from benchmarks.timing import Budget, Timing, Way, measure_in_turn, reason
-from fastadv_adapters import FastAttackModel, precision, shapes
+from fastadv_adapters import FastAttackModel, precision, prepacked, shapes
 
 ALL = "ours, all tricks"
+HALF_NOR_WINOGRAD = "without half precision, nor Winograd's algorithm"
 
 
 @contextmanager
@@ -39,6 +40,19 @@ class _Nothing:
 def nothing_laid_out_ahead() -> Iterator[None]:
     """Fast models that are built inside leave the layout of their weights to oneDNN, in every pass."""
     with mock.patch.object(shapes, "Prepacked", _Nothing):
+        yield
+
+
+class _Direct(prepacked.Prepacked):
+    """Weights for oneDNN's kernels alone."""
+
+    pays = staticmethod(lambda layer, shape: False)
+
+
+@contextmanager
+def nothing_by_winograd() -> Iterator[None]:
+    """Fast models that are built inside compute no convolution by Winograd's algorithm."""
+    with mock.patch.object(shapes, "Prepacked", _Direct):
         yield
 
 
@@ -83,6 +97,8 @@ def variants(device: torch.device, engine: str) -> dict[str, Variant]:
         found["without casting weights ahead"] = Variant(ALL, ours, nothing_cast_ahead)
     if device.type == "cpu" and engine == "eager":
         found["without laying out weights ahead"] = Variant(ALL, ours, nothing_laid_out_ahead)
+        base, name = ("without half precision", HALF_NOR_WINOGRAD) if half else (ALL, "without Winograd's algorithm")
+        found[name] = Variant(base, partial(ours, dtype=torch.float32), nothing_by_winograd)
     for library, build in (("torchattacks", torchattacks_pgd), ("foolbox", foolbox_plain)):
         name = f"{library}, plain, parameters frozen"
         found[name] = Variant(name, partial(frozen, build))
@@ -113,7 +129,8 @@ def ablation_part(case: Case, effort: Effort, device: torch.device, *, budget: B
         [(name, *_told(name, timings, slower, failures)) for name in chosen],
         "Each trick alone is switched off, and the time compared with that of all tricks. Freezing cannot be switched "
         "off in ours: there, each library's attack on the plain model is compared with the same on a frozen one. "
-        "Loss scaling is there to be right, not to be fast.",
+        "Loss scaling is there to be right, not to be fast. Winograd's algorithm is for float32: the time without it "
+        "is compared with that in float32.",
     )
     record = {
         name: {**timing_record(timing), "base": chosen[name].base, "times_slower": slower[name]}

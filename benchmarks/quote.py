@@ -43,6 +43,7 @@ QUOTED: dict[str, dict[str, Quotation]] = {
         "bench": Quotation("bench", ("Must hold",)),
         "networks": _part(r"PGD-\d+ on"),
         "ablation": _part("What each trick brings"),
+        "convolutions": _part("Layers", of="convolutions"),
         "memory": _part("Bytes kept"),
         "updates": _part("Update of"),
         "early-stop": _part("Early stop"),

@@ -83,6 +83,8 @@ Weights = LaidOut | Winograd
 class Prepacked:
     """What is kept of one layer's weights, made by the first pass that needs it."""
 
+    pays = staticmethod(winograd.pays)
+
     def __init__(self) -> None:
         self._seen: tuple[Tensor, int] | None = None
         self._packed: dict[bool, Weights] = {}  # by whether Winograd's algorithm pays
@@ -92,7 +94,7 @@ class Prepacked:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
         if self._refused or not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
             return None
-        seen, pays = self._seen, winograd.pays(layer, input.shape)
+        seen, pays = self._seen, self.pays(layer, input.shape)
         if seen is None or seen[0] is not weight or seen[1] != weight._version:
             self._seen, self._packed = (weight, weight._version), {}  # old ones first: new ones take their memory
         packed = self._packed.get(pays)

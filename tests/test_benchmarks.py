@@ -13,7 +13,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks import bench, precision
+from benchmarks import bench, convolutions, precision
 from benchmarks import quote as quoting
 from benchmarks.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
 from benchmarks.floor import Work, work_of
@@ -76,6 +76,14 @@ def test_bench_writes_page_and_picture(benched: Path) -> None:
     table = excerpt(page, Quotation("bench", ("PGD-2 on ViT",), head=False))
     assert table.startswith("**PGD-2 on ViT")
     assert "Must hold" not in table
+
+
+def test_convolutions_are_compared_layer_by_layer(tmp_path: Path) -> None:
+    assert run(convolutions.main, "--batch 1 --repeats 1 --widest 64", tmp_path) == 0
+    (layer,) = json.loads((tmp_path / "convolutions.json").read_text(encoding="utf-8"))["results"]["layers"].values()
+    assert layer["used"] is False
+    assert all(ours < 2 * own for ours, own in zip(layer["winograd"]["errors"], layer["own"]["errors"], strict=True))
+    assert "| 64 channels, 32x32 |" in (tmp_path / "convolutions.md").read_text(encoding="utf-8")
 
 
 def test_precision_runs_and_writes_its_results(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import copy
 import itertools
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,6 +94,39 @@ def test_it_rounds_as_pytorch_does(channels: int) -> None:
     (their_gradient,) = torch.autograd.grad(theirs, leaf, grad)
     assert relative(output, wanted[0]) < 2 * relative(theirs.detach(), wanted[0])
     assert relative(weights.gradient(grad, x.shape, layer.weight), wanted[1]) < 2 * relative(their_gradient, wanted[1])
+
+
+def cook_toom(points: Sequence[float], outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A', G and B' for so many outputs of a kernel of 3, with infinity as a point more, in float64."""
+    finite, last = torch.tensor(points, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[2:]
+    a = torch.cat([finite.pow(torch.arange(outputs)[:, None]), torch.eye(outputs, dtype=torch.float64)[:, -1:]], dim=1)
+    others = [[q for q in points if q != p] for p in points]
+    products = torch.tensor([math.prod(p - q for q in rest) for p, rest in zip(points, others, strict=True)])
+    g = torch.cat([finite[:, None].pow(torch.arange(3)) / products[:, None], last])
+    rows = [np.poly(roots)[::-1] for roots in [*others, points]]
+    b = torch.from_numpy(np.stack([np.pad(row, (0, len(points) + 1 - len(row))) for row in rows]))
+    return a, g, b
+
+
+def rounding(points: Sequence[float]) -> float:
+    """Error in float32 of tiles of four rows at these points, and two columns."""
+    generator = torch.Generator().manual_seed(0)
+    d, g = torch.rand(256, 50, 6, 4, generator=generator), torch.randn(16, 256, 3, 3, generator=generator)
+    (a, down, b), (a2, across, b2) = cook_toom(points, 4), cook_toom((0.0, 1.0, -1.0), 2)
+
+    def compute(dtype: torch.dtype) -> Tensor:
+        weight = torch.einsum("ai,ocij,bj->aboc", down, g.double(), across).to(dtype)
+        tiles = torch.einsum("ai,ctij->ctaj", b.to(dtype), d.to(dtype))
+        product = weight @ torch.einsum("bj,ctaj->abct", b2.to(dtype), tiles)
+        return torch.einsum("yb,xbot->xyot", a2.to(dtype), torch.einsum("xa,abot->xbot", a.to(dtype), product))
+
+    return relative(compute(torch.float32), compute(torch.float64))
+
+
+def test_the_points_round_less_than_the_usual_ones() -> None:
+    chosen = (0.0, winograd._A, -winograd._A, winograd._B, -winograd._B)
+    torch.testing.assert_close(torch.tensor(winograd._G_DOWN, dtype=torch.float64), cook_toom(chosen, 4)[1])
+    assert rounding(chosen) < 0.85 * rounding((0.0, 1.0, -1.0, 2.0, -2.0))
 
 
 @pytest.mark.parametrize(

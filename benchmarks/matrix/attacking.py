@@ -80,6 +80,8 @@ def _torchattacks(
     _aim(made, case)
     if dtype is not None:
         accelerate(made, dtype=dtype, **case.options)
+        if case.full_precision:
+            made.model = made.model.view(full_precision=True)
     labels = targets_of(y) if case.targeted == "label" else y
     _warm_up(_victims(made), x)
     start = time.perf_counter()
@@ -146,6 +148,7 @@ def _foolbox(
         fmodel = fb.PyTorchModel(victim, bounds=(0.0, 1.0))
     else:
         fmodel = FastPyTorchModel(model, bounds=(0.0, 1.0), dtype=dtype, **case.options)
+        fmodel = fmodel.in_full_precision() if case.full_precision else fmodel
         victim = fmodel.fast
     made = getattr(fb.attacks, name)(**case.settings)
     if name == "DatasetAttack":

@@ -38,6 +38,7 @@ class Case:
         label: tells the cases of an attack apart.
         targeted: whether and how the attack is told targets.
         options: of `FastAttackModel`; what `accelerate` does not choose by itself.
+        full_precision: attack a view with gradients in full precision.
         start: hand the attack starting points: training images of another class, or of the target.
         model: `"binarised"` puts a threshold before the network, for the attack that is made for that.
     """
@@ -49,6 +50,7 @@ class Case:
     label: str = ""
     targeted: Targeted = "no"
     options: Mapping[str, Any] = field(default_factory=dict)
+    full_precision: bool = False
     start: bool = False
     model: Literal["plain", "binarised"] = "plain"
 

@@ -98,7 +98,7 @@ ROWS = (
     _row("L2BrendelBethgeAttack", *_both(_least("l2", **BRENDEL).but(start=True)), note=STARTED),
     _row("LinfinityBrendelBethgeAttack", *_both(_least("linf", **BRENDEL).but(start=True)), note=STARTED),
     _row("L0FMNAttack", *_both(_least("l0", steps=100))),
-    _row("L1FMNAttack", *_both(_least("l1", steps=100))),
+    _row("L1FMNAttack", *_both(_least("l1", steps=100).but(full_precision=True))),
     _row("L2FMNAttack", *_both(_least("l2", steps=100))),
     _row("LInfFMNAttack", *_both(_least("linf", steps=100))),
     _row(

@@ -39,6 +39,10 @@ page; the numbers behind it are in [benchmarks/matrix.md](benchmarks/matrix.md).
 | black-box | the same images, bit by bit |
 | random | the median of three seeds: as for gradient, or within the plain model's three |
 
+*Full precision*, under options: gradients from the full-precision twin, by `attack.model.view(full_precision=True)` or
+`FastPyTorchModel.in_full_precision()`. In half precision such an attack finds what it finds on the plain model only on
+average over many seeds.
+
 *Random* are attacks in which noise enters at every step, so that rounding grows. *Stronger*: better than on the plain
 model by more than that. *Fails on plain*: the attack raises the same error on the plain model.
 
@@ -139,7 +143,8 @@ def _options(results: Results, row: Row) -> str:
 
 
 def _given(case: Case) -> str:
-    return ", ".join(_OPTIONS[name].format(value).replace("'", '"') for name, value in case.options.items())
+    words = [_OPTIONS[name].format(value).replace("'", '"') for name, value in case.options.items()]
+    return ", ".join([*words, *["full precision"] * case.full_precision])
 
 
 def _notes(results: Results, row: Row) -> str:

@@ -1,0 +1,137 @@
+"""3 x 3 convolutions in float32 on a processor: PyTorch's own and Winograd's algorithm, time and rounding.
+
+Run with `python -m benchmarks.convolutions`, or `python -m benchmarks.convolutions --help` for its options. The layers
+are those of a ResNet-18 and of a WRN-28-10 on images of 32 x 32. Both ways compute output and gradient at the input, in
+turn; what is exact is computed in float64.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.report import OUT, Part, Report, Table, milliseconds, timing_record
+from benchmarks.timing import measure_in_turn
+from fastadv_adapters import winograd
+
+LAYERS = ((64, 32), (128, 16), (256, 8), (512, 4), (160, 32), (320, 16), (640, 8))
+"""Channels, and rows and columns, of those of a ResNet-18 and of a WRN-28-10."""
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the benchmark; see the options of the command."""
+
+    batch: int
+    repeats: int
+    widest: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with an input and a gradient at its output.
+
+    Attributes:
+        conv: the layer.
+        x: input behind a ReLU.
+        grad: at the output.
+    """
+
+    conv: nn.Conv2d
+    x: Tensor
+    grad: Tensor
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Output and gradient, as PyTorch computes them."""
+        return self.conv(self.x), self._backward(self.conv, self.x, self.grad)
+
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """The same in float64."""
+        double = copy.deepcopy(self.conv).double()
+        return double(self.x.double()), self._backward(double, self.x.double(), self.grad.double())
+
+    def winograd(self) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Computes the same with weights that have been transformed."""
+        weight, shape = self.conv.weight, self.x.shape
+        made = winograd.transform(self.conv, shape, weight)
+        return lambda: (made.convolve(self.x), made.gradient(self.grad, shape, weight))
+
+    @staticmethod
+    def _backward(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
+        wanted = (True, False, False)
+        arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1, wanted
+        gradient: Tensor = torch.ops.aten.convolution_backward(grad, x, conv.weight, None, *arguments)[0]
+        return gradient
+
+
+def make(channels: int, size: int, batch: int) -> Layer:
+    """A layer with as many channels in as out, and a batch, channels-last."""
+    conv = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
+    numbers = torch.randn(2, batch, channels, size, size)
+    x, grad = (part.contiguous(memory_format=torch.channels_last) for part in numbers)
+    return Layer(conv, x.relu(), grad)
+
+
+def measure(layer: Layer, name: str, repeats: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """One layer: a row of the table, and all numbers."""
+    ways = {"own": layer.own, "winograd": layer.winograd()}
+    exact = layer.exact()
+    errors = {key: [_error(*pair) for pair in zip(way(), exact, strict=True)] for key, way in ways.items()}
+    timings = measure_in_turn(ways, device=torch.device("cpu"), repeats=repeats, warmup=2)
+    times = timings["own"].median / timings["winograd"].median
+    used = winograd.pays(layer.conv, layer.x.shape)
+    (own, own_gradient), (ours, our_gradient) = errors["own"], errors["winograd"]
+    row = (
+        name,
+        *(milliseconds(timings[key]) for key in ways),
+        f"{times:.2f}x",
+        f"{ours / own:.2f}, {our_gradient / own_gradient:.2f}",
+        "yes" if used else "no",
+    )
+    record = {key: {**timing_record(timings[key]), "errors": errors[key]} for key in ways}
+    return row, {**record, "times_faster": times, "used": used}
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    """Root mean square, relative to the same of what is exact."""
+    return float((found - exact).norm() / exact.norm())
+
+
+def main(
+    batch: Annotated[int, typer.Option(help="Images.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 15,
+    widest: Annotated[int, typer.Option(help="Layers with more channels are left out.")] = 640,
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and Markdown.")] = OUT,
+) -> None:
+    """Compare Winograd's algorithm with PyTorch's convolutions, layer by layer."""
+    torch.manual_seed(seed)
+    title, command = "Winograd's algorithm, layer by layer", "python -m benchmarks.convolutions"
+    settings = asdict(Settings(batch, repeats, widest, seed))
+    report = Report("convolutions", title, command, settings, torch.device("cpu"), out, console)
+    rows, record = [], {}
+    with torch.no_grad():
+        for channels, size in (layer for layer in LAYERS if layer[0] <= widest):
+            name = f"{channels} channels, {size}x{size}"
+            row, record[name] = measure(make(channels, size, batch), name, repeats)
+            rows.append(row)
+    columns = ("layer", "PyTorch's own, ms", "Winograd's, ms", "faster", "error, to PyTorch's", "used")
+    note = (
+        "Output and gradient together, float32. Error: of the output and of the gradient, root mean square against "
+        "float64, Winograd's over PyTorch's. Used: whether the fast network takes it for this layer and batch."
+    )
+    report.add("layers", Part([Table("Layers", columns, rows, note)], record))
+    report.finish()
+
+
+if __name__ == "__main__":
+    typer.run(main)
