@@ -20,8 +20,11 @@ from benchmarks.report import OUT, Part, Report, Table, milliseconds, timing_rec
 from benchmarks.timing import measure_in_turn
 from fastadv_adapters import winograd
 
-LAYERS = ((64, 32), (128, 16), (256, 8), (512, 4), (160, 32), (320, 16), (640, 8))
-"""Channels, and rows and columns, of those of a ResNet-18 and of a WRN-28-10."""
+LAYERS = (
+    *((64, 64, 32, 1), (128, 128, 16, 1), (256, 256, 8, 1), (512, 512, 4, 1), (128, 256, 16, 2), (256, 512, 8, 2)),
+    *((160, 160, 32, 1), (320, 320, 16, 1), (640, 640, 8, 1), (160, 320, 32, 2), (320, 640, 16, 2)),
+)
+"""Channels in and out, rows and columns, and stride, of those of a ResNet-18 and of a WRN-28-10."""
 
 console = Console()
 
@@ -68,17 +71,16 @@ class Layer:
     @staticmethod
     def _backward(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
         wanted = (True, False, False)
-        arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1, wanted
+        arguments = conv.stride, conv.padding, conv.dilation, False, (0, 0), 1, wanted
         gradient: Tensor = torch.ops.aten.convolution_backward(grad, x, conv.weight, None, *arguments)[0]
         return gradient
 
 
-def make(channels: int, size: int, batch: int) -> Layer:
-    """A layer with as many channels in as out, and a batch, channels-last."""
-    conv = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
-    numbers = torch.randn(2, batch, channels, size, size)
-    x, grad = (part.contiguous(memory_format=torch.channels_last) for part in numbers)
-    return Layer(conv, x.relu(), grad)
+def make(inputs: int, outputs: int, size: int, stride: int, batch: int) -> Layer:
+    """A layer and a batch, channels-last."""
+    conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1).requires_grad_(False)
+    x = torch.randn(batch, inputs, size, size).relu().contiguous(memory_format=torch.channels_last)
+    return Layer(conv, x, torch.randn_like(conv(x)))
 
 
 def measure(layer: Layer, name: str, repeats: int) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -120,9 +122,9 @@ def main(
     report = Report("convolutions", title, command, settings, torch.device("cpu"), out, console)
     rows, record = [], {}
     with torch.no_grad():
-        for channels, size in (layer for layer in LAYERS if layer[0] <= widest):
-            name = f"{channels} channels, {size}x{size}"
-            row, record[name] = measure(make(channels, size, batch), name, repeats)
+        for inputs, outputs, size, stride in (layer for layer in LAYERS if layer[1] <= widest):
+            name = f"{inputs} to {outputs} channels, {size}x{size}, stride {stride}"
+            row, record[name] = measure(make(inputs, outputs, size, stride, batch), name, repeats)
             rows.append(row)
     columns = ("layer", "PyTorch's own, ms", "Winograd's, ms", "faster", "error, to PyTorch's", "used")
     note = (

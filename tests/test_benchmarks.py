@@ -83,7 +83,7 @@ def test_convolutions_are_compared_layer_by_layer(tmp_path: Path) -> None:
     (layer,) = json.loads((tmp_path / "convolutions.json").read_text(encoding="utf-8"))["results"]["layers"].values()
     assert layer["used"] is False
     assert all(ours < 2 * own for ours, own in zip(layer["winograd"]["errors"], layer["own"]["errors"], strict=True))
-    assert "| 64 channels, 32x32 |" in (tmp_path / "convolutions.md").read_text(encoding="utf-8")
+    assert "| 64 to 64 channels, 32x32, stride 1 |" in (tmp_path / "convolutions.md").read_text(encoding="utf-8")
 
 
 def test_precision_runs_and_writes_its_results(tmp_path: Path) -> None:

@@ -12,12 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv_adapters import FastAttackModel, SafePGD, prepacked, winograd
+from fastadv_adapters import FastAttackModel, SafePGD, filters, prepacked, winograd
 from tests.test_shapes import DescendsItself, step
 from tests.tools import settle
 
 SIZES = [(8, 8), (7, 9), (4, 3), (3, 3), (5, 14)]
-PLACES = [*itertools.product([0, 1, 2, (0, 2), (2, 1)], SIZES), (1, (1, 1)), (2, (1, 2))]
+PLACES = [
+    *itertools.product([1], [0, 1, 2, (0, 2), (2, 1)], [*SIZES]),
+    *itertools.product([2], [1], [*SIZES, (6, 12), (1, 2)]),
+    *[(1, 1, (1, 1)), (1, 2, (1, 2))],
+]
+"""Stride, padding, size of the input."""
 
 
 def layer_of(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
@@ -51,15 +56,15 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
     monkeypatch.setattr(prepacked, "LEAST", 0)
     monkeypatch.setattr(winograd, "ROWS", 0)
-    monkeypatch.setattr(winograd, "ENOUGH", 0.0)
+    monkeypatch.setattr(winograd, "ENOUGH", {1: 0.0, 2: 0.0})
     monkeypatch.setattr(winograd, "transform", noted)
     return transformed
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-@pytest.mark.parametrize(("padding", "size"), PLACES, ids=str)
-def test_output_and_gradient(size: tuple[int, int], padding: Any, bias: bool) -> None:
-    layer, x = layer_of(6, 10, padding=padding, bias=bias), channels_last(3, 6, *size)
+@pytest.mark.parametrize(("stride", "padding", "size"), PLACES, ids=str)
+def test_output_and_gradient(stride: int, padding: Any, size: tuple[int, int], bias: bool) -> None:
+    layer, x = layer_of(6, 10, stride=stride, padding=padding, bias=bias), channels_last(3, 6, *size)
     weights = winograd.transform(layer, x.shape, layer.weight)
     output = weights.convolve(x)
     grad = torch.randn_like(output)
@@ -70,11 +75,12 @@ def test_output_and_gradient(size: tuple[int, int], padding: Any, bias: bool) ->
         torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("samples", [1, 4, 7, 8])
-def test_samples_in_blocks(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_in_blocks(samples: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "ROWS", 16)
     monkeypatch.setattr(winograd, "_ENTRIES", 0)
-    layer, x = layer_of(4, 4, padding=1), channels_last(samples, 4, 8, 8)  # two samples a block
+    layer, x = layer_of(4, 4, stride=stride, padding=1), channels_last(samples, 4, 8, 8)  # two or four samples a block
     weights = winograd.transform(layer, x.shape, layer.weight)
     output = weights.convolve(x)
     grad = torch.randn_like(output)
@@ -84,9 +90,10 @@ def test_samples_in_blocks(samples: int, monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("channels", [160, 512])
-def test_it_rounds_as_pytorch_does(channels: int) -> None:
-    layer, x = layer_of(channels, channels, padding=1), channels_last(4, channels, 8, 8).relu()
+@pytest.mark.parametrize(("channels", "stride"), [(160, 1), (512, 1), (320, 2)])
+def test_it_rounds_as_pytorch_does(channels: int, stride: int) -> None:
+    layer = layer_of(channels, channels, stride=stride, padding=1)
+    x = channels_last(4, channels, 8, 8).relu()
     weights, leaf = winograd.transform(layer, x.shape, layer.weight), x.clone().requires_grad_()
     output, theirs = weights.convolve(x), layer(leaf)
     grad = torch.randn_like(output)
@@ -124,8 +131,8 @@ def rounding(points: Sequence[float]) -> float:
 
 
 def test_the_points_round_less_than_the_usual_ones() -> None:
-    chosen = (0.0, winograd._A, -winograd._A, winograd._B, -winograd._B)
-    torch.testing.assert_close(torch.tensor(winograd._G_DOWN, dtype=torch.float64), cook_toom(chosen, 4)[1])
+    chosen = (0.0, filters.A, -filters.A, filters.B, -filters.B)
+    torch.testing.assert_close(torch.tensor(filters.FOUR.matrix, dtype=torch.float64), cook_toom(chosen, 4)[1])
     assert rounding(chosen) < 0.85 * rounding((0.0, 1.0, -1.0, 2.0, -2.0))
 
 
@@ -137,14 +144,34 @@ def test_the_points_round_less_than_the_usual_ones() -> None:
         (layer_of(64, 64, padding=1), (32, 64, 32, 32), False),
         (layer_of(256, 256, padding=1), (1, 256, 8, 8), False),
         (layer_of(256, 256, padding=3), (32, 256, 8, 8), False),
-        (layer_of(256, 256, stride=2, padding=1), (32, 256, 8, 8), False),
+        (layer_of(256, 512, stride=2, padding=1), (32, 256, 8, 8), True),
+        (layer_of(160, 320, stride=2, padding=1), (32, 160, 32, 32), False),
+        (layer_of(256, 512, stride=2), (32, 256, 8, 8), False),
+        (layer_of(256, 512, stride=(1, 2), padding=1), (32, 256, 8, 8), False),
+        (layer_of(512, 512, stride=3, padding=1), (32, 512, 12, 12), False),
         (layer_of(256, 256, dilation=2, padding=2), (32, 256, 8, 8), False),
         (layer_of(512, 512, groups=2, padding=1), (32, 512, 8, 8), False),
         (nn.Conv2d(256, 256, 1), (32, 256, 8, 8), False),
         (nn.Conv2d(256, 256, (3, 1)), (32, 256, 8, 8), False),
         (layer_of(256, 256, padding=1).bfloat16(), (32, 256, 8, 8), False),
     ],
-    ids=["256", "160", "64", "few_tiles", "padded", "strided", "dilated", "grouped", "1x1", "3x1", "bfloat16"],
+    ids=[
+        "256",
+        "160",
+        "64",
+        "few_tiles",
+        "padded",
+        "256_strided",
+        "160_strided",
+        "strided_unpadded",
+        "strides",
+        "stride_3",
+        "dilated",
+        "grouped",
+        "1x1",
+        "3x1",
+        "bfloat16",
+    ],
 )
 def test_where_it_pays(layer: nn.Conv2d, shape: tuple[int, ...], pays: bool) -> None:
     assert winograd.pays(layer, torch.Size(shape)) is pays
@@ -155,8 +182,9 @@ def test_where_it_pays(layer: nn.Conv2d, shape: tuple[int, ...], pays: bool) -> 
     [
         lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3)),
         lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.SiLU(), nn.Conv2d(6, 5, 3, padding=2)),
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3, 2, padding=1), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 5, 3)),
     ],
-    ids=["folded", "kept_shape"],
+    ids=["folded", "kept_shape", "strided"],
 )
 def test_a_network_on_it(make: Callable[[], nn.Module], everywhere: list[nn.Module]) -> None:
     net, x = settle(nn.Sequential(make(), nn.Flatten())).eval(), torch.randn(5, 4, 8, 8)
