@@ -135,7 +135,9 @@ def _room_for_more() -> Iterator[None]:
     import torch._functorch.config as functorch
 
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # up to 2.6
-    with torch._dynamo.config.patch({limit: 1024}), functorch.patch(donated_buffer=False):
+    # The other limit is on all compilations of one code: that of nn.Sequential serves many models.
+    limits = {limit: 1024, f"accumulated_{limit}": 2**20}
+    with torch._dynamo.config.patch(limits), functorch.patch(donated_buffer=False):
         yield
 
 

@@ -109,13 +109,15 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def _write(out: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
     """``weight``, or ``weight * scale``, into ``out``, rounded once."""
-    if out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype and out.ndim > 2:
+    alike = out.stride() == weight.stride()
+    if scale is None and alike:
+        out.copy_(weight)
+    elif out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype and out.ndim > 2:
         # In parts that stay in the cache; and cast before layout, for PyTorch does both at once entry by entry.
-        rows = max(1, len(weight) * _AT_ONCE // max(weight.numel(), 1))
-        cast = weight.dtype if out.stride() == weight.stride() else out.dtype
-        for part in (slice(start, start + rows) for start in range(0, len(weight), rows)):
-            product = weight[part] if scale is None else weight[part] * scale[part]
-            out[part].copy_(product.to(cast))
+        rows, cast = max(1, len(weight) * _AT_ONCE // max(weight.numel(), 1)), weight.dtype if alike else out.dtype
+        scales = [None] * len(weight) if scale is None else scale.split(rows)
+        for part, by, into in zip(weight.split(rows), scales, out.split(rows), strict=False):
+            into.copy_((part if by is None else part * by).to(cast))
     elif scale is None:
         out.copy_(weight)
     else:

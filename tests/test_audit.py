@@ -249,6 +249,17 @@ def test_weights_that_are_laid_out_ahead_hold_no_network(monkeypatch: pytest.Mon
 # --- engines ----------------------------------------------------------------------------------------------------------
 
 
+def test_more_models_than_the_compiler_allows_for_one_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_engine(monkeypatch, "compile")
+    torch._dynamo.reset()
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(64, outputs)) for outputs in range(2, 8)]
+    fasts = [FastAttackModel(net, **FLOAT32) for net in nets]
+    with torch._dynamo.config.patch(accumulated_recompile_limit=2):
+        for fast in fasts:
+            fast(torch.rand(2, 1, 8, 8).requires_grad_()).sum().backward()
+    assert [fast.engine for fast in fasts] == ["compile"] * len(fasts)
+
+
 def test_one_compilation_per_shape_whatever_the_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     use_engine(monkeypatch, "compile")
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
