@@ -114,10 +114,11 @@ def _write(out: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
         out.copy_(weight)
     elif out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype and out.ndim > 2:
         # In parts that stay in the cache; and cast before layout, for PyTorch does both at once entry by entry.
-        rows, cast = max(1, len(weight) * _AT_ONCE // max(weight.numel(), 1)), weight.dtype if alike else out.dtype
+        rows = max(1, len(weight) * _AT_ONCE // max(weight.numel(), 1))
         scales = [None] * len(weight) if scale is None else scale.split(rows)
         for part, by, into in zip(weight.split(rows), scales, out.split(rows), strict=False):
-            into.copy_((part if by is None else part * by).to(cast))
+            product = part if by is None else part * by
+            into.copy_(product if alike else product.to(out.dtype))
     elif scale is None:
         out.copy_(weight)
     else:

@@ -59,6 +59,7 @@ class LaidOut:
     dtype: torch.dtype
     forward: Tensor
     backward: Tensor | None = None
+    exact = True
 
     def convolve(self, input: Tensor) -> Tensor:
         """The layer's output."""
@@ -86,27 +87,28 @@ class Prepacked:
     pays = staticmethod(winograd.pays)
 
     def __init__(self) -> None:
-        self._seen: tuple[Tensor, int] | None = None
-        self._packed: dict[bool, Weights] = {}  # by whether Winograd's algorithm pays
-        self._refused = False
+        # One attribute: a thread that is late with old weights does not put them among the new ones.
+        self._kept: tuple[Tensor | None, int, dict[bool, Weights]] = None, 0, {}  # by whether Winograd's algorithm pays
+        self._refused: set[bool] = set()
 
     def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
-        if self._refused or not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
+        if not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
             return None
-        seen, pays = self._seen, self.pays(layer, input.shape)
-        if seen is None or seen[0] is not weight or seen[1] != weight._version:
-            self._seen, self._packed = (weight, weight._version), {}  # old ones first: new ones take their memory
-        packed = self._packed.get(pays)
-        if packed is None:
+        pays = True not in self._refused and self.pays(layer, input.shape)
+        if pays in self._refused:
+            return None
+        if self._kept[0] is not weight or self._kept[1] != weight._version:
+            self._kept = weight, weight._version, {}  # old ones are given back first: new ones take their memory
+        kept = self._kept[2]
+        if pays not in kept:
             try:
                 with torch.no_grad():
-                    packed = (winograd.transform if pays else _lay_out)(layer, input.shape, weight)
-            except (RuntimeError, AttributeError):  # this PyTorch, or this processor, has no such operators
-                self._refused = True
+                    kept[pays] = (winograd.transform if pays else _lay_out)(layer, input.shape, weight)
+            except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
+                self._refused.add(pays)
                 return None
-            self._packed[pays] = packed
-        return packed
+        return kept[pays]
 
 
 def is_laid_out(layer: nn.Module, precision: Precision) -> bool:

@@ -40,7 +40,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        if ctx.packed is not None and not grad.requires_grad:
+        if ctx.packed is not None and ctx.packed.exact and not grad.requires_grad:
             return ctx.packed.gradient(grad, ctx.shape, weight), None, None, None
         layer: _ShapeOnly = ctx.layer
         # Never read. The strides are those of the input: an expanded scalar would have cost a change of layout.

@@ -29,7 +29,8 @@ ENOUGH = {1: 80.0, 2: 160.0}
 ROWS = 128
 """Matrix products with fewer rows are bound by reading the weights."""
 
-_ENTRIES = 2**18  # of transformed tiles per thread: they stay in its cache until they are multiplied
+_ENTRIES = 2**18  # of transformed tiles per thread, if ROWS does not need more: they stay in its cache
+_MOST = 2**21  # of those of one image; a block has one at least
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Winograd:
     forward: Tensor
     backward: Tensor | None = None
 
+    @property
+    def exact(self) -> bool:
+        """Whether the products are those of float32 now."""
+        return _products_are_float32()
+
     def convolve(self, input: Tensor) -> Tensor:
         """The layer's output."""
         size = _size(input.shape, self.padding, self.stride)
@@ -97,8 +103,18 @@ def pays(layer: nn.Conv2d, shape: torch.Size) -> bool:
     can = stride == other and ((stride == 1 and max(padding) <= 2) or (stride == 2 and padding == (1, 1)))
     if not can or layer.weight.dtype != torch.float32 or inputs * outputs < ENOUGH[stride] * (inputs + outputs):
         return False
-    tiles = _forward(padding, stride).tiles(_size(shape, padding, stride))
-    return shape[0] * math.prod(tiles) >= ROWS // 2
+    way = _forward(padding, stride)
+    tiles = math.prod(way.tiles(_size(shape, padding, stride)))
+    most = _MOST // (way.rows.products * way.columns.products * max(inputs, outputs))
+    return shape[0] * tiles >= ROWS // 2 and tiles <= most and _products_are_float32()
+
+
+def _products_are_float32() -> bool:
+    """Whether matrix products are in float32 as such; settings that lower them leave PyTorch's convolutions alone."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:  # PyTorch up to 2.8
+        return torch.get_float32_matmul_precision() == "highest"
+    return matmul.fp32_precision in ("none", "ieee")
 
 
 def transform(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Winograd:
@@ -130,7 +146,9 @@ def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, way: _Pass, si
     tiles, (products, inputs, outputs) = way.tiles(size), weight.shape
     rows = max(ROWS, torch.get_num_threads() * _ENTRIES // (products * inputs))
     most = max(1, rows // math.prod(tiles))
-    result = torch.empty((len(input), outputs, *size), dtype=input.dtype, memory_format=torch.channels_last)
+    result = torch.empty(
+        (len(input), outputs, *size), dtype=input.dtype, device=input.device, memory_format=torch.channels_last
+    )
     ins, outs = (tensor.permute(0, 2, 3, 1).split(most) for tensor in (input, result))
     block = None
     for part, out in zip(ins, outs, strict=True):
@@ -200,7 +218,7 @@ class _Scratch(threading.local):
         sizes = list(map(math.prod, shapes))
         if self.memory is None or len(self.memory) < sum(sizes):
             with torch.inference_mode(False):
-                self.memory = torch.empty(sum(sizes), dtype=torch.float32)
+                self.memory = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         parts = self.memory[: sum(sizes)].split(sizes)
         return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 

@@ -97,12 +97,12 @@ def test_laid_out_once_per_update_and_by_the_pass_that_needs_it(packs: list[nn.M
         fast.update()
         fast(x.clone().requires_grad_())
         once(packs)
-        (packed,) = layer.prepacked._packed.values()
+        (packed,) = layer.prepacked._kept[2].values()
         laid_out_backward = [packed.backward is not None]
         for _ in range(3):
             for found, wanted in zip(step(fast, x), step(net, x), strict=True):
                 torch.testing.assert_close(found, wanted)
-        assert layer.prepacked._packed == {False: packed}
+        assert layer.prepacked._kept[2] == {False: packed}
         assert [*laid_out_backward, packed.backward is not None] == [False, True]
         assert not packs
 
@@ -195,3 +195,14 @@ def test_pytorch_is_asked_what_it_would_run(monkeypatch: pytest.MonkeyPatch) -> 
         with torch.backends.mkldnn.flags(enabled=False):
             chosen = prepacked._is_onednn(layer, x, layer.weight)
     assert not chosen
+
+
+def test_folded_weights_are_rounded_once_from_another_half_precision() -> None:
+    conv, norm = nn.Conv2d(64, 128, 3), nn.BatchNorm2d(128)
+    net = settle(nn.Sequential(conv, norm, nn.Flatten())).eval().half()
+    fast = FastAttackModel(net, dtype=torch.bfloat16, engine="eager")
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.float() + norm.eps) * norm.weight
+    wanted = (conv.weight * scale.view(-1, 1, 1, 1)).bfloat16()
+    found = fast._networks.folded.network[0].weight  # type: ignore[index]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, check_stride=False)

@@ -218,7 +218,7 @@ def test_a_batch_too_small_for_it_after_a_large_one(
     for samples in (9, 1, 5, 9, 1):
         for found, wanted in zip(step(fast, x[:samples]), step(net, x[:samples]), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    kept = fast._networks.folded.network[0].prepacked._packed  # type: ignore[index]
+    kept = fast._networks.folded.network[0].prepacked._kept[2]  # type: ignore[index]
     assert {pays: type(weights) for pays, weights in kept.items()} == {
         True: winograd.Winograd,
         False: prepacked.LaidOut,
@@ -298,7 +298,85 @@ def test_as_strong_an_attack() -> None:
     fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
     attack, reference = (SafePGD(model, eps=8 / 255, steps=5, random_start=False) for model in (fast, net))
     plain, ours = reference(x, labels), attack(x, labels)
-    used = fast._networks.folded.network[2].prepacked._packed  # type: ignore[index]
+    used = fast._networks.folded.network[2].prepacked._kept[2]  # type: ignore[index]
     assert torch.get_num_threads() == 1 or list(used) == [True]
     losses = [nn.functional.cross_entropy(net(adversarial), labels) for adversarial in (ours, plain)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+def test_where_matrix_products_are_lowered_it_is_not_used(everywhere: list[nn.Module]) -> None:
+    net, x = settle(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Flatten())), torch.randn(5, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    leaf = x.clone().requires_grad_()
+    begun, (_, wanted) = fast(leaf), step(net, x)
+    assert everywhere
+    everywhere.clear()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not winograd.pays(layer_of(256, 256, padding=1), torch.Size((32, 256, 8, 8)))
+        (gradient,) = torch.autograd.grad(begun.sin().sum(), leaf)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+        fast.update()
+        for found, right in zip(step(fast, x), step(net, x), strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert not everywhere
+
+
+def test_a_default_device_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_scratch", winograd._Scratch())
+    layer, x = layer_of(4, 4, padding=1), channels_last(3, 4, 8, 8)
+    weights = winograd.transform(layer, x.shape, layer.weight)
+    with torch.device("meta"):
+        output = weights.convolve(x)
+    torch.testing.assert_close(output, layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_too_large_for_the_cache_is_left_to_pytorch() -> None:
+    assert not winograd.pays(layer_of(256, 256, padding=1), torch.Size((1, 256, 128, 128)))
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "expanded"])
+def test_gradients_in_any_layout(layout: str) -> None:
+    layer, x = layer_of(4, 6, padding=1), channels_last(3, 4, 8, 8)
+    grad = torch.randn(3, 6, 8, 8) if layout == "channels_first" else torch.randn(1, 6, 1, 1).expand(3, 6, 8, 8)
+    weights = winograd.transform(layer, x.shape, layer.weight)
+    wanted = exact(layer, x, grad)[1].float()
+    torch.testing.assert_close(weights.gradient(grad, x.shape, layer.weight), wanted, rtol=1e-5, atol=5e-6)
+
+
+def test_where_it_fails_weights_are_laid_out(everywhere: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(winograd, "transform", refuse)
+    net, x = settle(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Flatten())), torch.randn(5, 4, 8, 8)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager")
+    for _ in range(3):
+        for found, wanted in zip(step(fast, x), step(net, x), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert list(fast._networks.folded.network[0].prepacked._kept[2]) == [False]  # type: ignore[index]
+    assert not everywhere
+
+
+def test_weights_of_an_update_do_not_fall_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that is still making the old ones does not leave them for later passes."""
+    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    monkeypatch.setattr(prepacked, "LEAST", 0)
+    lay_out, layer, x = prepacked._lay_out, layer_of(4, 4), channels_last(3, 4, 8, 8)
+    held = prepacked.Prepacked()
+
+    def interrupted(*args: Any) -> Any:
+        old = lay_out(*args)
+        monkeypatch.setattr(prepacked, "_lay_out", lay_out)
+        layer.weight.mul_(2)
+        held.find(layer, x, layer.weight)
+        return old
+
+    monkeypatch.setattr(prepacked, "_lay_out", interrupted)
+    held.find(layer, x, layer.weight)
+    later = held.find(layer, x, layer.weight)
+    assert later is not None
+    torch.testing.assert_close(later.convolve(x), layer(x), rtol=1e-4, atol=1e-5)
