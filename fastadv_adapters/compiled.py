@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class CompileEngine(EagerEngine):
         _lay_out(network, precision)
         self.name = "compile"
         self._give_up = give_up
-        self._compiled: Callable[..., Any] = torch.compile(network, dynamic=False, fullgraph=True, backend=BACKEND)
+        call = _with_code_of_its_own(lambda *args, **kwargs: network(*args, **kwargs))
+        self._compiled: Callable[..., Any] = torch.compile(call, dynamic=False, fullgraph=True, backend=BACKEND)
         self._kinds: set[Any] = set()
 
     def bind(self, arguments: Packed) -> "CompiledRun":
@@ -118,6 +120,12 @@ class CompiledTape(EagerTape):
         """The backward pass."""
         with _room_for_more():
             return super().pull(grads, keep=keep)
+
+
+def _with_code_of_its_own(function: Any) -> Callable[..., Any]:
+    """The same function; what the compiler has given up for the code that another network runs does not concern it."""
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _lay_out(network: nn.Module, precision: Precision) -> None:

@@ -260,6 +260,23 @@ def test_more_models_than_the_compiler_allows_for_one_code(monkeypatch: pytest.M
     assert [fast.engine for fast in fasts] == ["compile"] * len(fasts)
 
 
+def test_what_the_compiler_gave_up_elsewhere_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_engine(monkeypatch, "compile")
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    fast = FastAttackModel(net, **FLOAT32)
+    codes = [nn.Sequential.forward.__code__, torch._dynamo.external_utils.wrap_inline(len).__code__]
+    torch._dynamo.utils.counters.clear()
+    for code in codes:
+        torch._dynamo.eval_frame.skip_code(code)
+    try:
+        fast(torch.rand(2, 1, 8, 8).requires_grad_()).sum().backward()
+    finally:
+        for code in codes:
+            torch._C._dynamo.eval_frame.reset_code(code)
+    assert fast.engine == "compile", fast.summary()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_one_compilation_per_shape_whatever_the_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     use_engine(monkeypatch, "compile")
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
