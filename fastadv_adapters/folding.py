@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .copying import alias, become, clone, copy_module, has_hooks, in_one_block
-from .following import CopyTensor, FollowLayer, FollowNorm, Refresh, ReplaceTensor, ScaleAndShift
+from .following import CopyTensor, Fold, FollowNorms, Refresh, ReplaceTensor, ScaleAndShift
 from .inplace import run_in_place
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
 from .prepacked import is_laid_out
@@ -135,6 +135,8 @@ class _Builder:
         self.trace, self.precision = trace, precision
         self.result = Folded(network)
         self.remade: set[str] = set()  # layers with a weight and a bias made by a fold
+        self.folds: list[Fold] = []
+        self.frozen: list[tuple[_BatchNorm, ScaleAndShift]] = []
 
     def treat_norms(self) -> None:
         """Take every batch norm out that can be taken out."""
@@ -143,6 +145,10 @@ class _Builder:
         for name, (part, original) in self.parts.items():
             if isinstance(part, _BatchNorm) and isinstance(original, _BatchNorm):
                 self.result.report[name] = self._treat(name, part, original, self.trace)
+        if self.folds or self.frozen:
+            dtypes = {self.precision.base, self.precision.dtype}
+            follow = FollowNorms(self.folds, self.frozen, dtypes, self.precision.device)
+            self.result.refreshes.append(follow)
 
     def _treat(self, name: str, part: _BatchNorm, original: _BatchNorm, trace: Trace) -> str:
         """Take one batch norm out, as far as that can be done; returns what was done."""
@@ -165,7 +171,7 @@ class _Builder:
             _swap(part, None, own_forward)
             return f"folded into {layer_name}"
         vars(part)["balance"] = Balance()
-        _swap(part, self._freeze(original, part.running_mean.device), own_forward)
+        _swap(part, self._freeze(original), own_forward)
         return f"frozen into scale and shift: {why}"
 
     def _layer_for(self, name: str, norm: _BatchNorm, trace: Trace) -> tuple[str | None, str]:
@@ -193,17 +199,16 @@ class _Builder:
         part.weight = nn.Parameter(own, requires_grad=False)
         bias = torch.empty(norm.num_features, dtype=own.dtype, device=own.device)
         part.bias = nn.Parameter(bias, requires_grad=False)
-        self.result.refreshes.append(FollowLayer(original, norm, part.weight, part.bias))
+        self.folds.append(Fold(original, norm, part.weight, part.bias))
         self.remade.add(layer_name)
         become(part, _Joined)
         vars(part)["balance"] = self.result.balances[layer_name] = Balance()
         return self.result.balances[layer_name]
 
-    def _freeze(self, norm: _BatchNorm, device: torch.device) -> ScaleAndShift:
-        """Own scale and shift of a batch norm, in each dtype that its input may have."""
-        dtypes = {self.precision.base, self.precision.dtype}
-        own = {dtype: torch.empty(2, norm.num_features, dtype=dtype, device=device) for dtype in dtypes}
-        self.result.refreshes.append(FollowNorm(norm, own))
+    def _freeze(self, norm: _BatchNorm) -> ScaleAndShift:
+        """Own scale and shift of a batch norm, in each dtype that its input may have: still to be filled."""
+        own: ScaleAndShift = {}
+        self.frozen.append((norm, own))
         return own
 
     def own_tensors(self) -> None:

@@ -1,5 +1,6 @@
 """How a tensor of the fast network follows the wrapped model: in place, into storage that stays."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,13 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .copying import clone
-from .precision import HALF
+from .scales import Scales
+from .writing import Writing
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-_AT_ONCE = 2**18
-"""Entries that a processor casts at a time: as many as its cache holds."""
 
 ScaleAndShift = dict[torch.dtype, Tensor]
 """A batch norm frozen: for each dtype that its input may have, (2, channels)."""
@@ -34,10 +32,14 @@ class CopyTensor:
     theirs: dict[str, Any]
     ours: dict[str, Any]
     name: str
+    writing: Writing | None = None
 
     def __call__(self) -> None:
         """Copy."""
-        _write(self.ours[self.name], self.theirs[self.name])
+        theirs, ours = self.theirs[self.name], self.ours[self.name]
+        if self.writing is None or not self.writing.is_between(theirs, ours):
+            self.writing = Writing(theirs, ours)
+        self.writing()
 
 
 @dataclass
@@ -60,76 +62,71 @@ class ReplaceTensor:
 
 
 @dataclass
-class FollowLayer:
-    """Follow a layer with the batch norm behind it."""
+class Fold:
+    """A layer with the batch norm behind it, and the tensors that hold both."""
 
     layer: nn.Module
     norm: _BatchNorm
     weight: Tensor
     bias: Tensor
+    writing: Writing | None = None
 
-    def __call__(self) -> None:
-        """Fold."""
-        scale, shift = scale_and_shift(self.norm)
+    def write(self, scale: Tensor, shift: Tensor) -> None:
+        """Bring the tensors up to date with the layer and with what the batch norm is in eval mode.
+
+        Args:
+            scale: one per channel, at the same place in each call.
+            shift: likewise.
+        """
         weight, bias = self.layer.weight, self.layer.bias
-        _write(self.weight, weight, _along_outputs(scale, self.layer))  # type: ignore[arg-type]
+        if self.writing is None or not self.writing.is_between(weight, self.weight):  # type: ignore[arg-type]
+            self.writing = Writing(*_along_outputs(self.layer, weight, self.weight, scale))  # type: ignore[arg-type]
+        self.writing()
         if bias is not None:
             shift = torch.addcmul(shift, scale, bias)  # type: ignore[arg-type]
         self.bias.copy_(shift)
 
 
-@dataclass
-class FollowNorm:
-    """Follow a batch norm frozen into a scale and a shift."""
+class FollowNorms:
+    """Follow all batch norms that are folded into a layer or frozen into a scale and a shift.
 
-    norm: _BatchNorm
-    own: ScaleAndShift
+    Args:
+        folds: those that are folded.
+        frozen: the others, each with a dict, empty as yet, that is given its own tensors: views of one for all.
+        dtypes: that their inputs may have.
+        device: of the network.
+    """
+
+    def __init__(
+        self,
+        folds: list[Fold],
+        frozen: list[tuple[_BatchNorm, ScaleAndShift]],
+        dtypes: Collection[torch.dtype],
+        device: torch.device,
+    ) -> None:
+        self._scales = Scales([*(fold.norm for fold in folds), *(norm for norm, _ in frozen)])
+        split = self._scales.now.split(self._scales.channels, dim=1)
+        self._folds = list(zip(folds, split[: len(folds)], strict=True))
+        channels = self._scales.channels[len(folds) :]
+        self._frozen = self._scales.now[:, self._scales.now.shape[1] - sum(channels) :]
+        self._own = [torch.empty(2, sum(channels), dtype=dtype, device=device) for dtype in dtypes]
+        for tensor in self._own:
+            for (_, own), part in zip(frozen, tensor.split(channels, dim=1), strict=True):
+                own[tensor.dtype] = part
 
     def __call__(self) -> None:
-        """Fold."""
-        scale, shift = scale_and_shift(self.norm)
-        for own in self.own.values():
-            own[0].copy_(scale)
-            own[1].copy_(shift)
+        """Fold and freeze."""
+        self._scales.follow()
+        for fold, (scale, shift) in self._folds:
+            fold.write(scale, shift)
+        for tensor in self._own:
+            tensor.copy_(self._frozen)
 
 
-def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The one scale and shift per channel that batch norm is in eval mode."""
-    mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:
-        raise ValueError("expected a batch norm with running statistics, got one without")
-    mean, var = (t.float() if t.dtype in HALF else t for t in (mean, var))
-    scale = torch.rsqrt(var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -mean * scale
-    bias: Tensor | None = norm.bias
-    return scale, shift if bias is None else shift + bias
-
-
-def _write(out: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
-    """``weight``, or ``weight * scale``, into ``out``, rounded once."""
-    alike = out.stride() == weight.stride()
-    if scale is None and alike:
-        out.copy_(weight)
-    elif out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype and out.ndim > 2:
-        # In parts that stay in the cache; and cast before layout, for PyTorch does both at once entry by entry.
-        rows = max(1, len(weight) * _AT_ONCE // max(weight.numel(), 1))
-        scales = [None] * len(weight) if scale is None else scale.split(rows)
-        for part, by, into in zip(weight.split(rows), scales, out.split(rows), strict=False):
-            product = part if by is None else part * by
-            into.copy_(product if alike else product.to(out.dtype))
-    elif scale is None:
-        out.copy_(weight)
-    else:
-        torch.mul(weight, scale, out=out)
-
-
-def _along_outputs(scale: Tensor, layer: nn.Module) -> Tensor:
-    """The scale shaped so that it multiplies the outputs of ``layer.weight``."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+def _along_outputs(layer: nn.Module, weight: Tensor, own: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of a layer's weight, of its own one here and of a scale per output, to be multiplied entry by entry."""
     if not isinstance(layer, _TRANSPOSED):
-        return scale.view(-1, *(1,) * (weight.ndim - 1))
-    inputs, outputs = weight.shape[:2]  # outputs of one group; groups follow each other along the inputs
-    rows = scale.view(layer.groups, outputs).repeat_interleave(inputs // layer.groups, dim=0)
-    return rows.view(inputs, outputs, *(1,) * (weight.ndim - 2))
+        return weight, own, scale.view(-1, *(1,) * (weight.ndim - 1))
+    split = layer.groups, -1  # outputs are those of one group; groups follow each other along the inputs
+    by = scale.view(layer.groups, 1, -1, *(1,) * (weight.ndim - 2))
+    return weight.unflatten(0, split), own.unflatten(0, split), by

@@ -19,7 +19,8 @@ class Change(enum.Enum):
     """What has happened to the wrapped model since the last look."""
 
     NONE = "nothing"
-    VALUES = "values of tensors, or tensors replaced by ones of the same kind"
+    VALUES = "values of tensors"
+    TENSORS = "tensors replaced by ones of the same kind, or moved"
     STRUCTURE = "modules, shapes, devices, hooks or plain attributes"
 
 
@@ -69,8 +70,16 @@ class Freshness:
         with _watching_lock:
             _watching.add(self)
 
-    def take(self) -> None:
-        """Remember the module as it is now."""
+    def take(self, change: Change = Change.STRUCTURE) -> None:
+        """Remember the module as it is now; no more than ``change`` has happened to it since the last time."""
+        if change is Change.STRUCTURE:
+            self._take_structure()
+        if change in (Change.STRUCTURE, Change.TENSORS):
+            self._take_tensors()
+        self._stepped = False
+        self._versions = [t._version for t in self._versioned]
+
+    def _take_structure(self) -> None:
         self._modules = list(self.module.modules())
         self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
         self._snapshots = list(map(_snapshot, self._looked_at))
@@ -82,11 +91,8 @@ class Freshness:
         self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
         self._names = [list(d) for d in self._dicts]
         self._places = [(vars(m), k) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
-        self.take_values()
 
-    def take_values(self) -> None:
-        """Remember the tensors as they are now; of the rest nothing has changed."""
-        self._stepped = False
+    def _take_tensors(self) -> None:
         self._registered = self._now_registered()
         self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
@@ -95,7 +101,6 @@ class Freshness:
         self._pins = [t.detach() for t in self._tensors]  # freed storage could come back at the same address
         self._pointers = [t.data_ptr() for t in self._tensors]
         self._versioned = [t for t in self._tensors if not t.is_inference()]
-        self._versions = [t._version for t in self._versioned]
 
     def note_step(self, stepped: set[int]) -> None:
         """An optimizer has stepped the tensors with these ids."""
@@ -119,7 +124,9 @@ class Freshness:
         moved = [t.data_ptr() for t in self._tensors] != self._pointers
         if list(map(_kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
             return Change.STRUCTURE
-        stale = replaced or others or moved or self._stepped or [t._version for t in self._versioned] != self._versions
+        if replaced or others or moved:
+            return Change.TENSORS
+        stale = self._stepped or [t._version for t in self._versioned] != self._versions
         return Change.VALUES if stale else Change.NONE
 
     def _now_registered(self) -> list[Tensor | None]:

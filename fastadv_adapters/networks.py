@@ -106,12 +106,13 @@ class Networks:
             if change is Change.STRUCTURE:
                 self._rebuild()
             else:
-                self._freshness.take_values()  # first: what changes meanwhile is seen the next time
+                self._freshness.take(change)  # first: what changes meanwhile is seen the next time
                 self.twin.follow()
                 for refresh in self.folded.refreshes:
                     refresh()
                 self.fast.follow()
-                self.state.follow()
+                if self.precision.dtype == torch.float16:  # nothing else lowers its scale
+                    self.state.follow()
             self.unfinished = False
 
     def _rebuild(self) -> None:

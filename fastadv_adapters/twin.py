@@ -58,7 +58,7 @@ class Twin:
                 continue
             if not self.live:
                 own.copy_(parameter)
-            elif _place(parameter) != _place(own):
+            elif not own.is_set_to(parameter):
                 ours[name] = alias(parameter)  # type: ignore[assignment]
 
 
@@ -85,7 +85,3 @@ def _follow_attribute(theirs: dict[str, Any], ours: dict[str, Any], name: str) -
         ours[name] = clone(value)
     elif value is None and isinstance(ours.get(name), Tensor):
         ours[name] = None
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
