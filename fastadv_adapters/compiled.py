@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from .crossing import Crossing, Pulled
 from .engines import EagerEngine, EagerRun, EagerTape
@@ -42,7 +41,6 @@ class CompileEngine(EagerEngine):
         give_up: Callable[[str], None],
     ) -> None:
         super().__init__(network, precision, convert=True, around=around)
-        _lay_out(network, precision)
         self.name = "compile"
         self._give_up = give_up
         call = _with_code_of_its_own(lambda *args, **kwargs: network(*args, **kwargs))
@@ -126,14 +124,6 @@ def _with_code_of_its_own(function: Any) -> Callable[..., Any]:
     """The same function; what the compiler has given up for the code that another network runs does not concern it."""
     code = function.__code__.replace()
     return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-
-
-def _lay_out(network: nn.Module, precision: Precision) -> None:
-    """Weights as compiled code reads them fastest; the tensors that updates write to stay."""
-    for part in network.modules():
-        weight = part._parameters.get("weight") if isinstance(part, _ConvNd) else None
-        if weight is not None:
-            weight.data = weight.data.contiguous(memory_format=precision.memory_format(weight.ndim))
 
 
 @contextmanager

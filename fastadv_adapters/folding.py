@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .copying import alias, become, clone, copy_module, has_hooks, in_one_block
-from .following import CopyTensor, Fold, FollowNorms, Refresh, ReplaceTensor, ScaleAndShift
+from .following import CopyTensor, Fold, FollowNorms, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
 from .inplace import run_in_place
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
 from .prepacked import is_laid_out
@@ -111,9 +111,16 @@ class _Rewritten:
         return self.rewritten(*args, **kwargs)
 
 
-def build(source: nn.Module, trace: Trace | None, precision: Precision) -> Folded:
-    """Copy ``source`` into a fast network; ``trace`` says what folds, None folds nothing."""
-    builder = _Builder(source, trace, precision)
+def build(source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool = True) -> Folded:
+    """Copy a module into a fast network.
+
+    Args:
+        source: what is copied, and followed by the refreshes.
+        trace: says what folds; None folds nothing.
+        precision: of the fast network.
+        lays_out_ahead: whether large weights may be left in their own layout, for passes that lay them out once.
+    """
+    builder = _Builder(source, trace, precision, lays_out_ahead=lays_out_ahead)
     builder.treat_norms()
     builder.own_tensors()
     builder.spare_memory()
@@ -127,12 +134,12 @@ def build(source: nn.Module, trace: Trace | None, precision: Precision) -> Folde
 class _Builder:
     """One copy in the making: each part of it beside the original, by name."""
 
-    def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision) -> None:
+    def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool) -> None:
         registered = {id(t) for t in (*source.parameters(), *source.buffers())}
         network = copy_module(source, lambda t: alias(t) if id(t) in registered else clone(t))
         pairs = zip(source.named_modules(), list(network.modules()), strict=True)
         self.parts = {name: (part, original) for (name, original), part in pairs}
-        self.trace, self.precision = trace, precision
+        self.trace, self.precision, self.lays_out_ahead = trace, precision, lays_out_ahead
         self.result = Folded(network)
         self.remade: set[str] = set()  # layers with a weight and a bias made by a fold
         self.folds: list[Fold] = []
@@ -147,7 +154,7 @@ class _Builder:
                 self.result.report[name] = self._treat(name, part, original, self.trace)
         if self.folds or self.frozen:
             dtypes = {self.precision.base, self.precision.dtype}
-            follow = FollowNorms(self.folds, self.frozen, dtypes, self.precision.device)
+            follow = FollowNorms(self.folds, self.frozen, dtypes, self.precision.base, self.precision.device)
             self.result.refreshes.append(follow)
 
     def _treat(self, name: str, part: _BatchNorm, original: _BatchNorm, trace: Trace) -> str:
@@ -186,18 +193,18 @@ class _Builder:
             return None, f"{layer_name} has hooks"
         if layer_name in trace.touched:
             return None, f"the weight of {layer_name} is read by other code too"
-        outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        if norm.num_features != outputs:
-            return None, f"{layer_name} has {outputs} outputs for {norm.num_features} channels"
+        outputs = outputs_of(layer)
+        if _channels(norm) != outputs:
+            return None, f"{layer_name} has {outputs} outputs for {_channels(norm)} channels"
         return layer_name, ""
 
     def _fold(self, layer_name: str, norm: _BatchNorm) -> Balance:
         """Give a layer own tensors that hold it and the batch norm behind it."""
         part, original = self.parts[layer_name]
         weight: Tensor = original.weight
-        own = self._empty(weight, ahead=True, spatial=not is_laid_out(original, self.precision))
+        own = self._empty(weight, ahead=True, spatial=not self._is_laid_out(original))
         part.weight = nn.Parameter(own, requires_grad=False)
-        bias = torch.empty(norm.num_features, dtype=own.dtype, device=own.device)
+        bias = torch.empty(_channels(norm), dtype=own.dtype, device=own.device)
         part.bias = nn.Parameter(bias, requires_grad=False)
         self.folds.append(Fold(original, norm, part.weight, part.bias))
         self.remade.add(layer_name)
@@ -247,15 +254,22 @@ class _Builder:
     ) -> None:
         for name, tensor in original._parameters.items():
             if tensor is not None and name not in remade:
-                spatial = isinstance(part, _ConvNd) and not is_laid_out(original, self.precision)
+                spatial = isinstance(part, _ConvNd) and not self._is_laid_out(original)
                 own = self._empty(tensor, ahead=name in ahead, spatial=spatial)
                 part._parameters[name] = nn.Parameter(own, requires_grad=False)
                 self.result.refreshes.append(CopyTensor(original._parameters, part._parameters, name))
+
+    def _is_laid_out(self, layer: nn.Module) -> bool:
+        return self.lays_out_ahead and is_laid_out(layer, self.precision)
 
     def _empty(self, tensor: Tensor, *, ahead: bool, spatial: bool) -> Tensor:
         dtype = self.precision.dtype_for(tensor, cast_ahead=ahead)
         memory_format = self.precision.memory_format(tensor.ndim, spatial=spatial)
         return torch.empty(tensor.shape, dtype=dtype, device=tensor.device, memory_format=memory_format)
+
+
+def _channels(norm: _BatchNorm) -> int:
+    return len(norm.running_var)  # type: ignore[arg-type]  # not num_features, which pruning may leave as it was
 
 
 def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Graph, fx.Node] | None) -> None:

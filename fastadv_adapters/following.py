@@ -37,6 +37,8 @@ class CopyTensor:
     def __call__(self) -> None:
         """Copy."""
         theirs, ours = self.theirs[self.name], self.ours[self.name]
+        if ours.shape != theirs.shape:  # a buffer that a forward pass of the network has replaced
+            self.ours[self.name] = ours = clone(theirs.to(ours.dtype))
         if self.writing is None or not self.writing.is_between(theirs, ours):
             self.writing = Writing(theirs, ours)
         self.writing()
@@ -75,12 +77,13 @@ class Fold:
         """Bring the tensors up to date with the layer and with what the batch norm is in eval mode.
 
         Args:
-            scale: one per channel, at the same place in each call.
-            shift: likewise.
+            scale: one per channel, in the same memory in each call, for the plan is to read it there.
+            shift: one per channel.
         """
         weight, bias = self.layer.weight, self.layer.bias
         if self.writing is None or not self.writing.is_between(weight, self.weight):  # type: ignore[arg-type]
-            self.writing = Writing(*_along_outputs(self.layer, weight, self.weight, scale))  # type: ignore[arg-type]
+            by, split = _along_outputs(self.layer, scale)
+            self.writing = Writing(weight, self.weight, by, split=split)  # type: ignore[arg-type]
         self.writing()
         if bias is not None:
             shift = torch.addcmul(shift, scale, bias)  # type: ignore[arg-type]
@@ -92,8 +95,9 @@ class FollowNorms:
 
     Args:
         folds: those that are folded.
-        frozen: the others, each with a dict, empty as yet, that is given its own tensors: views of one for all.
+        frozen: the others, each with a dict, empty as yet, that is given the norm's part of one tensor per dtype.
         dtypes: that their inputs may have.
+        base: the dtype of what is not half precision in the network.
         device: of the network.
     """
 
@@ -102,13 +106,14 @@ class FollowNorms:
         folds: list[Fold],
         frozen: list[tuple[_BatchNorm, ScaleAndShift]],
         dtypes: Collection[torch.dtype],
+        base: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._scales = Scales([*(fold.norm for fold in folds), *(norm for norm, _ in frozen)])
+        self._scales = Scales([*(fold.norm for fold in folds), *(norm for norm, _ in frozen)], at_least=base)
         split = self._scales.now.split(self._scales.channels, dim=1)
         self._folds = list(zip(folds, split[: len(folds)], strict=True))
         channels = self._scales.channels[len(folds) :]
-        self._frozen = self._scales.now[:, self._scales.now.shape[1] - sum(channels) :]
+        self._scales_of_frozen = self._scales.now[:, self._scales.now.shape[1] - sum(channels) :]
         self._own = [torch.empty(2, sum(channels), dtype=dtype, device=device) for dtype in dtypes]
         for tensor in self._own:
             for (_, own), part in zip(frozen, tensor.split(channels, dim=1), strict=True):
@@ -120,13 +125,19 @@ class FollowNorms:
         for fold, (scale, shift) in self._folds:
             fold.write(scale, shift)
         for tensor in self._own:
-            tensor.copy_(self._frozen)
+            tensor.copy_(self._scales_of_frozen)
 
 
-def _along_outputs(layer: nn.Module, weight: Tensor, own: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of a layer's weight, of its own one here and of a scale per output, to be multiplied entry by entry."""
+def outputs_of(layer: nn.Module) -> int:
+    """How many outputs the weight of a layer has, whatever its attributes say, which pruning may leave as they were."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.shape[1] * layer.groups if isinstance(layer, _TRANSPOSED) else weight.shape[0]
+
+
+def _along_outputs(layer: nn.Module, scale: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
+    """A scale per output as it multiplies the weight of a layer, and how that one's first dimension is split for it."""
+    dimensions: int = layer.weight.ndim  # type: ignore[assignment]
     if not isinstance(layer, _TRANSPOSED):
-        return weight, own, scale.view(-1, *(1,) * (weight.ndim - 1))
-    split = layer.groups, -1  # outputs are those of one group; groups follow each other along the inputs
-    by = scale.view(layer.groups, 1, -1, *(1,) * (weight.ndim - 2))
-    return weight.unflatten(0, split), own.unflatten(0, split), by
+        return scale.view(-1, *(1,) * (dimensions - 1)), None
+    # Outputs are those of one group; groups follow each other along the inputs.
+    return scale.view(layer.groups, 1, -1, *(1,) * (dimensions - 2)), (layer.groups, -1)

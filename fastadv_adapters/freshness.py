@@ -71,7 +71,7 @@ class Freshness:
             _watching.add(self)
 
     def take(self, change: Change = Change.STRUCTURE) -> None:
-        """Remember the module as it is now; no more than ``change`` has happened to it since the last time."""
+        """Remember the module as it is now; no more than ``change`` was seen to have happened since the last time."""
         if change is Change.STRUCTURE:
             self._take_structure()
         if change in (Change.STRUCTURE, Change.TENSORS):
@@ -104,7 +104,8 @@ class Freshness:
 
     def note_step(self, stepped: set[int]) -> None:
         """An optimizer has stepped the tensors with these ids."""
-        self._stepped = self._stepped or not stepped.isdisjoint(self._ids)
+        if not stepped.isdisjoint(self._ids):  # written only so: two threads may be here
+            self._stepped = True
 
     def change(self) -> Change:
         """The deepest change since :meth:`take`."""
@@ -118,8 +119,8 @@ class Freshness:
         replaced = len(now) != len(self._registered) or not all(map(operator.is_, now, self._registered))
         if replaced and self._registered_changed(now):
             return Change.STRUCTURE
-        others = [attributes[key] for attributes, key, tensor in self._attributes if attributes[key] is not tensor]
-        if any(not isinstance(other, Tensor) for other in others):
+        others = [(tensor, a[key]) for a, key, tensor in self._attributes if a[key] is not tensor]
+        if any(not isinstance(now, Tensor) or _family(now) != _family(before) for before, now in others):
             return Change.STRUCTURE
         moved = [t.data_ptr() for t in self._tensors] != self._pointers
         if list(map(_kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
@@ -210,6 +211,10 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 
 def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:
     return {key: _shallow(value) for key, value in attributes.items()}
+
+
+def _family(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, type(tensor)
 
 
 def _kind(tensor: Tensor | None) -> tuple[Any, ...] | None:

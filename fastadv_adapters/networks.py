@@ -111,7 +111,7 @@ class Networks:
                 for refresh in self.folded.refreshes:
                     refresh()
                 self.fast.follow()
-                if self.precision.dtype == torch.float16:  # nothing else lowers its scale
+                if self.precision.dtype == torch.float16:  # in others the exponent is never lowered
                     self.state.follow()
             self.unfinished = False
 
@@ -143,7 +143,10 @@ class Networks:
         return self._trace.opaque if self._trace else {}
 
     def _copy_fast(self) -> None:
-        self.folded: Folded = build(self.source, self._trace, self.precision)
+        # Without live following everything is of the last update, which the twin holds: it stands for the source.
+        source = self.source if self._live else self.twin.engine.network
+        packs = self._engine != "compile"
+        self.folded: Folded = build(source, self._trace, self.precision, lays_out_ahead=packs)
         gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
         self.fast = make_engine(
             self._engine,

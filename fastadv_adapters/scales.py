@@ -6,28 +6,28 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .precision import HALF
-
 
 class Scales:
     """The scales and shifts of several batch norms, computed together: each is small, and a network has many.
 
     Args:
         norms: with running statistics; at least one.
+        at_least: the dtype to compute in, unless a norm is in a wider one.
 
     Attributes:
         channels: how many each norm has.
         now: the scales of all channels, those of one norm after those of the other, and the shifts: (2, all channels),
-            in float32 at least. From the first :meth:`follow` on.
+            always in the same memory. Not yet filled before the first :meth:`follow`.
     """
 
-    def __init__(self, norms: Sequence[_BatchNorm]) -> None:
-        self._norms = norms
+    def __init__(self, norms: Sequence[_BatchNorm], *, at_least: torch.dtype) -> None:
+        self._norms, self._at_least = norms, at_least
         statistics: list[Tensor] = [norm.running_var for norm in norms]  # type: ignore[misc]
         self.channels = list(map(len, statistics))
-        self._eps = torch.cat([torch.full_like(_wide(t), norm.eps) for t, norm in zip(statistics, norms, strict=True)])
-        self._ones, self._zeros = torch.ones_like(self._eps), torch.zeros_like(self._eps)
-        self.now = torch.empty_like(self._compute())
+        self._zeros = torch.zeros_like(self._wide(torch.cat(statistics)))
+        self._ones = torch.ones_like(self._zeros)
+        self._eps = None if any(isinstance(norm.eps, Tensor) for norm in norms) else self._all_eps()
+        self.now = torch.empty_like(self._compute())  # computed for its dtype
 
     def follow(self) -> None:
         """Compute all anew, into the same memory."""
@@ -36,16 +36,20 @@ class Scales:
     def _compute(self) -> Tensor:
         means: list[Tensor] = [norm.running_mean for norm in self._norms]  # type: ignore[misc]
         variances: list[Tensor] = [norm.running_var for norm in self._norms]  # type: ignore[misc]
-        mean, var = _wide(torch.cat(means)), _wide(torch.cat(variances))
-        weight = self._all([norm.weight for norm in self._norms], self._ones)
-        bias = self._all([norm.bias for norm in self._norms], self._zeros)
-        scale = torch.rsqrt(var + self._eps) * weight
+        mean, var = self._wide(torch.cat(means)), self._wide(torch.cat(variances))
+        weight = self._cat_or([norm.weight for norm in self._norms], self._ones)
+        bias = self._cat_or([norm.bias for norm in self._norms], self._zeros)
+        eps = self._all_eps() if self._eps is None else self._eps  # a tensor may have changed
+        scale = torch.rsqrt(var + eps) * weight
         return torch.stack((scale, bias - mean * scale))
 
-    def _all(self, tensors: list[Tensor | None], where_none: Tensor) -> Tensor:
+    def _all_eps(self) -> Tensor:
+        parts = zip(self._zeros.split(self.channels), self._norms, strict=True)
+        return torch.cat([zeros + norm.eps for zeros, norm in parts])
+
+    def _cat_or(self, tensors: list[Tensor | None], where_none: Tensor) -> Tensor:
         others = where_none.split(self.channels)
         return torch.cat([b if a is None else a for a, b in zip(tensors, others, strict=True)])
 
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALF else tensor
+    def _wide(self, tensor: Tensor) -> Tensor:
+        return tensor.to(torch.promote_types(tensor.dtype, self._at_least))

@@ -48,8 +48,12 @@ class Twin:
             self._follow_parameters(theirs._parameters, ours._parameters)
             for name, buffer in theirs._buffers.items():
                 copied = ours._buffers[name]
-                if buffer is not None and copied is not None:
+                if buffer is None or copied is None:
+                    continue
+                if copied.shape == buffer.shape:
                     copied.copy_(buffer)
+                else:  # a forward pass of the twin has replaced it
+                    ours._buffers[name] = clone(buffer)
 
     def _follow_parameters(self, theirs: dict[str, nn.Parameter | None], ours: dict[str, nn.Parameter | None]) -> None:
         for name, parameter in theirs.items():

@@ -1,4 +1,7 @@
-"""Weights written into the fast network: multiplied, cast and laid out in the least time, rounded once."""
+"""Weights written into the fast network: multiplied, cast and laid out in the least time, rounded once.
+
+(What is cast from float64 to 16 bits is rounded twice: PyTorch casts by way of float32.)
+"""
 
 import math
 
@@ -17,25 +20,29 @@ class Writing:
     Args:
         weight: what is read by every call, as it is then.
         out: what is written, of the same shape, in its own dtype and layout.
-        scale: likewise read by every call; broadcast, with one entry or as many along the first dimension.
+        scale: read likewise; has the length of ``weight`` after ``split``, and broadcasts to its other dimensions.
+        split: what the first dimension of both weights is split into before they are scaled.
     """
 
-    def __init__(self, weight: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, out: Tensor, scale: Tensor | None = None, *, split: tuple[int, int] | None = None
+    ) -> None:
         self._weight, self._out = weight.detach(), out.detach()
+        weight, out = (t.unflatten(0, split) if split else t for t in (self._weight, self._out))
         alike = _layout(weight) == _layout(out)
         casts = out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype
-        self._casts_first = casts and not alike  # PyTorch does both at once entry by entry
-        in_parts = self._casts_first or (casts and scale is not None)
+        self._casts_first = casts and not alike  # PyTorch casts and lays out at once, entry by entry
+        in_parts = self._casts_first or (casts and scale is not None)  # what is kept in between stays in the cache
         count = math.ceil(weight.numel() / _AT_ONCE) if in_parts else 1
         if count <= 1:
-            self._parts = [(self._weight, self._out, scale)]
+            self._parts = [(weight, out, scale)]
             return
-        scales = [None] * count if scale is None else scale.expand(len(weight), *scale.shape[1:]).chunk(count)
-        self._parts = list(zip(self._weight.chunk(count), self._out.chunk(count), scales, strict=False))
+        scales = [None] * count if scale is None else scale.chunk(count)
+        self._parts = list(zip(weight.chunk(count), out.chunk(count), scales, strict=False))
 
     def is_between(self, weight: Tensor, out: Tensor) -> bool:
-        """Whether the plan is for these tensors, or for views of them, at the places where they are now."""
-        return self._weight.data_ptr() == weight.data_ptr() and self._out.data_ptr() == out.data_ptr()
+        """Whether the plan is for these tensors, as they lie in memory now."""
+        return self._weight.is_set_to(weight) and self._out.is_set_to(out)
 
     def __call__(self) -> None:
         """Write."""

@@ -195,7 +195,7 @@ def test_out_of_memory_in_an_update_is_made_good_by_the_next(structural: bool, m
     if structural:
         vars(net)["flag"] = True
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
