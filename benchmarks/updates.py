@@ -22,19 +22,26 @@ def tensor_addresses(fast: FastAttackModel) -> list[int]:
 
 
 def plain_copy(fast: FastAttackModel, *, channels_last: bool = False, together: bool = False) -> Callable[[], None]:
-    """The floor of an update: every parameter copied in place into a tensor like that of the fast network.
+    """The floor of an update: every parameter copied into the fast network's own tensor, where it has one of its shape.
+
+    Into that one itself, since memory elsewhere may be faster or slower. What is copied there is not folded: only the
+    next update makes the network right again.
 
     Args:
         fast: has both networks.
-        channels_last: lay out four-dimensional tensors so, whatever layout they have there.
+        channels_last: lay out four-dimensional tensors so, whatever layout they have there; in memory elsewhere.
         together: by one call for all, instead of one for each.
     """
     sources = {name: p.detach() for name, p in fast.wrapped.named_parameters()}
     own = dict(fast._networks.folded.network.named_parameters())
     like = [own[name] if name in own and own[name].shape == p.shape else p for name, p in sources.items()]
-    targets = [torch.empty_like(t, requires_grad=False) for t in like]
     if channels_last:
-        targets = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in targets]
+        formats = [torch.channels_last if t.ndim == 4 else torch.contiguous_format for t in like]
+        targets = [torch.empty_like(t, memory_format=f) for t, f in zip(like, formats, strict=True)]
+    else:
+        targets = [
+            t.detach() if t is own.get(name) else torch.empty_like(t) for name, t in zip(sources, like, strict=True)
+        ]
 
     def copy() -> None:
         with torch.no_grad():
@@ -85,8 +92,8 @@ def update_part(device: torch.device, *, depth: int, width: int, repeats: int) -
         f"Update of a WRN-{depth}-{width} after a change of all weights",
         ("way", "ms, median (quartiles)", "to the plain copy"),
         rows,
-        "The plain copy is that of each weight into the layout and dtype that it has in the fast network, which on "
-        "processors is mostly the wrapped model's own. The addresses of all "
+        "The plain copy is that of each weight into the same memory as the update's, where the fast network has one of "
+        "that shape. Its layout is mostly the wrapped model's own on processors. The addresses of all "
         f"{len(before[torch.float32])} tensors are {'unchanged' if unchanged else 'CHANGED'} by update().",
     )
     record = {

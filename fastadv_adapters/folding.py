@@ -20,10 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .copying import alias, become, clone, copy_module, has_hooks, in_one_block
-from .following import CopyTensor, Fold, FollowNorms, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
+from .following import CopyTensor, Fold, FollowNorms, KeepNone, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
 from .inplace import run_in_place
 from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
 from .prepacked import is_laid_out
+from .scales import channels_of
 from .shapes import keep_shape_only
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
@@ -194,8 +195,8 @@ class _Builder:
         if layer_name in trace.touched:
             return None, f"the weight of {layer_name} is read by other code too"
         outputs = outputs_of(layer)
-        if _channels(norm) != outputs:
-            return None, f"{layer_name} has {outputs} outputs for {_channels(norm)} channels"
+        if channels_of(norm) != outputs:
+            return None, f"{layer_name} has {outputs} outputs for {channels_of(norm)} channels"
         return layer_name, ""
 
     def _fold(self, layer_name: str, norm: _BatchNorm) -> Balance:
@@ -204,7 +205,7 @@ class _Builder:
         weight: Tensor = original.weight
         own = self._empty(weight, ahead=True, spatial=not self._is_laid_out(original))
         part.weight = nn.Parameter(own, requires_grad=False)
-        bias = torch.empty(_channels(norm), dtype=own.dtype, device=own.device)
+        bias = torch.empty(channels_of(norm), dtype=own.dtype, device=own.device)
         part.bias = nn.Parameter(bias, requires_grad=False)
         self.folds.append(Fold(original, norm, part.weight, part.bias))
         self.remade.add(layer_name)
@@ -220,12 +221,15 @@ class _Builder:
 
     def own_tensors(self) -> None:
         """Lay out all other tensors and have them followed."""
+        none: list[tuple[dict[str, Any], str]] = []  # another value in place of these is a change of structure
         for name, (part, original) in self.parts.items():
             if isinstance(part, (_Skipped, _Affine)) and not self._may_be_read(name):
                 continue
             for key, value in vars(original).items():
-                if value is None or isinstance(value, Tensor):
-                    dtype = None if value is None else self.precision.dtype_for(value)
+                if value is None:
+                    none.append((vars(part), key))
+                elif isinstance(value, Tensor):
+                    dtype = self.precision.dtype_for(value)
                     self.result.refreshes.append(ReplaceTensor(vars(original), vars(part), key, dtype))
             for key, buffer in original._buffers.items():
                 if buffer is not None:
@@ -234,6 +238,7 @@ class _Builder:
             touched = self.trace is not None and name in self.trace.touched
             ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
             self._own_parameters(part, original, ahead, () if name not in self.remade else ("weight", "bias"))
+        self.result.refreshes.append(KeepNone(none))
 
     def _may_be_read(self, name: str) -> bool:
         """Whether code other than its own forward may read the tensors of a batch norm that was taken out."""
@@ -266,10 +271,6 @@ class _Builder:
         dtype = self.precision.dtype_for(tensor, cast_ahead=ahead)
         memory_format = self.precision.memory_format(tensor.ndim, spatial=spatial)
         return torch.empty(tensor.shape, dtype=dtype, device=tensor.device, memory_format=memory_format)
-
-
-def _channels(norm: _BatchNorm) -> int:
-    return len(norm.running_var)  # type: ignore[arg-type]  # not num_features, which pruning may leave as it was
 
 
 def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Graph, fx.Node] | None) -> None:

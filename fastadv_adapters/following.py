@@ -46,21 +46,34 @@ class CopyTensor:
 
 @dataclass
 class ReplaceTensor:
-    """Follow a plain attribute, a stored activation or None: its shape may change, and the network may replace it."""
+    """Follow a plain attribute, as a stored activation: its shape may change, and the network may replace it."""
 
     theirs: dict[str, Any]
     ours: dict[str, Any]
     name: str
-    dtype: torch.dtype | None
+    dtype: torch.dtype
     own: Tensor | None = None
 
     def __call__(self) -> None:
         """Copy in place, or clone where another tensor is in that place (which somebody else may hold)."""
         theirs, own = self.theirs[self.name], self.own
-        if theirs is not None and own is not None and self.ours[self.name] is own and theirs.shape == own.shape:
+        if own is not None and self.ours[self.name] is own and theirs.shape == own.shape:
             own.copy_(theirs)
         else:
-            self.ours[self.name] = self.own = None if theirs is None else clone(theirs.to(self.dtype))
+            self.ours[self.name] = self.own = clone(theirs.to(self.dtype))
+
+
+@dataclass
+class KeepNone:
+    """Follow attributes that are None, and that the network may set when it is run."""
+
+    places: list[tuple[dict[str, Any], str]]
+
+    def __call__(self) -> None:
+        """Set them back."""
+        for ours, name in self.places:
+            if ours.get(name) is not None:  # what stands for a wrapper lacks its attributes
+                ours[name] = None
 
 
 @dataclass

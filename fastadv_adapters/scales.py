@@ -7,6 +7,11 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def channels_of(norm: _BatchNorm) -> int:
+    """How many channels a batch norm with running statistics has: ``num_features`` may be as it was before pruning."""
+    return len(norm.running_var)  # type: ignore[arg-type]
+
+
 class Scales:
     """The scales and shifts of several batch norms, computed together: each is small, and a network has many.
 
@@ -22,9 +27,8 @@ class Scales:
 
     def __init__(self, norms: Sequence[_BatchNorm], *, at_least: torch.dtype) -> None:
         self._norms, self._at_least = norms, at_least
-        statistics: list[Tensor] = [norm.running_var for norm in norms]  # type: ignore[misc]
-        self.channels = list(map(len, statistics))
-        self._zeros = torch.zeros_like(self._wide(torch.cat(statistics)))
+        self.channels = list(map(channels_of, norms))
+        self._zeros = torch.zeros_like(self._wide(torch.cat([norm.running_var for norm in norms])))  # type: ignore[misc]
         self._ones = torch.ones_like(self._zeros)
         self._eps = None if any(isinstance(norm.eps, Tensor) for norm in norms) else self._all_eps()
         self.now = torch.empty_like(self._compute())  # computed for its dtype

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +41,22 @@ class Twin:
 
     def follow(self) -> None:
         """Alias again what was replaced or moved in the source, and copy the rest over what the network has written."""
-        for attributes, own, name in self._attributes:
-            _follow_attribute(attributes, own, name)
-        for theirs, ours in self._parts:
-            self._follow_parameters(theirs._parameters, ours._parameters)
-            for name, buffer in theirs._buffers.items():
-                copied = ours._buffers[name]
+        for theirs, ours, name in self._attributes:
+            value = theirs[name]
+            if value is not None:
+                ours[name] = clone(value)
+            elif isinstance(ours.get(name), Tensor):
+                ours[name] = None
+        for part, own in self._parts:
+            self._follow_parameters(part._parameters, own._parameters)
+            for name, buffer in part._buffers.items():
+                copied = own._buffers[name]
                 if buffer is None or copied is None:
                     continue
                 if copied.shape == buffer.shape:
                     copied.copy_(buffer)
                 else:  # a forward pass of the twin has replaced it
-                    ours._buffers[name] = clone(buffer)
+                    own._buffers[name] = clone(buffer)
 
     def _follow_parameters(self, theirs: dict[str, nn.Parameter | None], ours: dict[str, nn.Parameter | None]) -> None:
         for name, parameter in theirs.items():
@@ -81,11 +84,3 @@ def writes_parameters(
         return None
     pairs = zip(source.parameters(), network.parameters(), strict=True)
     return any(bool(((theirs != ours) & ~(theirs.isnan() & ours.isnan())).any()) for theirs, ours in pairs)
-
-
-def _follow_attribute(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> None:
-    value = theirs[name]
-    if isinstance(value, Tensor):
-        ours[name] = clone(value)
-    elif value is None and isinstance(ours.get(name), Tensor):
-        ours[name] = None
