@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .copying import clone
 from .scales import Scales
-from .writing import Writing
+from .writing import Writing, room_for
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -86,21 +86,23 @@ class Fold:
     bias: Tensor
     writing: Writing | None = None
 
-    def write(self, scale: Tensor, shift: Tensor) -> None:
-        """Bring the tensors up to date with the layer and with what the batch norm is in eval mode.
+    def prepare(self, scale: Tensor, shift: Tensor, room: Tensor) -> Writing:
+        """Bring the bias up to date with the layer and the batch norm; returns what does so with the weight.
 
         Args:
-            scale: one per channel, in the same memory in each call, for the plan is to read it there.
-            shift: one per channel.
+            scale: what the batch norm is in eval mode, one per channel; in the same memory in each call, for the plan
+                reads it there.
+            shift: likewise, but anywhere.
+            room: for the plan.
         """
         weight, bias = self.layer.weight, self.layer.bias
         if self.writing is None or not self.writing.is_between(weight, self.weight):  # type: ignore[arg-type]
             by, split = _along_outputs(self.layer, scale)
-            self.writing = Writing(weight, self.weight, by, split=split)  # type: ignore[arg-type]
-        self.writing()
+            self.writing = Writing(weight, self.weight, by, split=split, room=room)  # type: ignore[arg-type]
         if bias is not None:
             shift = torch.addcmul(shift, scale, bias)  # type: ignore[arg-type]
         self.bias.copy_(shift)
+        return self.writing
 
 
 class FollowNorms:
@@ -125,6 +127,7 @@ class FollowNorms:
         self._scales = Scales([*(fold.norm for fold in folds), *(norm for norm, _ in frozen)], at_least=base)
         split = self._scales.now.split(self._scales.channels, dim=1)
         self._folds = list(zip(folds, split[: len(folds)], strict=True))
+        self._room = room_for(fold.weight for fold in folds)
         channels = self._scales.channels[len(folds) :]
         self._scales_of_frozen = self._scales.now[:, self._scales.now.shape[1] - sum(channels) :]
         self._own = [torch.empty(2, sum(channels), dtype=dtype, device=device) for dtype in dtypes]
@@ -135,10 +138,11 @@ class FollowNorms:
     def __call__(self) -> None:
         """Fold and freeze."""
         self._scales.follow()
-        for fold, (scale, shift) in self._folds:
-            fold.write(scale, shift)
         for tensor in self._own:
             tensor.copy_(self._scales_of_frozen)
+        # All that is small comes first: after each large weight the cache is empty.
+        for write in [fold.prepare(scale, shift, self._room) for fold, (scale, shift) in self._folds]:
+            write()
 
 
 def outputs_of(layer: nn.Module) -> int:

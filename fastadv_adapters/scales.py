@@ -1,6 +1,7 @@
 """What batch norms are in eval mode: one scale and one shift per channel."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,11 +39,8 @@ class Scales:
         self.now.copy_(self._compute())
 
     def _compute(self) -> Tensor:
-        means: list[Tensor] = [norm.running_mean for norm in self._norms]  # type: ignore[misc]
-        variances: list[Tensor] = [norm.running_var for norm in self._norms]  # type: ignore[misc]
-        mean, var = self._wide(torch.cat(means)), self._wide(torch.cat(variances))
-        weight = self._cat_or([norm.weight for norm in self._norms], self._ones)
-        bias = self._cat_or([norm.bias for norm in self._norms], self._zeros)
+        mean, var = (self._wide(self._all(name)) for name in ("running_mean", "running_var"))
+        weight, bias = self._all("weight", self._ones), self._all("bias", self._zeros)
         eps = self._all_eps() if self._eps is None else self._eps  # a tensor may have changed
         scale = torch.rsqrt(var + eps) * weight
         return torch.stack((scale, bias - mean * scale))
@@ -51,9 +49,19 @@ class Scales:
         parts = zip(self._zeros.split(self.channels), self._norms, strict=True)
         return torch.cat([zeros + norm.eps for zeros, norm in parts])
 
-    def _cat_or(self, tensors: list[Tensor | None], where_none: Tensor) -> Tensor:
-        others = where_none.split(self.channels)
-        return torch.cat([b if a is None else a for a, b in zip(tensors, others, strict=True)])
+    def _all(self, name: str, where_none: Tensor | None = None) -> Tensor:
+        """One tensor of all norms, one after the other."""
+        tensors = [_read(norm, name) for norm in self._norms]
+        if where_none is not None and any(tensor is None for tensor in tensors):
+            others = where_none.split(self.channels)
+            tensors = [b if a is None else a for a, b in zip(tensors, others, strict=True)]
+        return torch.cat(tensors)
 
     def _wide(self, tensor: Tensor) -> Tensor:
         return tensor.to(torch.promote_types(tensor.dtype, self._at_least))
+
+
+def _read(norm: _BatchNorm, name: str) -> Any:
+    """A tensor of a norm; not by way of ``nn.Module.__getattr__``, which is slow."""
+    held = norm._buffers if name in norm._buffers else norm._parameters
+    return held[name] if name in held else getattr(norm, name)

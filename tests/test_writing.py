@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, writing
-from fastadv_adapters.writing import Writing
+from fastadv_adapters.writing import Writing, room_for
 from tests.tools import settle
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -20,19 +20,20 @@ def random_weight(layout: torch.memory_format) -> Tensor:
 @pytest.mark.parametrize("theirs", LAYOUTS)
 @pytest.mark.parametrize("ours", LAYOUTS)
 @pytest.mark.parametrize("at_once", [2**18, 60, 1])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("scaled", "with_room"), [(False, False), (True, False), (True, True)])
 def test_rounds_once(
     dtype: torch.dtype,
     theirs: torch.memory_format,
     ours: torch.memory_format,
     at_once: int,
     scaled: bool,
+    with_room: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(writing, "_AT_ONCE", at_once)
     weight, out = random_weight(theirs), torch.empty(7, 5, 3, 3, dtype=dtype, memory_format=ours)
     scale = torch.rand(7, 1, 1, 1, generator=torch.Generator().manual_seed(1)) if scaled else None
-    write = Writing(weight, out, scale)
+    write = Writing(weight, out, scale, room=room_for([out]) if with_room else None)
     for _ in range(2):  # the plan holds for new values, too
         weight.mul_(1.5)
         write()
