@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.cases import SCALES, Size, cases
+from benchmarks.device import keep_freed_memory
 from benchmarks.parts import PARTS, Bench, Settings
 from benchmarks.report import OUT, Report
 from benchmarks.rows import choose, every_row
@@ -81,6 +82,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="For all of it, rounds are cut for it; 0: as the size says.")] = 0,
     threads: Annotated[int, typer.Option(help="Processor threads; 0 leaves PyTorch's choice.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, images and random starts.")] = 0,
+    keep_freed: Annotated[bool, typer.Option(help="Let malloc keep freed memory: page faults fall by chance.")] = True,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for JSON, Markdown and the picture.")] = OUT,
 ) -> None:
@@ -95,7 +97,8 @@ def main(
         choose(every_row(place), rows)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    settings = Settings(scale, networks, rows, parts, steps, repeats, minutes or SCALES[scale].minutes, seed)
+    keeps = keep_freed and keep_freed_memory()
+    settings = Settings(scale, networks, rows, parts, steps, repeats, minutes or SCALES[scale].minutes, seed, keeps)
     name, hardware = ("bench-gpu", "a GPU") if place.type == "cuda" else ("bench", "a processor")
     title, command = f"Attacks on {hardware}: every way, in turn", f"make {name}"
     report = Report(name, title, command, asdict(settings), place, out, console, first="limits")

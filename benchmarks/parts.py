@@ -39,6 +39,7 @@ class Settings:
     repeats: int
     minutes: float
     seed: int
+    keeps_freed_memory: bool
 
 
 class Bench:

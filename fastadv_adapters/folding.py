@@ -154,9 +154,7 @@ class _Builder:
             if isinstance(part, _BatchNorm) and isinstance(original, _BatchNorm):
                 self.result.report[name] = self._treat(name, part, original, self.trace)
         if self.folds or self.frozen:
-            dtypes = {self.precision.base, self.precision.dtype}
-            follow = FollowNorms(self.folds, self.frozen, dtypes, self.precision.base, self.precision.device)
-            self.result.refreshes.append(follow)
+            self.result.refreshes.append(FollowNorms(self.folds, self.frozen, self.precision))
 
     def _treat(self, name: str, part: _BatchNorm, original: _BatchNorm, trace: Trace) -> str:
         """Take one batch norm out, as far as that can be done; returns what was done."""

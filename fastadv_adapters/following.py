@@ -1,6 +1,5 @@
 """How a tensor of the fast network follows the wrapped model: in place, into storage that stays."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .copying import clone
+from .precision import Precision
 from .scales import Scales
 from .writing import Writing, room_for
 
@@ -111,26 +111,18 @@ class FollowNorms:
     Args:
         folds: those that are folded.
         frozen: the others, each with a dict, empty as yet, that is given the norm's part of one tensor per dtype.
-        dtypes: that their inputs may have.
-        base: the dtype of what is not half precision in the network.
-        device: of the network.
+        precision: of the network.
     """
 
-    def __init__(
-        self,
-        folds: list[Fold],
-        frozen: list[tuple[_BatchNorm, ScaleAndShift]],
-        dtypes: Collection[torch.dtype],
-        base: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._scales = Scales([*(fold.norm for fold in folds), *(norm for norm, _ in frozen)], at_least=base)
+    def __init__(self, folds: list[Fold], frozen: list[tuple[_BatchNorm, ScaleAndShift]], precision: Precision) -> None:
+        self._scales = Scales([*(fold.norm for fold in folds), *(norm for norm, _ in frozen)], at_least=precision.base)
         split = self._scales.now.split(self._scales.channels, dim=1)
         self._folds = list(zip(folds, split[: len(folds)], strict=True))
         self._room = room_for(fold.weight for fold in folds)
         channels = self._scales.channels[len(folds) :]
         self._scales_of_frozen = self._scales.now[:, self._scales.now.shape[1] - sum(channels) :]
-        self._own = [torch.empty(2, sum(channels), dtype=dtype, device=device) for dtype in dtypes]
+        dtypes = {precision.base, precision.dtype}  # that inputs of batch norms may have
+        self._own = [torch.empty(2, sum(channels), dtype=dtype, device=precision.device) for dtype in dtypes]
         for tensor in self._own:
             for (_, own), part in zip(frozen, tensor.split(channels, dim=1), strict=True):
                 own[tensor.dtype] = part

@@ -120,7 +120,7 @@ class Freshness:
         if replaced and self._registered_changed(now):
             return Change.STRUCTURE
         others = [(tensor, a[key]) for a, key, tensor in self._attributes if a[key] is not tensor]
-        if any(not isinstance(now, Tensor) or _family(now) != _family(before) for before, now in others):
+        if any(not isinstance(new, Tensor) or _family(new) != _family(old) for old, new in others):
             return Change.STRUCTURE
         moved = [t.data_ptr() for t in self._tensors] != self._pointers
         if list(map(_kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``

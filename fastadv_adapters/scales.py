@@ -23,7 +23,7 @@ class Scales:
     Attributes:
         channels: how many each norm has.
         now: the scales of all channels, those of one norm after those of the other, and the shifts: (2, all channels),
-            always in the same memory. Not yet filled before the first :meth:`follow`.
+            always in the same memory.
     """
 
     def __init__(self, norms: Sequence[_BatchNorm], *, at_least: torch.dtype) -> None:
@@ -32,7 +32,7 @@ class Scales:
         self._zeros = torch.zeros_like(self._wide(torch.cat([norm.running_var for norm in norms])))  # type: ignore[misc]
         self._ones = torch.ones_like(self._zeros)
         self._eps = None if any(isinstance(norm.eps, Tensor) for norm in norms) else self._all_eps()
-        self.now = torch.empty_like(self._compute())  # computed for its dtype
+        self.now = self._compute().detach()
 
     def follow(self) -> None:
         """Compute all anew, into the same memory."""

@@ -38,16 +38,17 @@ class Writing:
         self._weight, self._out = weight.detach(), out.detach()
         weight, out = (t.unflatten(0, split) if split else t for t in (self._weight, self._out))
         alike = _layout(weight) == _layout(out)
-        casts = out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype
-        self._casts_first = casts and not alike  # PyTorch casts and lays out at once, entry by entry
-        in_parts = self._casts_first or (casts and scale is not None)  # what is kept in between stays in the cache
+        self._casts = out.device.type == "cpu" and out.dtype in HALF and out.dtype != weight.dtype
+        self._casts_first = self._casts and not alike  # PyTorch casts and lays out at once, entry by entry
+        # What is kept between two operators is to stay in the cache.
+        in_parts = self._casts_first or (self._casts and scale is not None)
         count = math.ceil(weight.numel() / _AT_ONCE) if in_parts else 1
         parts = [(weight, out, scale)]
         if count > 1:
             scales = [None] * count if scale is None else scale.chunk(count)
             parts = list(zip(weight.chunk(count), out.chunk(count), scales, strict=False))
-        room = room if in_parts else None
-        self._parts = [(*part, None if part[2] is None else _room(room, part[0], part[2])) for part in parts]
+        room = room if self._casts else None
+        self._parts = [(part, into, by, _part_of(room, part, by)) for part, into, by in parts]
 
     def is_between(self, weight: Tensor, out: Tensor) -> bool:
         """Whether the plan is for these tensors, as they lie in memory now."""
@@ -56,13 +57,10 @@ class Writing:
     def __call__(self) -> None:
         """Write."""
         for weight, out, scale, room in self._parts:
-            if scale is None:
-                product = weight
-            elif room is None and not self._casts_first:
+            if scale is not None and not self._casts:
                 torch.mul(weight, scale, out=out)
                 continue
-            else:
-                product = torch.mul(weight, scale, out=room)
+            product = weight if scale is None else torch.mul(weight, scale, out=room)
             out.copy_(product.to(out.dtype) if self._casts_first else product)
 
 
@@ -72,12 +70,13 @@ def room_for(weights: Iterable[Tensor]) -> Tensor:
     return torch.empty(min(largest, 2 * _AT_ONCE), device="cpu", dtype=torch.float32)
 
 
-def _room(room: Tensor | None, weight: Tensor, scale: Tensor) -> Tensor | None:
-    """A tensor like the product, in memory that is there already; None if it does not fit in."""
-    fits = room is not None and weight.numel() <= len(room) and weight.is_contiguous()
-    if not fits or torch.result_type(weight, scale) != torch.float32:
+def _part_of(room: Tensor | None, weight: Tensor, scale: Tensor | None) -> Tensor | None:
+    """A tensor for the product, in memory that is there already; None if it does not fit in, or is not needed."""
+    if room is None or scale is None or weight.numel() > len(room):
         return None
-    return room[: weight.numel()].view(weight.shape)  # type: ignore[index]
+    if not weight.is_contiguous() or torch.result_type(weight, scale) != room.dtype:
+        return None
+    return room[: weight.numel()].view(weight.shape)
 
 
 def _layout(tensor: Tensor) -> list[int]:

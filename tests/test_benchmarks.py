@@ -44,7 +44,9 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench")
     keys = ",".join(row.key for row in every_row(CPU) if row.core and not row.compiles and row.timed)
     torch.manual_seed(0)
-    options = f"--size tiny --steps 2 --repeats 2 --threads 1 --sweep --networks resnet18,vit --rows {keys}"
+    options = (
+        f"--size tiny --steps 2 --repeats 2 --threads 1 --no-keep-freed --sweep --networks resnet18,vit --rows {keys}"
+    )
     assert run(bench.main, options, out) == 0
     return out
 
@@ -76,6 +78,26 @@ def test_bench_writes_page_and_picture(benched: Path) -> None:
     table = excerpt(page, Quotation("bench", ("PGD-2 on ViT",), head=False))
     assert table.startswith("**PGD-2 on ViT")
     assert "Must hold" not in table
+
+
+def test_freed_memory_is_kept_where_malloc_can_be_told() -> None:
+    """In a process of its own: it would stay so for all tests."""
+    code = """
+import resource, torch
+from benchmarks.device import keep_freed_memory
+told = keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**20) for _ in range(24)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+assert not told or faults() + faults() < 2**14, "each time would be 24576 pages"
+print(told)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == str(sys.platform == "linux")
 
 
 def test_convolutions_are_compared_layer_by_layer(tmp_path: Path) -> None:

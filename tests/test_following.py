@@ -7,17 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.following import CopyTensor, FollowNorms
 from fastadv_adapters.freshness import Freshness
+from tests.agreement import agrees
 from tests.tools import settle
 
 
 def fast_of(model: nn.Module, **options: object) -> FastAttackModel:
     return FastAttackModel(model, **{"dtype": torch.float32, "decisions": "fast", **options})  # type: ignore[arg-type]
-
-
-def agree(fast: FastAttackModel, model: nn.Module, x: Tensor) -> None:
-    with torch.no_grad():
-        torch.testing.assert_close(fast(x), model.eval()(x), atol=1e-5, rtol=1e-5)
 
 
 class Multiplies(nn.Module):
@@ -35,10 +32,10 @@ def test_an_attribute_replaced_by_one_of_another_dtype() -> None:
     torch.manual_seed(0)
     model, x = Multiplies(), torch.rand(4, 3)
     fast = fast_of(model)
-    agree(fast, model, x)
+    agrees(fast, model.eval(), x)
     model.temperature = torch.tensor(0.5)
     fast.update()
-    agree(fast, model, x)
+    agrees(fast, model.eval(), x)
 
 
 class Rearranges(nn.Module):
@@ -116,13 +113,13 @@ def test_an_eps_that_is_a_tensor(change: str) -> None:
     norm.eps = torch.tensor(1e-3)  # type: ignore[assignment]
     model, x = settle(nn.Sequential(nn.Conv2d(3, 4, 3), norm)), torch.rand(2, 3, 6, 6)
     fast = fast_of(model)
-    agree(fast, model, x)
+    agrees(fast, model.eval(), x)
     if change == "in place":
         norm.eps.fill_(1.0)  # type: ignore[attr-defined]
     else:
         norm.eps = torch.tensor(3.0)  # type: ignore[assignment]
     fast.update()
-    agree(fast, model, x)
+    agrees(fast, model.eval(), x)
 
 
 def test_pruned_by_hand() -> None:
@@ -135,7 +132,7 @@ def test_pruned_by_hand() -> None:
             setattr(module, name, nn.Parameter(kept) if name in ("weight", "bias") else kept)
     last.weight = nn.Parameter(last.weight.detach()[:, :4])
     fast = fast_of(model)
-    agree(fast, model, torch.rand(2, 3, 8, 8))
+    agrees(fast, model.eval(), torch.rand(2, 3, 8, 8))
     assert "folded into 0" in fast.summary()
 
 
@@ -177,8 +174,8 @@ def test_without_following_a_new_build_is_still_of_the_last_update(monkeypatch: 
             fast(x)
         monkeypatch.setattr(Branches, "bare", torch.tensor(False))
         torch.testing.assert_close(fast(x), before, atol=1e-5, rtol=1e-5)
-        fast.update()
-        agree(fast, model, x)
+    fast.update()
+    agrees(fast, model.eval(), x)
 
 
 def test_a_step_that_is_noted_while_another_is() -> None:
@@ -201,10 +198,11 @@ def test_compiled_no_weight_is_kept_twice() -> None:
     network = fast._networks.folded.network
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index]
     own = {t.data_ptr() for t in network.parameters()}
-    held = [r for refresh in fast._networks.folded.refreshes for r in vars(refresh).values()]
-    writings = [
-        fold.writing for found in held if isinstance(found, list) for fold, *_ in found if hasattr(fold, "writing")
-    ]
-    writings += [w for w in held if hasattr(w, "is_between")]
-    assert len(writings) >= 2
-    assert {w._out.data_ptr() for w in writings if w is not None} <= own
+    refreshes = fast._networks.folded.refreshes
+    folds = [fold for refresh in refreshes if isinstance(refresh, FollowNorms) for fold, _ in refresh._folds]
+    copies = [refresh for refresh in refreshes if isinstance(refresh, CopyTensor)]
+    writings = [*(fold.writing for fold in folds), *(copy.writing for copy in copies)]
+    outs = [writing._out.data_ptr() for writing in writings if writing]
+    assert len(folds) == 1
+    assert len(outs) >= 3, "the fold, and weight and bias of the last layer"
+    assert set(outs) <= own | {b.data_ptr() for b in network.buffers()}
