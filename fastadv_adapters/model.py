@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import nn
 
 from .anchor import Anchor
 from .boundary import Call
@@ -19,6 +18,7 @@ from .networks import Networks
 from .packing import Packed
 from .scaling import GradientStats, LossScale
 from .summary import summarise
+from .transforms import is_transformed
 
 Decisions = Literal["auto", "exact", "fast"]
 
@@ -137,14 +137,13 @@ class FastAttackModel(nn.Module):
         tensors = arguments.tensors
         with torch.inference_mode(False):
             self._networks.look_once(arguments)
-        twin = self._networks.twin.engine
-        if _transformed(tensors):
-            return twin.bind(arguments)(tensors).tree()
+        if is_transformed(tensors):
+            return self._networks.twin.engine.bind(arguments)(tensors).tree()
         with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
             with torch.inference_mode(False):
                 self._networks.check_once(arguments)
-        engine = twin if self._full_precision else self._networks.fast
+        engine = self._networks.twin.engine if self._full_precision else self._networks.fast
         call = self._call(engine, arguments)
         if with_gradient:
             return call(tensors)
@@ -157,7 +156,7 @@ class FastAttackModel(nn.Module):
         loss_scale: LossScale = self._given["loss_scale"]  # type: ignore[assignment]
         return Call(
             fast=engine.bind(arguments),
-            twin=networks.twin.engine.bind(arguments),
+            twin=lambda: networks.twin.engine.bind(arguments),
             exact_values=self._decisions == "exact" and not self._full_precision,
             crossing=Crossing(
                 logits_dtype=self._logits_dtype,
@@ -280,11 +279,3 @@ def _restore(networks: Networks, given: dict[str, Any], seen: tuple[Decisions, t
     fast._given, fast._networks = given, networks
     fast._see(seen[0], seen[1], full_precision=seen[2])
     return fast
-
-
-def _transformed(tensors: list[Tensor]) -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is at work, which needs the plain operators."""
-    functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack() is not None or any(map(functorch.is_functorch_wrapped_tensor, tensors)):
-        return True
-    return bool(forward_ad._current_level >= 0)

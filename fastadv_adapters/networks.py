@@ -19,6 +19,7 @@ from .precision import resolve
 from .scaling import State
 from .selfcheck import Verdict, check, few
 from .tracing import Trace, trace
+from .transforms import outside_of_transforms
 from .twin import Twin, writes_parameters
 
 _NOT_CHANNELS_LAST = (
@@ -103,17 +104,21 @@ class Networks:
             self.unfinished = True
             self.generation += 1
             self.updates += 1
-            if change is Change.STRUCTURE:
-                self._rebuild()
-            else:
-                self._freshness.take(change)  # first: what changes meanwhile is seen the next time
-                self.twin.follow()
-                for refresh in self.folded.refreshes:
-                    refresh()
-                self.fast.follow()
-                if self.precision.dtype == torch.float16:  # in others the exponent is never lowered
-                    self.state.follow()
+            with outside_of_transforms():
+                self._follow(change)
             self.unfinished = False
+
+    def _follow(self, change: Change) -> None:
+        if change is Change.STRUCTURE:
+            self._rebuild()
+            return
+        self._freshness.take(change)  # first: what changes meanwhile is seen the next time
+        self.twin.follow()
+        for refresh in self.folded.refreshes:
+            refresh()
+        self.fast.follow()
+        if self.precision.dtype == torch.float16:  # in others the exponent is never lowered
+            self.state.follow()
 
     def _rebuild(self) -> None:
         """Copy the source anew, as the options ask for it on its present device."""

@@ -1,5 +1,6 @@
 """The full-precision twin: the wrapped model's structure, in eval mode, on its own weights."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from .inputs import is_out_of_memory
 from .packing import Packed
 from .precision import Precision
 from .randomness import random_state_kept
+from .transforms import outside_of_transforms
 
 
 class Twin:
@@ -37,9 +39,32 @@ class Twin:
         self._attributes = [(t, o, k) for t, o in pairs for k, v in t.items() if v is None or isinstance(v, Tensor)]
         dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
         native = dtypes.pop() if len(dtypes) == 1 else None
-        self.engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
+        self._engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
+        self._asked = self._done = 0  # how often it was to follow, and how far it has come
+        self._lock = threading.Lock()
+
+    @property
+    def engine(self) -> EagerEngine:
+        """Brought up to date, if that is due."""
+        self._catch_up()
+        return self._engine
 
     def follow(self) -> None:
+        """Be as the source is now. A live one does so when it is used next, for most attacks never look at it."""
+        self._asked += 1
+        if not self.live:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._done == self._asked:
+            return
+        with self._lock, torch.inference_mode(False), torch.no_grad(), outside_of_transforms():
+            asked = self._asked
+            if self._done != asked:
+                self._follow()
+                self._done = asked
+
+    def _follow(self) -> None:
         """Alias again what was replaced or moved in the source, and copy the rest over what the network has written."""
         for theirs, ours, name in self._attributes:
             value = theirs[name]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .precision import HALF
 
-_AT_ONCE = 2**18
-"""Entries that a processor casts at a time: as many as its cache holds."""
+_AT_ONCE = 2**17
+"""Entries that each thread of a processor casts at a time: as many as its own cache holds."""
 
 
 class Writing:
@@ -42,7 +42,7 @@ class Writing:
         self._casts_first = self._casts and not alike  # PyTorch casts and lays out at once, entry by entry
         # What is kept between two operators is to stay in the cache.
         in_parts = self._casts_first or (self._casts and scale is not None)
-        count = math.ceil(weight.numel() / _AT_ONCE) if in_parts else 1
+        count = math.ceil(weight.numel() / _at_once()) if in_parts else 1
         parts = [(weight, out, scale)]
         if count > 1:
             scales = [None] * count if scale is None else scale.chunk(count)
@@ -67,7 +67,11 @@ class Writing:
 def room_for(weights: Iterable[Tensor]) -> Tensor:
     """Memory for the products that are cast into these weights: what is allocated anew may not be in the cache."""
     largest = max((t.numel() for t in weights if t.device.type == "cpu" and t.dtype in HALF), default=0)
-    return torch.empty(min(largest, 2 * _AT_ONCE), device="cpu", dtype=torch.float32)
+    return torch.empty(min(largest, 2 * _at_once()), device="cpu", dtype=torch.float32)
+
+
+def _at_once() -> int:
+    return _AT_ONCE * torch.get_num_threads()
 
 
 def _part_of(room: Tensor | None, weight: Tensor, scale: Tensor | None) -> Tensor | None:

@@ -206,3 +206,62 @@ def test_compiled_no_weight_is_kept_twice() -> None:
     assert len(folds) == 1
     assert len(outs) >= 3, "the fold, and weight and bias of the last layer"
     assert set(outs) <= own | {b.data_ptr() for b in network.buffers()}
+
+
+TRANSFORMS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "grad": lambda model, x: torch.func.grad(lambda x: model(x).pow(2).sum())(x),
+    "vmap": lambda model, x: torch.func.vmap(lambda one: model(one[None])[0])(x),
+    "grad in vmap": lambda model, x: torch.func.vmap(torch.func.grad(lambda one: model(one[None]).pow(2).sum()))(x),
+    "jvp": lambda model, x: torch.func.jvp(model, (x,), (torch.ones_like(x),))[1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, on first use of jvp
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_change_that_is_noticed_inside_a_transform(
+    transform: Callable[[nn.Module, Tensor], Tensor], rebuilt: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2)).eval()
+    x = torch.rand(4, 1, 6, 6)
+    fast = fast_of(model)
+    for _ in range(2):
+        torch.testing.assert_close(transform(fast, x), transform(model, x), atol=1e-4, rtol=1e-4)
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.mul_(2)
+        if rebuilt:
+            model[2] = nn.Sequential(nn.Flatten(), nn.Tanh())
+    torch.testing.assert_close(transform(fast, x), transform(model, x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fast(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+def mean_in(network: nn.Module) -> Tensor:
+    return dict(network.named_buffers())["1.running_mean"]
+
+
+def test_the_twin_catches_up_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).eval(), torch.rand(4, 1, 6, 6)
+    fast = fast_of(model, decisions="auto")
+    twin = fast._networks.twin
+    own = mean_in(twin.engine.network)
+    mean_in(model).add_(1.0)
+    fast(x.clone().requires_grad_()).sum().backward()
+    assert torch.equal(own, torch.zeros(3)), "a pass with gradients needs no twin"
+    with monkeypatch.context() as patch:
+        patch.setattr(twin, "_follow", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fast(x)
+    torch.testing.assert_close(fast(x), model(x))
+    assert torch.equal(own, torch.ones(3))
+
+
+def test_a_twin_with_parameters_of_its_own_follows_at_once() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).eval()
+    fast = fast_of(model, auto_update=False)
+    mean_in(model).add_(1.0)
+    fast.update()
+    mean_in(model).add_(1.0)
+    assert torch.equal(mean_in(fast._networks.twin.engine.network), torch.ones(3))
