@@ -23,7 +23,7 @@ class Call:
 
     Attributes:
         fast: the fast run.
-        twin: makes the full-precision run, which few calls need.
+        twin: the full-precision run.
         exact_values: whether the values handed out are the twin's.
         crossing: what is done with outputs and gradients.
         is_current: whether the fast network's weights are still those of the forward pass.
@@ -31,7 +31,7 @@ class Call:
     """
 
     fast: Run
-    twin: Callable[[], Run]
+    twin: Run
     exact_values: bool
     crossing: Crossing
     is_current: Callable[[], bool]
@@ -50,8 +50,7 @@ class Call:
 
     def values(self, tensors: Sequence[Tensor], *, exact: bool) -> Any:
         """The model's output without gradients, from the twin or from the fast run."""
-        run = self.twin() if exact else self.fast
-        return _with_tensors(run.values(tensors, self.crossing)).tree()
+        return _with_tensors((self.twin if exact else self.fast).values(tensors, self.crossing)).tree()
 
     def record(self, tensors: Sequence[Tensor], needs: list[bool]) -> Tape:
         """Run the fast network with a graph of its own."""
@@ -81,7 +80,7 @@ class Boundary(torch.autograd.Function):
         tape = call.record(tensors, needs)
         output = tape.output
         if call.exact_values:
-            output = call.twin().values([t.detach() for t in tensors], call.crossing)
+            output = call.twin.values([t.detach() for t in tensors], call.crossing)
         call.output = output
         ctx.call, ctx.tape, ctx.needs = call, tape, needs
         ctx.save_for_backward(*tensors)
@@ -155,7 +154,7 @@ def _differentiable(
     with torch.enable_grad():
         # Inputs that depend on each other must not reach each other's gradient through their own history.
         tensors = [t.view_as(t) if need else t for t, need in zip(tensors, needs, strict=True)]
-        outputs = call.twin()(tensors).tensors
+        outputs = call.twin(tensors).tensors
         pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
     wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
     found = iter(

@@ -34,19 +34,23 @@ class CopyTensor:
     name: str
     writing: Writing | None = None
 
+    def __post_init__(self) -> None:
+        self.own: Tensor = self.ours[self.name]
+
     def __call__(self) -> None:
-        """Copy."""
-        theirs, ours = self.theirs[self.name], self.ours[self.name]
-        if ours.shape != theirs.shape:  # a buffer that a forward pass of the network has replaced
-            self.ours[self.name] = ours = clone(theirs.to(ours.dtype))
-        if self.writing is None or not self.writing.is_between(theirs, ours):
-            self.writing = Writing(theirs, ours)
+        """Copy, into the same tensor even where a forward pass of the network has put another in its place."""
+        theirs = self.theirs[self.name]
+        if self.own.shape != theirs.shape:  # that pass has resized it
+            self.own = clone(theirs.to(self.own.dtype))
+        self.ours[self.name] = self.own
+        if self.writing is None or not self.writing.is_between(theirs, self.own):
+            self.writing = Writing(theirs, self.own)
         self.writing()
 
 
 @dataclass
 class ReplaceTensor:
-    """Follow a plain attribute, as a stored activation: its shape may change, and the network may replace it."""
+    """Follow a buffer or an attribute, as a stored activation: its shape may change, and the network replace it."""
 
     theirs: dict[str, Any]
     ours: dict[str, Any]

@@ -137,13 +137,14 @@ class FastAttackModel(nn.Module):
         tensors = arguments.tensors
         with torch.inference_mode(False):
             self._networks.look_once(arguments)
+        twin = self._networks.twin.engine
         if is_transformed(tensors):
-            return self._networks.twin.engine.bind(arguments)(tensors).tree()
+            return twin.bind(arguments)(tensors).tree()
         with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
             with torch.inference_mode(False):
                 self._networks.check_once(arguments)
-        engine = self._networks.twin.engine if self._full_precision else self._networks.fast
+        engine = twin if self._full_precision else self._networks.fast
         call = self._call(engine, arguments)
         if with_gradient:
             return call(tensors)
@@ -156,7 +157,7 @@ class FastAttackModel(nn.Module):
         loss_scale: LossScale = self._given["loss_scale"]  # type: ignore[assignment]
         return Call(
             fast=engine.bind(arguments),
-            twin=lambda: networks.twin.engine.bind(arguments),
+            twin=networks.twin.engine.bind(arguments),
             exact_values=self._decisions == "exact" and not self._full_precision,
             crossing=Crossing(
                 logits_dtype=self._logits_dtype,

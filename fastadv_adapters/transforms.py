@@ -1,4 +1,4 @@
-"""The transforms of ``torch.func`` and forward-mode differentiation: seen, and left for a while."""
+"""The transforms of ``torch.func``: seen, as is forward-mode differentiation, and left for a while."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def is_transformed(tensors: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def outside_of_transforms() -> Iterator[None]:
-    """Run what does not belong to the function that is transformed: inside, it could not write into tensors."""
+    """For what does not belong to the function that is transformed: in a transform it could not write into tensors."""
     functorch = torch._C._functorch
     left = []
     try:

@@ -1,6 +1,5 @@
 """The full-precision twin: the wrapped model's structure, in eval mode, on its own weights."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,11 +8,11 @@ from torch import Tensor, nn
 
 from .copying import alias, clone, copy_module, in_one_block
 from .engines import EagerEngine
+from .following import ReplaceTensor
 from .inputs import is_out_of_memory
 from .packing import Packed
 from .precision import Precision
 from .randomness import random_state_kept
-from .transforms import outside_of_transforms
 
 
 class Twin:
@@ -33,38 +32,22 @@ class Twin:
         network = copy_module(source, lambda tensor: alias(tensor) if id(tensor) in aliased else clone(tensor))
         if not live:
             in_one_block(network)
-        self._parts = list(zip(source.modules(), network.modules(), strict=True))
-        pairs = [(vars(theirs), vars(ours)) for theirs, ours in self._parts]
+        parts = list(zip(source.modules(), network.modules(), strict=True))
+        self._parameters = [(theirs._parameters, ours._parameters) for theirs, ours in parts]
+        self._buffers = [
+            ReplaceTensor(theirs._buffers, ours._buffers, name, own.dtype, own)
+            for theirs, ours in parts
+            for name, own in ours._buffers.items()
+            if own is not None
+        ]
+        pairs = [(vars(theirs), vars(ours)) for theirs, ours in parts]
         # Those that may hold a tensor: another value in the place of these is a change of structure.
         self._attributes = [(t, o, k) for t, o in pairs for k, v in t.items() if v is None or isinstance(v, Tensor)]
         dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
         native = dtypes.pop() if len(dtypes) == 1 else None
-        self._engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
-        self._asked = self._done = 0  # how often it was to follow, and how far it has come
-        self._lock = threading.Lock()
-
-    @property
-    def engine(self) -> EagerEngine:
-        """Brought up to date, if that is due."""
-        self._catch_up()
-        return self._engine
+        self.engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
 
     def follow(self) -> None:
-        """Be as the source is now. A live one does so when it is used next, for most attacks never look at it."""
-        self._asked += 1
-        if not self.live:
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        if self._done == self._asked:
-            return
-        with self._lock, torch.inference_mode(False), torch.no_grad(), outside_of_transforms():
-            asked = self._asked
-            if self._done != asked:
-                self._follow()
-                self._done = asked
-
-    def _follow(self) -> None:
         """Alias again what was replaced or moved in the source, and copy the rest over what the network has written."""
         for theirs, ours, name in self._attributes:
             value = theirs[name]
@@ -72,16 +55,10 @@ class Twin:
                 ours[name] = clone(value)
             elif isinstance(ours.get(name), Tensor):
                 ours[name] = None
-        for part, own in self._parts:
-            self._follow_parameters(part._parameters, own._parameters)
-            for name, buffer in part._buffers.items():
-                copied = own._buffers[name]
-                if buffer is None or copied is None:
-                    continue
-                if copied.shape == buffer.shape:
-                    copied.copy_(buffer)
-                else:  # a forward pass of the twin has replaced it
-                    own._buffers[name] = clone(buffer)
+        for theirs, ours in self._parameters:
+            self._follow_parameters(theirs, ours)
+        for follow in self._buffers:
+            follow()
 
     def _follow_parameters(self, theirs: dict[str, nn.Parameter | None], ours: dict[str, nn.Parameter | None]) -> None:
         for name, parameter in theirs.items():
