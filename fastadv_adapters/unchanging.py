@@ -36,8 +36,8 @@ def refuse_what_changes(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def memory_kept(network: nn.Module) -> Iterator[None]:
-    """Buffers and attributes of the network as before afterwards: for passes that only warm up or record."""
-    dicts = [attributes for part in network.modules() for attributes in (vars(part), part._buffers)]
+    """All tensors of the network as before afterwards: for passes that only warm up or record."""
+    dicts = [held for part in network.modules() for held in (vars(part), part._buffers, part._parameters)]
     before = [dict(attributes) for attributes in dicts]
     held = [t for attributes in before for t in attributes.values() if isinstance(t, Tensor)]
     tensors = [(t, t._version, t.clone()) for t in held]

@@ -232,15 +232,18 @@ def test_recordings_are_made_anew_when_a_tensor_moves(replayed: None) -> None:
     assert torch.equal(input_gradient(fast, x, y), input_gradient(eager(net), x, y))
 
 
-class CallsInBuffer(nn.Module):
-    """Counts its calls on the device."""
+class CountsOnDevice(nn.Module):
+    """Counts its calls in a buffer or a parameter."""
 
     calls: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, parameter: bool) -> None:
         super().__init__()
         self.net = small_net()
-        self.register_buffer("calls", torch.zeros(()))
+        if parameter:
+            self.calls = nn.Parameter(torch.zeros(()), requires_grad=False)
+        else:
+            self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls.add_(1)
@@ -248,8 +251,9 @@ class CallsInBuffer(nn.Module):
         return out
 
 
-def test_recording_leaves_buffers_as_they_were(replayed: None) -> None:
-    net = CallsInBuffer()
+@pytest.mark.parametrize("parameter", [False, True])
+def test_recording_leaves_tensors_as_they_were(parameter: bool, replayed: None) -> None:
+    net = CountsOnDevice(parameter=parameter)
     fast, plain = FastAttackModel(net, **FLOAT32), eager(net)
     for samples in (6, 6, 3):
         x, y = batch(samples)
