@@ -24,7 +24,7 @@ from benchmarks.updates import update_part
 from fastadv_adapters import FastAttackModel
 
 PARTS = ("correctness", "updates", "networks", "memory", "early_stop", "scaling", "growth", "ablation")
-"""What is measured, in this order, unless some of it is asked for. Updates come while the process is still small."""
+"""What is measured, in this order, unless some of it is asked for. Updates come before what many networks leave."""
 
 
 @dataclass(frozen=True)

@@ -246,3 +246,11 @@ def test_quoting_replaces_what_stood_there() -> None:
     assert quote(page, "demo", "new") == "a\n<!-- table: demo -->\n\nnew\n\n<!-- end table -->\nb"
     with pytest.raises(ValueError, match="expected <!-- table: other -->"):
         quote(page, "other", "new")
+
+
+def test_what_is_asked_for_keeps_its_order() -> None:
+    assert bench.pick(("a", "b", "c"), "all", "letters") == ["a", "b", "c"]
+    assert bench.pick(("a", "b", "c"), "c, a,c", "letters") == ["c", "a"]
+    for wrong in ("d", "a,d", ","):
+        with pytest.raises(typer.BadParameter, match="expected letters"):
+            bench.pick(("a", "b", "c"), wrong, "letters")
