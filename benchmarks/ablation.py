@@ -16,7 +16,8 @@ from benchmarks.measure import Effort
 from benchmarks.report import Part, Table, milliseconds, timing_record
 from benchmarks.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
 from benchmarks.timing import Budget, Timing, Way, measure_in_turn, reason
-from fastadv_adapters import FastAttackModel, precision, prepacked, shapes
+from fastadv_adapters import FastAttackModel, prepacked, shapes
+from fastadv_adapters.modules import precision
 
 ALL = "ours, all tricks"
 HALF_NOR_WINOGRAD = "without half precision, nor Winograd's algorithm"

@@ -14,7 +14,7 @@ from benchmarks.rows import Prepared, short
 from benchmarks.timing import reason
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.memory import bytes_kept
-from fastadv_adapters.precision import HALF
+from fastadv_adapters.modules.precision import HALF
 
 Storages = dict[int, tuple[int, Tensor]]
 """Address of a piece of memory to its bytes, and a tensor that keeps it from being used again."""

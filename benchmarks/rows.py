@@ -17,7 +17,7 @@ from benchmarks.recipe import RecipeModel
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
 from fastadv_adapters.losses import resolve_loss
-from fastadv_adapters.precision import HALF, auto_dtype
+from fastadv_adapters.modules.precision import HALF, auto_dtype
 
 EPS = 8 / 255
 """The budget when speed is measured; it depends on it in one way alone, which stops early."""

@@ -10,7 +10,7 @@ from benchmarks.report import Part, Table
 from benchmarks.rows import EPS, Setup, ours, torchattacks_pgd
 from benchmarks.timing import NO_TIME, Budget, Way, measure_in_turn, reason
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.precision import HALF
+from fastadv_adapters.modules.precision import HALF
 
 PLAIN, OURS = "torchattacks", "ours"
 SATURATED = 0.95

@@ -5,7 +5,7 @@ PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox`
 """
 
 from .model import FastAttackModel as FastAttackModel
-from .notices import FastAttackWarning as FastAttackWarning
+from .modules.notices import FastAttackWarning as FastAttackWarning
 from .pgd import SafePGD as SafePGD
 from .scaling import GradientStats as GradientStats
 from .scaling import watch_gradients as watch_gradients

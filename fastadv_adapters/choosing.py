@@ -9,7 +9,7 @@ from torch import nn
 from .compiled import CompileEngine
 from .engines import EagerEngine, Engine
 from .graphs import CudaRecorder
-from .precision import Precision
+from .modules.precision import Precision
 from .replay import ReplayEngine
 
 EngineName = Literal["auto", "eager", "compile", "cudagraph"]

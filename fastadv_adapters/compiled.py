@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .crossing import Crossing, Pulled
 from .engines import EagerEngine, EagerRun, EagerTape
 from .folding import UnbalancedFoldError
-from .inputs import is_out_of_memory
+from .modules.inputs import is_out_of_memory
 from .packing import Packed
-from .precision import Precision
+from .modules.precision import Precision
 
 MOST = 16
 """How many kinds of calls (shapes, flags) are compiled; others run eager."""

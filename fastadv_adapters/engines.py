@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .crossing import Crossing, Pulled
 from .packing import Packed
-from .precision import Precision
+from .modules.precision import Precision
 
 
 class Tape(Protocol):

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .copying import alias, become, clone, copy_module, has_hooks, in_one_block
+from .modules.copying import alias, become, clone, copy_module, has_hooks, in_one_block
 from .following import CopyTensor, Fold, FollowNorms, KeepNone, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
 from .inplace import run_in_place
-from .precision import MATRIX_LAYERS, Precision, cast_ahead_names
+from .modules.precision import MATRIX_LAYERS, Precision, cast_ahead_names
 from .prepacked import is_laid_out
 from .scales import channels_of
 from .shapes import keep_shape_only

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .copying import alias, copy_module, kind_of, tensors_in
-from .inputs import accept_model, accept_tensors
+from .modules.copying import alias, copy_module, kind_of, tensors_in
+from .modules.inputs import accept_model, accept_tensors
 from .model import FastAttackModel
 from .networks import Networks
 from .packing import Packed
-from .randomness import random_state_kept
+from .modules.randomness import random_state_kept
 
 
 class BytesKept(NamedTuple):

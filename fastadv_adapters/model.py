@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .anchor import Anchor
+from .modules.anchor import Anchor
 from .boundary import Call
 from .choosing import EngineName
 from .crossing import Crossing
 from .engines import Engine
 from .folding import UnbalancedFoldError
-from .inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
+from .modules.inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
 from .networks import Networks
 from .packing import Packed
 from .scaling import GradientStats, LossScale

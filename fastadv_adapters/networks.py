@@ -12,10 +12,10 @@ from torch import nn
 from .choosing import EngineName, make_engine
 from .folding import Folded, build
 from .freshness import Change, Freshness
-from .inputs import refuse_unfit
-from .notices import notify
+from .modules.inputs import refuse_unfit
+from .modules.notices import notify
 from .packing import Packed
-from .precision import resolve
+from .modules.precision import resolve
 from .scaling import State
 from .selfcheck import Verdict, check, few
 from .tracing import Trace, trace

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from .crossing import Crossing, Pulled
 from .engines import EagerEngine, EagerRun, EagerTape, Tape
 from .folding import UnbalancedFoldError
-from .inputs import is_out_of_memory
+from .modules.inputs import is_out_of_memory
 from .packing import Packed
-from .precision import Precision
-from .randomness import random_state_kept
+from .modules.precision import Precision
+from .modules.randomness import random_state_kept
 from .unchanging import CannotRecordError, memory_kept, refuse_what_changes
 
 MOST = 32

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .copying import clone, copy_module, in_one_block
+from .modules.copying import clone, copy_module, in_one_block
 from .engines import EagerEngine
 from .folding import build
-from .inputs import is_out_of_memory
+from .modules.inputs import is_out_of_memory
 from .packing import Packed
-from .precision import HALF, Precision, ieee_float32
-from .randomness import random_state_kept
+from .modules.precision import HALF, Precision, ieee_float32
+from .modules.randomness import random_state_kept
 from .scaling import FLOOR, START, STEP
 from .tracing import Trace
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .copying import alias, clone, copy_module, in_one_block
+from .modules.copying import alias, clone, copy_module, in_one_block
 from .engines import EagerEngine
 from .following import ReplaceTensor
-from .inputs import is_out_of_memory
+from .modules.inputs import is_out_of_memory
 from .packing import Packed
-from .precision import Precision
-from .randomness import random_state_kept
+from .modules.precision import Precision
+from .modules.randomness import random_state_kept
 
 
 class Twin:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .copying import has_hooks
+from .modules.copying import has_hooks
 from .freshness import is_data
-from .randomness import host_state
+from .modules.randomness import host_state
 
 
 class CannotRecordError(RuntimeError):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastadv_adapters import choosing, compiled, networks
 from fastadv_adapters.engines import Engine
-from fastadv_adapters.precision import Precision
+from fastadv_adapters.modules.precision import Precision
 from fastadv_adapters.replay import ReplayEngine
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.notices import FastAttackWarning
+from fastadv_adapters.modules.notices import FastAttackWarning
 from tests.tools import CountOperators
 from tests.zoo import ZOO, Specimen
 from tests.zoo.registry import IMAGE, Headed
@@ -166,7 +166,7 @@ def mix_state(model: nn.Module) -> None:
         parameter.grad = torch.ones_like(parameter) if index % 4 == 1 else None
 
 
-@pytest.mark.filterwarnings("ignore::fastadv_adapters.notices.FastAttackWarning")
+@pytest.mark.filterwarnings("ignore::fastadv_adapters.modules.notices.FastAttackWarning")
 @pytest.mark.parametrize("name", ZOO)
 def test_wrapped_model_keeps_no_trace(name: str) -> None:
     specimen = ZOO[name]

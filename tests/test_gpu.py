@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, SafePGD
-from fastadv_adapters.notices import FastAttackWarning
-from fastadv_adapters.precision import ieee_float32
+from fastadv_adapters.modules.notices import FastAttackWarning
+from fastadv_adapters.modules.precision import ieee_float32
 from tests.tools import attackable_net, batch, cosine, input_gradient, reference, small_net
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("without_tf32")]

@@ -266,7 +266,7 @@ class TurnsItsSlope(nn.Module):
         return out
 
 
-@pytest.mark.filterwarnings("ignore::fastadv_adapters.notices.FastAttackWarning")  # a layer called without its norm
+@pytest.mark.filterwarnings("ignore::fastadv_adapters.modules.notices.FastAttackWarning")  # a layer called without its norm
 @pytest.mark.parametrize(
     ("make", "times"), [(CalledBothWays, 1), (SharedActivation, 1), (EditsItself, 0), (TurnsItsSlope, 1)]
 )

@@ -25,7 +25,7 @@ from benchmarks.matrix import attacking
 from benchmarks.matrix.attacking import Attacked, attack, compile_solver, targets_of
 from benchmarks.matrix.cases import Case, Norm, Row
 from benchmarks.matrix.subjects import Binarised, Subject, recipe_of
-from fastadv_adapters.notices import FastAttackWarning
+from fastadv_adapters.modules.notices import FastAttackWarning
 
 PLAIN = "plain"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
