@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import OUT, Part, Report, Table, milliseconds, timing_record
 from benchmarks.timing import measure_in_turn
-from fastadv_adapters import winograd
+from fastadv_adapters.kernels import winograd
 
 LAYERS = (
     *((64, 64, 32, 1), (128, 128, 16, 1), (256, 256, 8, 1), (512, 512, 4, 1), (128, 256, 16, 2), (256, 512, 8, 2)),

@@ -23,9 +23,9 @@ from .modules.copying import alias, become, clone, copy_module, has_hooks, in_on
 from .following import CopyTensor, Fold, FollowNorms, KeepNone, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
 from .inplace import run_in_place
 from .modules.precision import MATRIX_LAYERS, Precision, cast_ahead_names
-from .prepacked import is_laid_out
+from .kernels.prepacked import is_laid_out
 from .scales import channels_of
-from .shapes import keep_shape_only
+from .kernels.shapes import keep_shape_only
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
 _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

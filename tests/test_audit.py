@@ -14,7 +14,8 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel, FastAttackWarning, networks, prepacked, selfcheck, watch_gradients
+from fastadv_adapters import FastAttackModel, FastAttackWarning, networks, selfcheck, watch_gradients
+from fastadv_adapters.kernels import prepacked
 from fastadv_adapters.scaling import FLOOR, PATIENCE, START, State
 from fastadv_adapters.torchattacks import accelerate
 from tests.engines import use_engine

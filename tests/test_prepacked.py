@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastadv_adapters import FastAttackModel, prepacked
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.kernels import prepacked
 from fastadv_adapters.memory import bytes_kept
 from tests.test_shapes import DescendsItself, step
 from tests.tools import settle

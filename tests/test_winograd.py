@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv_adapters import FastAttackModel, SafePGD, filters, prepacked, winograd
+from fastadv_adapters import FastAttackModel, SafePGD
+from fastadv_adapters.kernels import filters
+from fastadv_adapters.kernels import prepacked
+from fastadv_adapters.kernels import winograd
 from tests.test_shapes import DescendsItself, step
 from tests.tools import settle
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import winograd
-from .modules.precision import Precision
+from ..modules.precision import Precision
 from .winograd import Winograd
 
 LEAST = 2**16
