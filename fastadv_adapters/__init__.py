@@ -7,8 +7,8 @@ PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox`
 from .model import FastAttackModel as FastAttackModel
 from .modules.notices import FastAttackWarning as FastAttackWarning
 from .pgd import SafePGD as SafePGD
-from .scaling import GradientStats as GradientStats
-from .scaling import watch_gradients as watch_gradients
+from .boundary.scaling import GradientStats as GradientStats
+from .boundary.scaling import watch_gradients as watch_gradients
 
 __version__ = "0.1.0"
 __all__ = ["FastAttackModel", "FastAttackWarning", "GradientStats", "SafePGD", "watch_gradients"]

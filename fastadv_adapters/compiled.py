@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .crossing import Crossing, Pulled
+from .boundary.crossing import Crossing, Pulled
 from .engines import EagerEngine, EagerRun, EagerTape
 from .folding import UnbalancedFoldError
 from .modules.inputs import is_out_of_memory
-from .packing import Packed
+from .boundary.packing import Packed
 from .modules.precision import Precision
 
 MOST = 16

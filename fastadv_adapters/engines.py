@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .crossing import Crossing, Pulled
-from .packing import Packed
+from .boundary.crossing import Crossing, Pulled
+from .boundary.packing import Packed
 from .modules.precision import Precision
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from .model import FastAttackModel
 from .pgd_checks import accept_bounds, accept_inputs, accept_size
-from .scaling import watch_gradients
+from .boundary.scaling import watch_gradients
 
 try:
     import eagerpy as ep

@@ -11,7 +11,7 @@ from .modules.copying import alias, copy_module, kind_of, tensors_in
 from .modules.inputs import accept_model, accept_tensors
 from .model import FastAttackModel
 from .networks import Networks
-from .packing import Packed
+from .boundary.packing import Packed
 from .modules.randomness import random_state_kept
 
 

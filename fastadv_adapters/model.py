@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from .modules.anchor import Anchor
-from .boundary import Call
+from .boundary.function import Call
 from .choosing import EngineName
-from .crossing import Crossing
+from .boundary.crossing import Crossing
 from .engines import Engine
 from .folding import UnbalancedFoldError
 from .modules.inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
 from .networks import Networks
-from .packing import Packed
-from .scaling import GradientStats, LossScale
+from .boundary.packing import Packed
+from .boundary.scaling import GradientStats, LossScale
 from .summary import summarise
-from .transforms import is_transformed
+from .boundary.transforms import is_transformed
 
 Decisions = Literal["auto", "exact", "fast"]
 

@@ -14,12 +14,12 @@ from .folding import Folded, build
 from .freshness import Change, Freshness
 from .modules.inputs import refuse_unfit
 from .modules.notices import notify
-from .packing import Packed
+from .boundary.packing import Packed
 from .modules.precision import resolve
-from .scaling import State
+from .boundary.scaling import State
 from .selfcheck import Verdict, check, few
 from .tracing import Trace, trace
-from .transforms import outside_of_transforms
+from .boundary.transforms import outside_of_transforms
 from .twin import Twin, writes_parameters
 
 _NOT_CHANNELS_LAST = (

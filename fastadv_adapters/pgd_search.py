@@ -11,7 +11,7 @@ from .norms import Ball
 from .pgd_checks import accept_logits
 from .pgd_pool import Best, Pool
 from .pgd_steps import rows_for
-from .scaling import Watch, watch_gradients
+from .boundary.scaling import Watch, watch_gradients
 
 if TYPE_CHECKING:
     from .pgd import SafePGD

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .crossing import Crossing, Pulled
+from .boundary.crossing import Crossing, Pulled
 from .engines import EagerEngine, EagerRun, EagerTape, Tape
 from .folding import UnbalancedFoldError
 from .modules.inputs import is_out_of_memory
-from .packing import Packed
+from .boundary.packing import Packed
 from .modules.precision import Precision
 from .modules.randomness import random_state_kept
 from .unchanging import CannotRecordError, memory_kept, refuse_what_changes

@@ -11,10 +11,10 @@ from .modules.copying import clone, copy_module, in_one_block
 from .engines import EagerEngine
 from .folding import build
 from .modules.inputs import is_out_of_memory
-from .packing import Packed
+from .boundary.packing import Packed
 from .modules.precision import HALF, Precision, ieee_float32
 from .modules.randomness import random_state_kept
-from .scaling import FLOOR, START, STEP
+from .boundary.scaling import FLOOR, START, STEP
 from .tracing import Trace
 
 _SAMPLES = 4

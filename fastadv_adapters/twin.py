@@ -10,7 +10,7 @@ from .modules.copying import alias, clone, copy_module, in_one_block
 from .engines import EagerEngine
 from .following import ReplaceTensor
 from .modules.inputs import is_out_of_memory
-from .packing import Packed
+from .boundary.packing import Packed
 from .modules.precision import Precision
 from .modules.randomness import random_state_kept
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning, networks, selfcheck, watch_gradients
 from fastadv_adapters.kernels import prepacked
-from fastadv_adapters.scaling import FLOOR, PATIENCE, START, State
+from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
 from fastadv_adapters.torchattacks import accelerate
 from tests.engines import use_engine
 from tests.test_findings import steep

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning, SafePGD
 from fastadv_adapters.freshness import Change
-from fastadv_adapters.scaling import START
+from fastadv_adapters.boundary.scaling import START
 from fastadv_adapters.torchattacks import accelerate
 from tests.tools import batch, cosine, head_of, input_gradient, reference, settle, small_net
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.freshness import Change, Freshness
-from fastadv_adapters.scaling import START
+from fastadv_adapters.boundary.scaling import START
 from tests.tools import batch, cosine, input_gradient, reference, settle, small_net
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, watch_gradients
-from fastadv_adapters.powers import exponent_of, times_power_of_two
-from fastadv_adapters.scaling import LossScale
+from fastadv_adapters.boundary.powers import exponent_of, times_power_of_two
+from fastadv_adapters.boundary.scaling import LossScale
 from tests.property_tools import FLOAT64, TIGHT, assert_rows_close, in_dtype, peaks, run, untouched
 from tests.strategies import Draw, Recipe, recipes
 from tests.tools import cosine

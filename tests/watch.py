@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv_adapters.boundary import Boundary
+from fastadv_adapters.boundary.function import Boundary
 from fastadv_adapters.model import FastAttackModel
 
 _CALLS = ("forward", "update", "view", "summary", "train", "_apply", "requires_grad_", "zero_grad", "__reduce__")
