@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from benchmarks.networks import resnet18, settle_statistics
 from benchmarks.report import OUT, Part, Report, Table, milliseconds, timing_record
 from benchmarks.timing import Timing, measure_in_turn
-from fastadv_adapters import FastAttackModel, folding
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.folding import build as folding
 from fastadv_adapters.memory import BytesKept, bytes_kept
 
 PLAIN, ATEN, OURS = "plain model", "fast, as PyTorch keeps it", "fast"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .boundary.crossing import Crossing, Pulled
 from .engines import EagerEngine, EagerRun, EagerTape
-from .folding import UnbalancedFoldError
+from .folding.build import UnbalancedFoldError
 from .modules.inputs import is_out_of_memory
 from .boundary.packing import Packed
 from .modules.precision import Precision

@@ -12,7 +12,7 @@ from .boundary.function import Call
 from .choosing import EngineName
 from .boundary.crossing import Crossing
 from .engines import Engine
-from .folding import UnbalancedFoldError
+from .folding.build import UnbalancedFoldError
 from .modules.inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
 from .networks import Networks
 from .boundary.packing import Packed

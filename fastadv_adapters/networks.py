@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .choosing import EngineName, make_engine
-from .folding import Folded, build
+from .folding.build import Folded, build
 from .freshness import Change, Freshness
 from .modules.inputs import refuse_unfit
 from .modules.notices import notify
@@ -18,7 +18,7 @@ from .boundary.packing import Packed
 from .modules.precision import resolve
 from .boundary.scaling import State
 from .selfcheck import Verdict, check, few
-from .tracing import Trace, trace
+from .folding.tracing import Trace, trace
 from .boundary.transforms import outside_of_transforms
 from .twin import Twin, writes_parameters
 

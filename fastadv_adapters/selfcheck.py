@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from .modules.copying import clone, copy_module, in_one_block
 from .engines import EagerEngine
-from .folding import build
+from .folding.build import build
 from .modules.inputs import is_out_of_memory
 from .boundary.packing import Packed
 from .modules.precision import HALF, Precision, ieee_float32
 from .modules.randomness import random_state_kept
 from .boundary.scaling import FLOOR, START, STEP
-from .tracing import Trace
+from .folding.tracing import Trace
 
 _SAMPLES = 4
 _LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .modules.copying import alias, clone, copy_module, in_one_block
 from .engines import EagerEngine
-from .following import ReplaceTensor
+from .folding.following import ReplaceTensor
 from .modules.inputs import is_out_of_memory
 from .boundary.packing import Packed
 from .modules.precision import Precision

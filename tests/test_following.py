@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.following import CopyTensor, FollowNorms
+from fastadv_adapters.folding.following import CopyTensor, FollowNorms
 from fastadv_adapters.freshness import Freshness
 from tests.agreement import agrees
 from tests.tools import settle

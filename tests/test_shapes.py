@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fastadv_adapters import FastAttackModel, folding
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.folding import build as folding
 from fastadv_adapters.memory import bytes_kept
 from tests.engines import use_engine
 from tests.tools import settle

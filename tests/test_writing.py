@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv_adapters import FastAttackModel, writing
-from fastadv_adapters.writing import Writing, room_for
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.folding import writing
+from fastadv_adapters.folding.writing import Writing, room_for
 from tests.tools import settle
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

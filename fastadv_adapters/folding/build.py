@@ -19,13 +19,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .modules.copying import alias, become, clone, copy_module, has_hooks, in_one_block
+from ..modules.copying import alias, become, clone, copy_module, has_hooks, in_one_block
 from .following import CopyTensor, Fold, FollowNorms, KeepNone, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
 from .inplace import run_in_place
-from .modules.precision import MATRIX_LAYERS, Precision, cast_ahead_names
-from .kernels.prepacked import is_laid_out
+from ..modules.precision import MATRIX_LAYERS, Precision, cast_ahead_names
+from ..kernels.prepacked import is_laid_out
 from .scales import channels_of
-from .kernels.shapes import keep_shape_only
+from ..kernels.shapes import keep_shape_only
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
 _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
