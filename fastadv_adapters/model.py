@@ -9,9 +9,9 @@ from torch import nn
 
 from .modules.anchor import Anchor
 from .boundary.function import Call
-from .choosing import EngineName
+from .engines.choosing import EngineName
 from .boundary.crossing import Crossing
-from .engines import Engine
+from .engines.eager import Engine
 from .folding.build import UnbalancedFoldError
 from .modules.inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
 from .networks import Networks

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .choosing import EngineName, make_engine
+from .engines.choosing import EngineName, make_engine
 from .folding.build import Folded, build
 from .freshness import Change, Freshness
 from .modules.inputs import refuse_unfit

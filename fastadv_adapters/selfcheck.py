@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .modules.copying import clone, copy_module, in_one_block
-from .engines import EagerEngine
+from .engines.eager import EagerEngine
 from .folding.build import build
 from .modules.inputs import is_out_of_memory
 from .boundary.packing import Packed

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastadv_adapters import choosing, compiled, networks
-from fastadv_adapters.engines import Engine
+from fastadv_adapters import networks
+from fastadv_adapters.engines import choosing
+from fastadv_adapters.engines import compiled
+from fastadv_adapters.engines.eager import Engine
 from fastadv_adapters.modules.precision import Precision
-from fastadv_adapters.replay import ReplayEngine
+from fastadv_adapters.engines.replay import ReplayEngine
 
 
 class CpuGraph(TorchDispatchMode):

@@ -310,7 +310,7 @@ def test_recording_in_one_thread_while_another_runs_backward() -> None:
 
 
 def test_more_shapes_than_are_recorded() -> None:
-    from fastadv_adapters.replay import MOST
+    from fastadv_adapters.engines.replay import MOST
 
     net = net_on_gpu()
     fast = FastAttackModel(net, dtype=torch.float32)

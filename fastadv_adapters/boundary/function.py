@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .crossing import Crossing
-from ..engines import Run, Tape
+from ..engines.eager import Run, Tape
 from .packing import Packed
 from .scaling import current_watches
 

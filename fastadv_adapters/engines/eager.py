@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .boundary.crossing import Crossing, Pulled
-from .boundary.packing import Packed
-from .modules.precision import Precision
+from ..boundary.crossing import Crossing, Pulled
+from ..boundary.packing import Packed
+from ..modules.precision import Precision
 
 
 class Tape(Protocol):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .modules.copying import has_hooks
-from .freshness import is_data
-from .modules.randomness import host_state
+from ..modules.copying import has_hooks
+from ..freshness import is_data
+from ..modules.randomness import host_state
 
 
 class CannotRecordError(RuntimeError):

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .boundary.crossing import Crossing, Pulled
-from .engines import EagerEngine, EagerRun, EagerTape, Tape
-from .folding.build import UnbalancedFoldError
-from .modules.inputs import is_out_of_memory
-from .boundary.packing import Packed
-from .modules.precision import Precision
-from .modules.randomness import random_state_kept
+from ..boundary.crossing import Crossing, Pulled
+from .eager import EagerEngine, EagerRun, EagerTape, Tape
+from ..folding.build import UnbalancedFoldError
+from ..modules.inputs import is_out_of_memory
+from ..boundary.packing import Packed
+from ..modules.precision import Precision
+from ..modules.randomness import random_state_kept
 from .unchanging import CannotRecordError, memory_kept, refuse_what_changes
 
 MOST = 32

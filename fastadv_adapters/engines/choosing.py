@@ -7,9 +7,9 @@ from typing import Literal
 from torch import nn
 
 from .compiled import CompileEngine
-from .engines import EagerEngine, Engine
+from .eager import EagerEngine, Engine
 from .graphs import CudaRecorder
-from .modules.precision import Precision
+from ..modules.precision import Precision
 from .replay import ReplayEngine
 
 EngineName = Literal["auto", "eager", "compile", "cudagraph"]
