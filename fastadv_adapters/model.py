@@ -14,7 +14,7 @@ from .boundary.crossing import Crossing
 from .engines.eager import Engine
 from .folding.build import UnbalancedFoldError
 from .modules.inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
-from .networks import Networks
+from .networks.pair import Networks
 from .boundary.packing import Packed
 from .boundary.scaling import GradientStats, LossScale
 from .summary import summarise

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastadv_adapters import networks
+from fastadv_adapters.networks import pair as networks
 from fastadv_adapters.engines import choosing
 from fastadv_adapters.engines import compiled
 from fastadv_adapters.engines.eager import Engine

@@ -14,7 +14,9 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel, FastAttackWarning, networks, selfcheck, watch_gradients
+from fastadv_adapters import FastAttackModel, FastAttackWarning, watch_gradients
+from fastadv_adapters.networks import pair as networks
+from fastadv_adapters.networks import selfcheck
 from fastadv_adapters.kernels import prepacked
 from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
 from fastadv_adapters.torchattacks import accelerate

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.folding.following import CopyTensor, FollowNorms
-from fastadv_adapters.freshness import Freshness
+from fastadv_adapters.networks.freshness import Freshness
 from tests.agreement import agrees
 from tests.tools import settle
 

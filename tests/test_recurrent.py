@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.freshness import Change
+from fastadv_adapters.networks.freshness import Change
 from tests.agreement import agrees, train_a_step, weighed
 from tests.tools import cosine, fingerprint, input_gradient
 

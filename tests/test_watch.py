@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.networks import Networks
+from fastadv_adapters.networks.pair import Networks
 from tests.tools import batch, small_net
 from tests.watch import Watch
 

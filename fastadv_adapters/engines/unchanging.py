@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.copying import has_hooks
-from ..freshness import is_data
+from ..networks.freshness import is_data
 from ..modules.randomness import host_state
 
 

@@ -9,17 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .engines.choosing import EngineName, make_engine
-from .folding.build import Folded, build
+from ..engines.choosing import EngineName, make_engine
+from ..folding.build import Folded, build
 from .freshness import Change, Freshness
-from .modules.inputs import refuse_unfit
-from .modules.notices import notify
-from .boundary.packing import Packed
-from .modules.precision import resolve
-from .boundary.scaling import State
+from ..modules.inputs import refuse_unfit
+from ..modules.notices import notify
+from ..boundary.packing import Packed
+from ..modules.precision import resolve
+from ..boundary.scaling import State
 from .selfcheck import Verdict, check, few
-from .folding.tracing import Trace, trace
-from .boundary.transforms import outside_of_transforms
+from ..folding.tracing import Trace, trace
+from ..boundary.transforms import outside_of_transforms
 from .twin import Twin, writes_parameters
 
 _NOT_CHANNELS_LAST = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .modules.copying import hooks_of, inside_of
+from ..modules.copying import hooks_of, inside_of
 
 
 class Change(enum.Enum):

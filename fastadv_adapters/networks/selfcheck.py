@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .modules.copying import clone, copy_module, in_one_block
-from .engines.eager import EagerEngine
-from .folding.build import build
-from .modules.inputs import is_out_of_memory
-from .boundary.packing import Packed
-from .modules.precision import HALF, Precision, ieee_float32
-from .modules.randomness import random_state_kept
-from .boundary.scaling import FLOOR, START, STEP
-from .folding.tracing import Trace
+from ..modules.copying import clone, copy_module, in_one_block
+from ..engines.eager import EagerEngine
+from ..folding.build import build
+from ..modules.inputs import is_out_of_memory
+from ..boundary.packing import Packed
+from ..modules.precision import HALF, Precision, ieee_float32
+from ..modules.randomness import random_state_kept
+from ..boundary.scaling import FLOOR, START, STEP
+from ..folding.tracing import Trace
 
 _SAMPLES = 4
 _LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
