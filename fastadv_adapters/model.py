@@ -17,7 +17,7 @@ from .modules.inputs import COMMON_ERRORS, accept_engine, accept_model, accept_o
 from .networks.pair import Networks
 from .boundary.packing import Packed
 from .boundary.scaling import GradientStats, LossScale
-from .summary import summarise
+from .report.summary import summarise
 from .boundary.transforms import is_transformed
 
 Decisions = Literal["auto", "exact", "fast"]

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from benchmarks.networks import VisionTransformer, WideResNet, resnet18
-from fastadv_adapters import FastAttackModel, summary
-from fastadv_adapters.alignment import Misfit, misfits
-from fastadv_adapters.summary import tensor_core_lines
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.report import summary
+from fastadv_adapters.report.alignment import Misfit, misfits
+from fastadv_adapters.report.summary import tensor_core_lines
 
 HALF = torch.float16
 
