@@ -6,7 +6,7 @@ PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox`
 
 from .model import FastAttackModel as FastAttackModel
 from .modules.notices import FastAttackWarning as FastAttackWarning
-from .pgd import SafePGD as SafePGD
+from .attack.safe_pgd import SafePGD as SafePGD
 from .boundary.scaling import GradientStats as GradientStats
 from .boundary.scaling import watch_gradients as watch_gradients
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .model import FastAttackModel
-from .pgd_checks import accept_bounds, accept_inputs, accept_size
+from .attack.checks import accept_bounds, accept_inputs, accept_size
 from .boundary.scaling import watch_gradients
 
 try:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastadv_adapters.losses import Loss, LossFunction, resolve_loss
+from fastadv_adapters.attack.losses import Loss, LossFunction, resolve_loss
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LOGITS = torch.tensor([[1.0, 4.0, 2.0, 0.5, -1.0], [3.0, -2.0, 0.0, 2.5, 1.0]], dtype=torch.float64)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastadv_adapters import norms
-from fastadv_adapters.norms import Ball, ball_around
-from fastadv_adapters.rounding import toward
+from fastadv_adapters.attack import balls as norms
+from fastadv_adapters.attack.balls import Ball, ball_around
+from fastadv_adapters.attack.rounding import toward
 
 NORMS = ("linf", "l2", "l1")
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}

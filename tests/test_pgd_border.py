@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv_adapters.pgd import SafePGD, plain
+from fastadv_adapters.attack.safe_pgd import SafePGD, plain
 from tests.test_norms import NORMS
 from tests.test_pgd import EPS, seed, task
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .norms import Ball
+from .balls import Ball
 from .rounding import has_float64
 
 

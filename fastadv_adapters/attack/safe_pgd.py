@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from .losses import LossFunction, resolve_loss
-from .model import FastAttackModel
-from .norms import accept_norm, ball_around
-from .pgd_checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_size
-from .pgd_pool import Best
-from .pgd_search import Search
-from .pgd_steps import step_sizes
+from ..model import FastAttackModel
+from .balls import accept_norm, ball_around
+from .checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_size
+from .pool import Best
+from .search import Search
+from .steps import step_sizes
 from .rounding import has_float64
 
 

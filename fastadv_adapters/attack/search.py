@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .model import FastAttackModel
-from .norms import Ball
-from .pgd_checks import accept_logits
-from .pgd_pool import Best, Pool
-from .pgd_steps import rows_for
-from .boundary.scaling import Watch, watch_gradients
+from ..model import FastAttackModel
+from .balls import Ball
+from .checks import accept_logits
+from .pool import Best, Pool
+from .steps import rows_for
+from ..boundary.scaling import Watch, watch_gradients
 
 if TYPE_CHECKING:
-    from .pgd import SafePGD
+    from .safe_pgd import SafePGD
 
 
 class Seen(NamedTuple):
