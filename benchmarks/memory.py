@@ -13,7 +13,7 @@ from benchmarks.report import Part, Table
 from benchmarks.rows import Prepared, short
 from benchmarks.timing import reason
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.memory import bytes_kept
+from fastadv_adapters.comparison.memory import bytes_kept
 from fastadv_adapters.modules.precision import HALF
 
 Storages = dict[int, tuple[int, Tensor]]

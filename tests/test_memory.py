@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from benchmarks.networks import resnet18, settle_statistics
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.memory import bytes_kept
+from fastadv_adapters.comparison.memory import bytes_kept
 from tests.tools import fingerprint, small_net
 
 FLOAT = 4  # bytes

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.kernels import prepacked
-from fastadv_adapters.memory import bytes_kept
+from fastadv_adapters.comparison.memory import bytes_kept
 from tests.test_shapes import DescendsItself, step
 from tests.tools import settle
 

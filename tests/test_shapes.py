@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.folding import build as folding
-from fastadv_adapters.memory import bytes_kept
+from fastadv_adapters.comparison.memory import bytes_kept
 from tests.engines import use_engine
 from tests.tools import settle
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .modules.copying import alias, copy_module, kind_of, tensors_in
-from .modules.inputs import accept_model, accept_tensors
-from .model import FastAttackModel
-from .networks.pair import Networks
-from .boundary.packing import Packed
-from .modules.randomness import random_state_kept
+from ..modules.copying import alias, copy_module, kind_of, tensors_in
+from ..modules.inputs import accept_model, accept_tensors
+from ..model import FastAttackModel
+from ..networks.pair import Networks
+from ..boundary.packing import Packed
+from ..modules.randomness import random_state_kept
 
 
 class BytesKept(NamedTuple):
