@@ -17,8 +17,7 @@ from benchmarks.report import Part, Table, milliseconds, timing_record
 from benchmarks.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
 from benchmarks.timing import Budget, Timing, Way, measure_in_turn, reason
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.kernels import prepacked
-from fastadv_adapters.kernels import shapes
+from fastadv_adapters.kernels import prepacked, shapes
 from fastadv_adapters.modules import precision
 
 ALL = "ours, all tricks"

@@ -22,8 +22,8 @@ from benchmarks.networks import resnet18, settle_statistics
 from benchmarks.report import OUT, Part, Report, Table, milliseconds, timing_record
 from benchmarks.timing import Timing, measure_in_turn
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.folding import build as folding
 from fastadv_adapters.comparison.memory import BytesKept, bytes_kept
+from fastadv_adapters.folding import build as folding
 
 PLAIN, ATEN, OURS = "plain model", "fast, as PyTorch keeps it", "fast"
 IN_PLACE, SHAPES = "fast, with activations in place alone", "fast, with convolutions that keep shapes alone"

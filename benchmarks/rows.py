@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.recipe import RecipeModel
 from fastadv_adapters import FastAttackModel, SafePGD
-from fastadv_adapters.foolbox import FastPyTorchModel
 from fastadv_adapters.attack.losses import resolve_loss
+from fastadv_adapters.foolbox import FastPyTorchModel
 from fastadv_adapters.modules.precision import HALF, auto_dtype
 
 EPS = 8 / 255

@@ -4,11 +4,11 @@
 PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox``.
 """
 
+from .attack import SafePGD as SafePGD
+from .boundary import GradientStats as GradientStats
+from .boundary import watch_gradients as watch_gradients
 from .model import FastAttackModel as FastAttackModel
-from .modules.notices import FastAttackWarning as FastAttackWarning
-from .attack.safe_pgd import SafePGD as SafePGD
-from .boundary.scaling import GradientStats as GradientStats
-from .boundary.scaling import watch_gradients as watch_gradients
+from .modules import FastAttackWarning as FastAttackWarning
 
 __version__ = "0.1.0"
 __all__ = ["FastAttackModel", "FastAttackWarning", "GradientStats", "SafePGD", "watch_gradients"]

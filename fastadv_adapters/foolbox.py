@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .attack import accept_bounds, accept_inputs, accept_size
+from .boundary import watch_gradients
 from .model import FastAttackModel
-from .attack.checks import accept_bounds, accept_inputs, accept_size
-from .boundary.scaling import watch_gradients
 
 try:
     import eagerpy as ep

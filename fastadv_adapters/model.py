@@ -7,18 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .modules.anchor import Anchor
-from .boundary.function import Call
-from .engines.choosing import EngineName
-from .boundary.crossing import Crossing
-from .engines.eager import Engine
-from .folding.build import UnbalancedFoldError
-from .modules.inputs import COMMON_ERRORS, accept_engine, accept_model, accept_options, accept_tensors, shapes
-from .networks.pair import Networks
-from .boundary.packing import Packed
-from .boundary.scaling import GradientStats, LossScale
-from .report.summary import summarise
-from .boundary.transforms import is_transformed
+from .boundary import Call, Crossing, Engine, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
+from .engines import EngineName
+from .modules import COMMON_ERRORS, Anchor, accept_engine, accept_model, accept_options, accept_tensors, shapes
+from .networks import Networks
+from .report import summarise
 
 Decisions = Literal["auto", "exact", "fast"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attack import LossFunction
 from .attack import safe_pgd as pgd
-from .attack.losses import LossFunction
 from .model import FastAttackModel
 
 try:

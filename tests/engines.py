@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastadv_adapters.networks import pair as networks
-from fastadv_adapters.engines import choosing
-from fastadv_adapters.engines import compiled
-from fastadv_adapters.engines.eager import Engine
-from fastadv_adapters.modules.precision import Precision
+from fastadv_adapters.boundary import Engine
+from fastadv_adapters.engines import choosing, compiled
 from fastadv_adapters.engines.replay import ReplayEngine
+from fastadv_adapters.modules.precision import Precision
+from fastadv_adapters.networks import pair as networks
 
 
 class CpuGraph(TorchDispatchMode):

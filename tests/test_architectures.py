@@ -166,7 +166,7 @@ def mix_state(model: nn.Module) -> None:
         parameter.grad = torch.ones_like(parameter) if index % 4 == 1 else None
 
 
-@pytest.mark.filterwarnings("ignore::fastadv_adapters.modules.notices.FastAttackWarning")
+@pytest.mark.filterwarnings("ignore::fastadv_adapters.FastAttackWarning")
 @pytest.mark.parametrize("name", ZOO)
 def test_wrapped_model_keeps_no_trace(name: str) -> None:
     specimen = ZOO[name]

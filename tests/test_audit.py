@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning, watch_gradients
+from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
+from fastadv_adapters.kernels import prepacked
 from fastadv_adapters.networks import pair as networks
 from fastadv_adapters.networks import selfcheck
-from fastadv_adapters.kernels import prepacked
-from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
 from fastadv_adapters.torchattacks import accelerate
 from tests.engines import use_engine
 from tests.test_findings import steep

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, GradientStats, watch_gradients
-from fastadv_adapters.networks import selfcheck
 from fastadv_adapters.boundary.powers import exponent_of, times_power_of_two
 from fastadv_adapters.boundary.scaling import FLOOR, START
+from fastadv_adapters.networks import selfcheck
 from tests.tools import batch, cosine, head_of, input_gradient, reference, settle, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}

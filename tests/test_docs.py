@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SOURCES = sorted((ROOT / "fastadv_adapters").glob("*.py"))
+SOURCES = sorted((ROOT / "fastadv_adapters").rglob("*.py"))
 RELIABILITY = ROOT / "docs" / "reliability.md"
 ANCHOR = re.compile(r"[a-z]+(-[a-z]+)+")
 ERROR = re.compile(r'<a id="(error(?:-[a-z]+)+)"></a>`([^`]+)`')

@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 from benchmarks.networks import VisionTransformer, WideResNet
 from fastadv_adapters import FastAttackModel, SafePGD, watch_gradients
 from fastadv_adapters.engines import compiled
-from fastadv_adapters.modules.notices import FastAttackWarning
 from fastadv_adapters.engines.replay import ReplayEngine
+from fastadv_adapters.modules.notices import FastAttackWarning
 from tests.engines import CpuRecorder, use_engine
 from tests.tools import batch, cosine, input_gradient, settle, small_net
 

@@ -199,7 +199,7 @@ def test_out_of_memory_in_an_update_is_made_good_by_the_next(structural: bool, m
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastadv_adapters.networks.pair.build", full)
+        patch.setattr("fastadv_adapters.networks.pair.build_fast", full)
         patch.setattr(type(fast._networks.folded.refreshes[-1]), "__call__", full)
         for _ in range(2):
             with pytest.raises(torch.OutOfMemoryError):

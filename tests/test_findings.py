@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning, SafePGD
-from fastadv_adapters.networks.freshness import Change
 from fastadv_adapters.boundary.scaling import START
+from fastadv_adapters.networks.freshness import Change
 from fastadv_adapters.torchattacks import accelerate
 from tests.tools import batch, cosine, head_of, input_gradient, reference, settle, small_net
 
@@ -192,7 +192,7 @@ def test_an_interrupted_update_is_never_used(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastadv_adapters.networks.pair.build", interrupt)
+        patch.setattr("fastadv_adapters.networks.pair.build_fast", interrupt)
         patch.setattr(fast._networks.folded.refreshes[2].__class__, "__call__", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fast.update()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.networks.freshness import Change, Freshness
 from fastadv_adapters.boundary.scaling import START
+from fastadv_adapters.networks.freshness import Change, Freshness
 from tests.tools import batch, cosine, input_gradient, reference, settle, small_net
 
 

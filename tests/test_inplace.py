@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.folding import build as folding
 from fastadv_adapters.comparison.memory import bytes_kept
+from fastadv_adapters.folding import build as folding
 from tests.engines import use_engine
 from tests.tools import CountOperators, settle
 
@@ -267,7 +267,7 @@ class TurnsItsSlope(nn.Module):
         return out
 
 
-@pytest.mark.filterwarnings("ignore::fastadv_adapters.modules.notices.FastAttackWarning")  # a layer called without its norm
+@pytest.mark.filterwarnings("ignore::fastadv_adapters.FastAttackWarning")  # a layer called without its norm
 @pytest.mark.parametrize(
     ("make", "times"), [(CalledBothWays, 1), (SharedActivation, 1), (EditsItself, 0), (TurnsItsSlope, 1)]
 )

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, SafePGD
-from fastadv_adapters.networks import freshness
 from fastadv_adapters.foolbox import FastPyTorchModel
+from fastadv_adapters.networks import freshness
 from fastadv_adapters.torchattacks import accelerate
 from tests.tools import attackable_net, batch, cosine, fingerprint, head_of, input_gradient, reference, small_net
 

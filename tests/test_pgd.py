@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters.attack.losses import resolve_loss
-from fastadv_adapters.model import FastAttackModel
 from fastadv_adapters.attack.safe_pgd import SafePGD, plain
+from fastadv_adapters.model import FastAttackModel
 from tests.test_norms import DTYPES, NORMS, assert_inside, budgets, samples
 from tests.tools import batch, input_gradient, settle
 

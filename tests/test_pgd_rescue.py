@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from fastadv_adapters.model import FastAttackModel
 from fastadv_adapters.attack.safe_pgd import SafePGD
+from fastadv_adapters.model import FastAttackModel
 from tests.test_norms import NORMS, assert_inside
 from tests.test_pgd import EPS, broken, margin, seed, task
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from digits import Digits, DigitsNet, grey_digits, train
-from fastadv_adapters.model import FastAttackModel
 from fastadv_adapters.attack.balls import Ball, ball_around
-from fastadv_adapters.attack.safe_pgd import SafePGD
 from fastadv_adapters.attack.pool import Best, Pool
+from fastadv_adapters.attack.safe_pgd import SafePGD
 from fastadv_adapters.attack.steps import rows_for, step_sizes
+from fastadv_adapters.model import FastAttackModel
 from tests.engines import use_engine
 from tests.test_norms import NORMS
 from tests.test_pgd import broken, predict, seed, task

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.kernels import prepacked
 from fastadv_adapters.comparison.memory import bytes_kept
+from fastadv_adapters.kernels import prepacked
 from tests.test_shapes import DescendsItself, step
 from tests.tools import settle
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.folding import build as folding
 from fastadv_adapters.comparison.memory import bytes_kept
+from fastadv_adapters.folding import build as folding
 from tests.engines import use_engine
 from tests.tools import settle
 

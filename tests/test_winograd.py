@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, SafePGD
-from fastadv_adapters.kernels import filters
-from fastadv_adapters.kernels import prepacked
-from fastadv_adapters.kernels import winograd
+from fastadv_adapters.kernels import filters, prepacked, winograd
 from tests.test_shapes import DescendsItself, step
 from tests.tools import settle
 

@@ -105,7 +105,7 @@ def signature(cell: Cell, case: Case) -> str:
 @functools.cache
 def _code() -> str:
     """The package, what judges it here, and the versions of the libraries, as one text."""
-    files = [*Path(fastadv_adapters.__file__).parent.glob("*.py"), Path(__file__), Path(attacking.__file__)]
+    files = [*Path(fastadv_adapters.__file__).parent.rglob("*.py"), Path(__file__), Path(attacking.__file__)]
     return repr([versions(), *(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files))])
 
 

@@ -1,1 +1,26 @@
-"""attack"""
+"""``SafePGD``: an attack that no vanishing loss, half precision or broken gradient makes weaker.
+
+``safe_pgd`` holds the settings, checked by ``checks``; ``search`` is the loop, over the samples that ``pool`` holds,
+with ``losses`` to climb, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them.
+
+Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
+"""
+
+from .balls import Ball, ball_around
+from .checks import accept_bounds, accept_inputs, accept_size
+from .losses import Loss, LossFunction, resolve_loss
+from .safe_pgd import SafePGD
+from .steps import step_sizes
+
+__all__ = [
+    "Ball",
+    "Loss",
+    "LossFunction",
+    "SafePGD",
+    "accept_bounds",
+    "accept_inputs",
+    "accept_size",
+    "ball_around",
+    "resolve_loss",
+    "step_sizes",
+]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .crossing import Crossing
-from ..engines.eager import Run, Tape
 from .packing import Packed
+from .run import Run, Tape
 from .scaling import current_watches
 
 

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..modules.copying import alias, copy_module, kind_of, tensors_in
-from ..modules.inputs import accept_model, accept_tensors
+from ..boundary import Packed
 from ..model import FastAttackModel
-from ..networks.pair import Networks
-from ..boundary.packing import Packed
-from ..modules.randomness import random_state_kept
+from ..modules import accept_model, accept_tensors, alias, copy_module, kind_of, random_state_kept, tensors_in
+from ..networks import Networks
 
 
 class BytesKept(NamedTuple):

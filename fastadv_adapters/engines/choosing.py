@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import nn
 
+from ..boundary import Engine
+from ..modules import Precision
 from .compiled import CompileEngine
-from .eager import EagerEngine, Engine
+from .eager import EagerEngine
 from .graphs import CudaRecorder
-from ..modules.precision import Precision
 from .replay import ReplayEngine
 
 EngineName = Literal["auto", "eager", "compile", "cudagraph"]

@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..boundary.crossing import Crossing, Pulled
+from ..boundary import Crossing, Packed, Pulled, UnbalancedFoldError
+from ..modules import Precision, is_out_of_memory
 from .eager import EagerEngine, EagerRun, EagerTape
-from ..folding.build import UnbalancedFoldError
-from ..modules.inputs import is_out_of_memory
-from ..boundary.packing import Packed
-from ..modules.precision import Precision
 
 MOST = 16
 """How many kinds of calls (shapes, flags) are compiled; others run eager."""

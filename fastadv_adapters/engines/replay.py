@@ -12,13 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..boundary.crossing import Crossing, Pulled
-from .eager import EagerEngine, EagerRun, EagerTape, Tape
-from ..folding.build import UnbalancedFoldError
-from ..modules.inputs import is_out_of_memory
-from ..boundary.packing import Packed
-from ..modules.precision import Precision
-from ..modules.randomness import random_state_kept
+from ..boundary import Crossing, Packed, Pulled, Tape, UnbalancedFoldError
+from ..modules import Precision, is_out_of_memory, random_state_kept
+from .eager import EagerEngine, EagerRun, EagerTape
 from .unchanging import CannotRecordError, memory_kept, refuse_what_changes
 
 MOST = 32

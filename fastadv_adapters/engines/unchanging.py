@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules.copying import has_hooks
-from ..networks.freshness import is_data
-from ..modules.randomness import host_state
+from ..modules import has_hooks, host_state, is_data
 
 
 class CannotRecordError(RuntimeError):

@@ -1,1 +1,11 @@
-"""folding"""
+"""From a copy of a model to a fast network, and its tensors followed in place.
+
+``tracing`` tells which layers fold; ``build`` changes the copy, ``inplace`` spares memory in it; ``following`` brings
+its tensors up to date with the model's: ``scales`` computes batch norms, ``writing`` casts and lays out.
+"""
+
+from .build import Folded, build_fast
+from .following import ReplaceTensor
+from .tracing import Trace, trace
+
+__all__ = ["Folded", "ReplaceTensor", "Trace", "build_fast", "trace"]

@@ -19,21 +19,26 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules.copying import alias, become, clone, copy_module, has_hooks, in_one_block
+from ..boundary import UnbalancedFoldError
+from ..kernels import is_laid_out, keep_shape_only
+from ..modules import (
+    MATRIX_LAYERS,
+    Precision,
+    alias,
+    become,
+    cast_ahead_names,
+    clone,
+    copy_module,
+    has_hooks,
+    in_one_block,
+)
 from .following import CopyTensor, Fold, FollowNorms, KeepNone, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
 from .inplace import run_in_place
-from ..modules.precision import MATRIX_LAYERS, Precision, cast_ahead_names
-from ..kernels.prepacked import is_laid_out
 from .scales import channels_of
-from ..kernels.shapes import keep_shape_only
 from .tracing import Trace, batch_norm_input, without_batch_norm
 
 _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
-
-
-class UnbalancedFoldError(RuntimeError):
-    """A folded layer was called without its batch norm, or the other way round; the args are the layers' names."""
 
 
 class Balance(threading.local):
@@ -112,7 +117,7 @@ class _Rewritten:
         return self.rewritten(*args, **kwargs)
 
 
-def build(source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool = True) -> Folded:
+def build_fast(source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool = True) -> Folded:
     """Copy a module into a fast network.
 
     Args:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..modules.copying import clone
-from ..modules.precision import Precision
+from ..modules import Precision, clone
 from .scales import Scales
 from .writing import Writing, room_for
 

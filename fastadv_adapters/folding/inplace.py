@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modules.copying import become, has_hooks, kind_of
+from ..modules import become, has_hooks, kind_of
 from .tracing import DOES_NOTHING
 
 # Those whose gradient PyTorch reads off the output, bit for bit. Not ReLU6 and Hardtanh, which copy their input first.

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules.copying import clone, copy_module, has_hooks
+from ..modules import clone, copy_module, has_hooks
 
 DOES_NOTHING = (
     nn.Identity,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..modules.precision import HALF
+from ..modules import HALF
 
 _AT_ONCE = 2**17
 """Entries that each thread of a processor casts at a time: as many as its own cache holds."""

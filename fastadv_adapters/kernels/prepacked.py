@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..modules import Precision
 from . import winograd
-from ..modules.precision import Precision
 from .winograd import Winograd
 
 LEAST = 2**16

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .classes import ALL_HOOKS, HOOKS, hooks_of, inside_of
+
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
-_ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -66,15 +66,6 @@ def in_one_block(network: nn.Module) -> nn.Module:
     return network
 
 
-def inside_of(module: nn.Module) -> nn.Module | None:
-    """The module inside, if this one only runs it elsewhere or otherwise (DataParallel, torch.compile); else None."""
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner: nn.Module = module.module
-        return inner
-    compiled = getattr(module, "_orig_mod", None)  # what torch.compile keeps; its class is slow to import
-    return compiled if isinstance(compiled, nn.Module) else None
-
-
 class _Wrapped(nn.Module):
     """In the place of a wrapper: calls the module inside, here and as it is."""
 
@@ -90,27 +81,6 @@ def _copy_wrappers(module: nn.Module, memo: dict[int, Any]) -> None:
     for wrapper in wrappers:
         own = {"_modules": wrapper._modules, **hooks_of(wrapper)}
         vars(memo[id(wrapper)]).update(copy.deepcopy(own, memo))
-
-
-def become(part: nn.Module, mixin: type) -> None:
-    """Change a module's class in place: whoever refers to it still finds it, and isinstance still holds."""
-    part.__class__ = type(f"{mixin.__name__.strip('_')}{type(part).__name__}", (mixin, type(part)), {})
-
-
-def kind_of(part: nn.Module) -> type[nn.Module]:
-    """The class that a module had before :func:`become`."""
-    package = __name__.partition(".")[0]
-    return next(kind for kind in type(part).__mro__ if kind.__module__.partition(".")[0] != package)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling this module runs more than its forward."""
-    return any(getattr(module, kind) for kind in _HOOKS)
-
-
-def hooks_of(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps of its hooks."""
-    return {key: vars(module)[key] for key in _ALL_HOOKS}
 
 
 def tensors_in(root: object) -> Iterator[Tensor]:
@@ -134,7 +104,7 @@ def refuse_what_reaches_back(module: nn.Module) -> None:
         where = f"{type(part).__name__}" + (f" ({name})" if name else "")
         if inside_of(part) is None:
             _refuse_functions(part, where, own)
-        for hook in (h for kind in _HOOKS for h in getattr(part, kind).values()):
+        for hook in (h for kind in HOOKS for h in getattr(part, kind).values()):
             if any(id(value) in own for value in _captured(hook)):
                 raise ValueError(
                     f"expected hooks that reach their module through their arguments, got {_name(hook)} on {where}, "
@@ -150,7 +120,7 @@ def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
             f"copy would still run the original. Define a subclass with that forward and wrap it"
         )
     for name, value in vars(part).items():
-        if name in _ALL_HOOKS or name == "_compiled_call_impl":  # the latter is not copied
+        if name in ALL_HOOKS or name == "_compiled_call_impl":  # the latter is not copied
             continue
         held = tuple(value.values()) if isinstance(value, dict) else value
         functions = held if isinstance(held, (list, tuple, set)) else (held,)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .copying import has_hooks, inside_of
+from .classes import has_hooks, inside_of
 from .notices import notify
 
 DECISIONS = ("auto", "exact", "fast")

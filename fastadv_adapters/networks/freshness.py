@@ -5,14 +5,13 @@ import operator
 import threading
 import weakref
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..modules.copying import hooks_of, inside_of
+from ..modules import hooks_of, inside_of, is_data
 
 
 class Change(enum.Enum):
@@ -196,13 +195,6 @@ def _held_by(module: nn.Module) -> Iterator[Any]:
         elif is_data(value):
             yield value
             stack += vars(value).values()
-
-
-def is_data(value: object) -> bool:
-    """Whether an object holds data and does nothing, as a configuration."""
-    if not hasattr(value, "__dict__") or callable(value) or isinstance(value, ModuleType):
-        return False
-    return not any(callable(item) for item in vars(value).values())
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:

@@ -9,17 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..engines.choosing import EngineName, make_engine
-from ..folding.build import Folded, build
+from ..boundary import Packed, State, outside_of_transforms
+from ..engines import EngineName, make_engine
+from ..folding import Folded, Trace, build_fast, trace
+from ..modules import notify, refuse_unfit, resolve
 from .freshness import Change, Freshness
-from ..modules.inputs import refuse_unfit
-from ..modules.notices import notify
-from ..boundary.packing import Packed
-from ..modules.precision import resolve
-from ..boundary.scaling import State
 from .selfcheck import Verdict, check, few
-from ..folding.tracing import Trace, trace
-from ..boundary.transforms import outside_of_transforms
 from .twin import Twin, writes_parameters
 
 _NOT_CHANNELS_LAST = (
@@ -151,7 +146,7 @@ class Networks:
         # Without live following everything is of the last update, which the twin holds: it stands for the source.
         source = self.source if self._live else self.twin.engine.network
         packs = self._engine != "compile"
-        self.folded: Folded = build(source, self._trace, self.precision, lays_out_ahead=packs)
+        self.folded: Folded = build_fast(source, self._trace, self.precision, lays_out_ahead=packs)
         gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
         self.fast = make_engine(
             self._engine,
@@ -175,7 +170,7 @@ class Networks:
 
     def throw_away_copy(self) -> nn.Module:
         """Another fast network like the one in use, for looking into while it runs."""
-        return build(self.source, self._trace, self.precision).network
+        return build_fast(self.source, self._trace, self.precision).network
 
     def unfold(self, layers: Collection[str]) -> None:
         """Fold no more into these layers, which turned out to be called without their batch norm."""

@@ -7,15 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..modules.copying import clone, copy_module, in_one_block
-from ..engines.eager import EagerEngine
-from ..folding.build import build
-from ..modules.inputs import is_out_of_memory
-from ..boundary.packing import Packed
-from ..modules.precision import HALF, Precision, ieee_float32
-from ..modules.randomness import random_state_kept
-from ..boundary.scaling import FLOOR, START, STEP
-from ..folding.tracing import Trace
+from ..boundary import FLOOR, START, STEP, Packed
+from ..engines import EagerEngine
+from ..folding import Trace, build_fast
+from ..modules import (
+    HALF,
+    Precision,
+    clone,
+    copy_module,
+    ieee_float32,
+    in_one_block,
+    is_out_of_memory,
+    random_state_kept,
+)
 
 _SAMPLES = 4
 _LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
@@ -130,12 +134,12 @@ class _Trial:
 
     def fast(self, plan: Trace | None, precision: Precision) -> _Outcome:
         """The fast network's outcome."""
-        return self._outcome(EagerEngine(build(self.source, plan, precision).network, precision, convert=True))
+        return self._outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
 
     def half(self, plan: Trace | None, precision: Precision, full: list[Tensor]) -> int | str:
         """The largest exponent at which no gradient overflows that is finite in full precision, or what was raised."""
         try:
-            engine = EagerEngine(build(self.source, plan, precision).network, precision, convert=True)
+            engine = EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True)
             with self._gradients(0) as leaves:
                 outputs = [o for o in engine.bind(self.arguments)(leaves).tensors if o.requires_grad]
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]

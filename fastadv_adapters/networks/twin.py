@@ -6,13 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..modules.copying import alias, clone, copy_module, in_one_block
-from ..engines.eager import EagerEngine
-from ..folding.following import ReplaceTensor
-from ..modules.inputs import is_out_of_memory
-from ..boundary.packing import Packed
-from ..modules.precision import Precision
-from ..modules.randomness import random_state_kept
+from ..boundary import Packed
+from ..engines import EagerEngine
+from ..folding import ReplaceTensor
+from ..modules import Precision, alias, clone, copy_module, in_one_block, is_out_of_memory, random_state_kept
 
 
 class Twin:

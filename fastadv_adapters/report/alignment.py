@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules.precision import HALF
+from ..modules import HALF
 
 BLOCK = 8
 _IMAGE_CHANNELS = 4  # at most so many are an image's, not a choice of the model's

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from ..networks import Networks
 from .alignment import Misfit, misfits
-from ..networks.pair import Networks
 
 _DECISIONS = {
     "auto": "exact without gradient, fast with gradient; minimum-norm attacks (DeepFool, C&W, DDN, FMN, FAB, EAD, "
