@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .losses import LossFunction, resolve_loss
 from ..model import FastAttackModel
 from .balls import accept_norm, ball_around
 from .checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_size
+from .losses import LossFunction, resolve_loss
 from .pool import Best
-from .search import Search
-from .steps import step_sizes
 from .rounding import has_float64
+from .search import Search, Settings
+from .steps import step_sizes
 
 
 class SafePGD:
@@ -121,11 +121,25 @@ class SafePGD:
             found = Best.none(x.detach().clone())
             if len(x):
                 ball = ball_around(self.norm, x, eps=self.eps, bounds=self.bounds)
-                search = Search(self, ball, y.to(torch.int64, copy=True), largest, self._seeds(), found)
+                search = Search(self._settings(), ball, y.to(torch.int64, copy=True), largest, self._seeds(), found)
                 doubtful = search.run(self._fast, torch.arange(len(x), device=x.device))
                 if len(doubtful):
                     search.run(self._full, doubtful)
             return found.x
+
+    def _settings(self) -> Settings:
+        return Settings(
+            fast=self._fast,
+            exact=self.exact,
+            before=self.before,
+            loss=self.loss,
+            targeted=self.targeted,
+            step_sizes=self.step_sizes,
+            random_start=self.random_start,
+            generator=self.generator,
+            early_stop=self.early_stop,
+            shapes_cost=self.model.engine != "eager",
+        )
 
     def _seeds(self) -> list[int]:
         """One seed per restart: starts are drawn again for a second attack, instead of kept."""

@@ -1,20 +1,48 @@
 """The loop of ``SafePGD``: iterates, candidates, and who is left."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..boundary import Watch, watch_gradients
 from ..model import FastAttackModel
 from .balls import Ball
 from .checks import accept_logits
+from .losses import Loss
 from .pool import Best, Pool
 from .steps import rows_for
-from ..boundary.scaling import Watch, watch_gradients
 
-if TYPE_CHECKING:
-    from .safe_pgd import SafePGD
+
+@dataclass(frozen=True)
+class Settings:
+    """What an attack does, settled before it meets a batch.
+
+    Attributes:
+        fast: gives logits and gradients.
+        exact: gives the logits that count.
+        before: a differentiable function between x and the model, or None.
+        loss: what is climbed.
+        targeted: whether labels are to be reached.
+        step_sizes: one per step.
+        random_start: whether each restart begins at a random point.
+        generator: says on which device these points are drawn; None for the CPU.
+        early_stop: whether confirmed samples are dropped.
+        shapes_cost: whether every new batch size costs the fast model time.
+    """
+
+    fast: FastAttackModel
+    exact: FastAttackModel
+    before: Callable[[Tensor], Tensor] | None
+    loss: Loss
+    targeted: bool
+    step_sizes: tuple[float, ...]
+    random_start: bool
+    generator: torch.Generator | None
+    early_stop: bool
+    shapes_cost: bool
 
 
 class Seen(NamedTuple):
@@ -45,7 +73,7 @@ class Search:
         found: the best candidates of the whole batch, as exact decisions judge them.
     """
 
-    attack: "SafePGD"
+    settings: Settings
     ball: Ball
     labels: Tensor
     largest_label: int
@@ -55,7 +83,7 @@ class Search:
     def run(self, network: FastAttackModel, index: Tensor) -> Tensor:
         """Attack the samples at ``index``; returns which of them need an attack in full precision."""
         pool = self._pool(index)
-        if self.attack.random_start:  # otherwise the first iterate is the sample itself
+        if self.settings.random_start:  # otherwise the first iterate is the sample itself
             pool, _ = self._look(network, pool, ascend=False)
         for seed in self.seeds:
             if len(pool.index):
@@ -72,16 +100,16 @@ class Search:
 
     def _start(self, seed: int, pool: Pool) -> Tensor:
         """Iterates to begin with. They are drawn for the whole batch, so a sample's does not depend on who is left."""
-        if not self.attack.random_start:
+        if not self.settings.random_start:
             return pool.ball.start()
-        given = self.attack.generator
+        given = self.settings.generator
         generator = torch.Generator(given.device if given else pool.x.device).manual_seed(seed)
         x = self.ball.random_start(generator)
         return x if len(pool.index) == len(x) else x.index_select(0, pool.index)
 
     def _restart(self, network: FastAttackModel, pool: Pool) -> Pool:
         """All steps from one start; returns the samples that are left."""
-        for size in self.attack.step_sizes:
+        for size in self.settings.step_sizes:
             pool, gradient = self._look(network, pool, ascend=True)
             if len(pool.index) == 0:
                 return pool
@@ -93,7 +121,7 @@ class Search:
         seen = self._see(network, pool, ascend=ascend)
         loss, direction = self._rate(seen, ascend=ascend)
         adversarial = self._offer(seen, pool, loss)
-        places = self._confirm(pool, seen.x, adversarial) if self.attack.early_stop else None
+        places = self._confirm(pool, seen.x, adversarial) if self.settings.early_stop else None
         left = pool if places is None else pool.take(places)
         if not ascend or len(left.index) == 0:
             return left, left.x
@@ -121,7 +149,7 @@ class Search:
 
     def _rows(self, network: FastAttackModel, samples: int) -> int:
         """How many rows the network is given for so many samples: few different numbers where each costs."""
-        costs = self.attack.model.engine != "eager" and network is self.attack._fast
+        costs = self.settings.shapes_cost and network is self.settings.fast
         return rows_for(samples, len(self.ball.origin)) if costs else samples
 
     def _offer(self, seen: Seen, pool: Pool, loss: Tensor) -> Tensor:
@@ -135,7 +163,7 @@ class Search:
     def _gradient(self, seen: Seen, direction: Tensor, pool: Pool) -> Tensor:
         """The gradient at the samples of a pool, which learns which of them were broken."""
         (gradient,) = torch.autograd.grad(seen.logits, seen.leaf, direction)
-        if self.attack.before is not None:  # it may overflow behind the boundary
+        if self.settings.before is not None:  # it may overflow behind the boundary
             gradient = gradient.nan_to_num(0.0)
         if seen.watch.broken is not None:
             pool.broken.logical_or_(_first(seen.watch.broken, len(seen.x)))
@@ -167,21 +195,21 @@ class Search:
             (self.ball, self.labels) if whole else (self.ball.take(index), self.labels.index_select(0, index))
         )
         x = ball.finish(x)
-        logits = self._logits(self.attack.exact, x)
+        logits = self._logits(self.settings.exact, x)
         adversarial, lost = self._adversarial(logits, labels)
         best = self.found if whole else self.found.take(index)
-        best.offer(x, adversarial, self.attack.loss(logits, labels).masked_fill(lost, -torch.inf))
+        best.offer(x, adversarial, self.settings.loss(logits, labels).masked_fill(lost, -torch.inf))
         if not whole:
             self.found.put(index, best)
         return adversarial
 
     def _rate(self, seen: Seen, *, ascend: bool) -> tuple[Tensor, Tensor]:
         """The loss and, to ``ascend``, the direction at the logits to backpropagate."""
-        loss = self.attack.loss
+        loss = self.settings.loss
         return loss.ascent(seen.logits, seen.labels) if ascend else (loss(seen.logits, seen.labels), seen.logits)
 
     def _logits(self, network: FastAttackModel, x: Tensor) -> Tensor:
-        before = self.attack.before
+        before = self.settings.before
         logits = network(x if before is None else before(x))
         return accept_logits(logits, len(x), self.largest_label)
 
@@ -189,7 +217,7 @@ class Search:
         """Which samples are adversarial, and which have lost their finite logits, which is no success."""
         lost = (logits.abs().amax(1) < torch.inf).logical_not_()  # NaN is not less either
         predicted = logits.argmax(1)
-        hit = predicted == labels if self.attack.targeted else predicted != labels
+        hit = predicted == labels if self.settings.targeted else predicted != labels
         return hit > lost, lost
 
 
