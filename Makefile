@@ -16,7 +16,7 @@ help:
 	@echo "make test      lint, types and every test, examples and README included; at least 95 % of lines and branches run"
 	@echo "make test-engines  the tests again, with each engine in the place of the eager one"
 	@echo "make test-gpu  what needs a CUDA device, in the environment that is there"
-	@echo "make lint      ruff and mypy alone"
+	@echo "make lint      ruff, mypy and the order of imports alone"
 	@echo "make coverage  the tests again, with the lines that none of them ran, also in htmlcov/"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
 	@echo "make bench     every way to run the same attack, on four networks (under 20 minutes on two cores)"
@@ -42,6 +42,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 coverage: $(INSTALLED)
 	$(PYTEST) --cov --cov-report=term-missing --cov-report=html
