@@ -1,6 +1,7 @@
 """What the property tests share: runs of plain and fast models, and comparisons."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +44,27 @@ def in_dtype(recipe: Recipe, samples: int, dtype: torch.dtype) -> tuple[Net, Ten
 def peaks(rows: Tensor) -> Tensor:
     """Each sample's largest absolute entry, (N, 1)."""
     return rows.flatten(1).abs().amax(1, keepdim=True)
+
+
+def moves_by(net: nn.Module, gradient: Callable[[nn.Module], Tensor], wanted: Tensor, digits: float) -> Tensor:
+    """How far each sample's gradient moves, relative to its largest entry, if all weights move in their last digits.
+
+    A gradient far below what its parts would give (the mean of normalised values is a constant) is what rounding has
+    left over. It moves as far as it is long, and differs from one kernel, so from one processor, to the next.
+
+    Args:
+        net: the network, which is copied.
+        gradient: gives the gradient (N, ...) of a copy.
+        wanted: the gradient of ``net``.
+        digits: how far each weight moves, relative to itself.
+    """
+    moved = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*moved.parameters(), *moved.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(1 + digits * (2 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) - 1))
+    return (peaks(gradient(moved) - wanted) / peaks(wanted)).flatten()
 
 
 def assert_rows_close(found: Tensor, wanted: Tensor, within: float = TIGHT) -> None:
