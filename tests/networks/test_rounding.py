@@ -11,7 +11,7 @@ from fastadv_adapters.networks.nearness import difference
 
 
 class Constant(nn.Module):
-    """The mean over positions of normalised values is a constant, so the gradient at the input is 0 but for rounding."""
+    """The mean over positions of normalised values is constant: the gradient at the input is 0 but for rounding."""
 
     def __init__(self, dimensions: int, gain: float) -> None:
         super().__init__()
