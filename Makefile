@@ -9,12 +9,13 @@ INSTALLED := $(VENV)/.installed
 # A process per core, for each test runs on one thread; more than four spend their time importing torch.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help demo test test-engines test-gpu lint coverage matrix bench bench-gpu clean
+.PHONY: help demo test test-engines test-versions test-gpu lint coverage matrix bench bench-gpu clean
 
 help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
 	@echo "make test      lint, types and every test, examples and README included; at least 95 % of lines and branches run"
 	@echo "make test-engines  the tests again, with each engine in the place of the eager one"
+	@echo "make test-versions  the tests on other versions of PyTorch, each in an environment of its own (gigabytes, long)"
 	@echo "make test-gpu  what needs a CUDA device, in the environment that is there"
 	@echo "make lint      ruff, mypy and the order of imports alone"
 	@echo "make coverage  the tests again, with the lines that none of them ran, also in htmlcov/"
@@ -33,6 +34,20 @@ test: lint
 test-engines: $(INSTALLED)
 	$(PYTEST) --engine compile
 	$(PYTEST) --engine cudagraph
+
+# The oldest version that pyproject.toml allows, and one in between: make test-versions VERSIONS=2.8.0
+VERSIONS ?= 2.6.0 2.11.0
+test-versions: $(VERSIONS:%=build/versions/%/.installed)
+	for version in $(VERSIONS); do \
+		build/versions/$$version/bin/python -m pytest --numprocesses auto --maxprocesses 4 || exit 1; \
+	done
+
+# What PyTorch itself pins, or what has to fit it, is left to it.
+build/versions/%/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/versions/$*
+	{ grep -vE '^(torch|torchvision|sympy|networkx|setuptools)==' constraints.txt; echo 'torch==$*'; } > build/versions/$*/constraints.txt
+	build/versions/$*/bin/python -m pip install --constraint build/versions/$*/constraints.txt --editable '.[dev]'
+	@touch $@
 
 # In the environment that is there: nothing is installed.
 test-gpu:

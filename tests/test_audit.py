@@ -117,7 +117,7 @@ def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began() -> 
 
 
 def test_where_no_scale_helps_it_stays_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "_lost", lambda gradient, full: True)
+    monkeypatch.setattr(selfcheck, "lost", lambda gradient, full: True)
     fast, (x, y) = FastAttackModel(small_net(), dtype=torch.float16), batch()
     input_gradient(fast, x, y)
     assert int(fast._networks.state.exponent) == START
@@ -257,7 +257,9 @@ def test_more_models_than_the_compiler_allows_for_one_code(monkeypatch: pytest.M
     torch._dynamo.reset()
     nets = [nn.Sequential(nn.Flatten(), nn.Linear(64, outputs)) for outputs in range(2, 8)]
     fasts = [FastAttackModel(net, **FLOAT32) for net in nets]
-    with torch._dynamo.config.patch(accumulated_recompile_limit=2):
+    limits = ("accumulated_recompile_limit", "accumulated_cache_size_limit")  # the latter up to PyTorch 2.6
+    limit = next(name for name in limits if hasattr(torch._dynamo.config, name))
+    with torch._dynamo.config.patch({limit: 2}):
         for fast in fasts:
             fast(torch.rand(2, 1, 8, 8).requires_grad_()).sum().backward()
     assert [fast.engine for fast in fasts] == ["compile"] * len(fasts)

@@ -155,7 +155,7 @@ class Steep(nn.Module):
 
 
 def test_overflow_lowers_the_scale_until_it_is_gone_and_update_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "_lost", lambda gradient, full: False)  # so that it begins too high
+    monkeypatch.setattr(selfcheck, "lost", lambda gradient, full: False)  # so that it begins too high
     net = small_net()
     head = head_of(net)
     with torch.no_grad():
