@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastadv_adapters.model import FastAttackModel
-from tests.engines import use_engine
-from tests.tools import fingerprint
-from tests.watch import Watch
+from tests.support.engines import use_engine
+from tests.support.tools import fingerprint
+from tests.support.watch import Watch
 
 # The models are tiny, and the runner uses a process per core.
 torch.set_num_threads(1)
