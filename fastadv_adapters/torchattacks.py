@@ -184,7 +184,7 @@ class SafePGD(Attack):  # type: ignore[misc]
         if id(self.model) not in wrapped:
             wrapped.clear()
             wrapped[id(self.model)] = self.model if isinstance(self.model, FastAttackModel) else pgd.plain(self.model)
-        return pgd.SafePGD(
+        attack = pgd.SafePGD(
             wrapped[id(self.model)],
             eps=self.eps,
             alpha=self.alpha,
@@ -196,5 +196,7 @@ class SafePGD(Attack):  # type: ignore[misc]
             loss=self.loss,
             early_stop=self.early_stop,
             generator=self.generator,
-            _before=self.normalize if self._normalization_applied is False else None,
         )
+        if self._normalization_applied is False:
+            attack.before = self.normalize
+        return attack

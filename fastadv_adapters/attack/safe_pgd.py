@@ -50,7 +50,8 @@ class SafePGD:
         alpha: as given: None, or the size of every step.
         model: the fast model; a plain one is wrapped once, here.
         exact: its view with exact decisions.
-        before: a differentiable function between x and the model, or None.
+        before: None, or set after construction, a differentiable function of x (N, ...) whose result the model is given
+            in the place of x.
 
     Raises:
         TypeError, ValueError: a setting, the model or an input is not as described.
@@ -71,7 +72,6 @@ class SafePGD:
         bounds: tuple[float, float] = (0.0, 1.0),
         early_stop: bool = False,
         generator: torch.Generator | None = None,
-        _before: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.eps = accept_size("eps", eps)
         self.steps = accept_count("steps", steps, least=0)
@@ -84,7 +84,7 @@ class SafePGD:
         self.bounds = accept_bounds(bounds)
         self.early_stop = early_stop
         self.generator = accept_generator(generator)
-        self.before = _before
+        self.before: Callable[[Tensor], Tensor] | None = None
         self.model = model if isinstance(model, FastAttackModel) else plain(model)
         wide = torch.float64 if has_float64(self.model.device) else torch.float32
         self._fast = self.model.view(decisions="fast", logits_dtype=wide)

@@ -93,8 +93,9 @@ def test_a_function_before_the_model_is_part_of_what_is_attacked() -> None:
 
     whole = nn.Sequential(Affine(), net)
     settings: dict[str, Any] = {"eps": 0.02, "steps": 3, "random_start": False}
-    found = SafePGD(net, _before=normalise, **settings)(x, y)
-    torch.testing.assert_close(found, SafePGD(whole, **settings)(x, y))
+    attack = SafePGD(net, **settings)
+    attack.before = normalise
+    torch.testing.assert_close(attack(x, y), SafePGD(whole, **settings)(x, y))
 
 
 def test_a_model_in_float64_is_attacked_in_float64() -> None:

@@ -113,10 +113,11 @@ def test_only_exact_decisions_count(norm: str, early_stop: bool) -> None:
 def test_an_overflow_in_a_function_before_the_model_leaves_finite_images() -> None:
     net, x, y = task(4)
     for norm in NORMS:
-        attack = SafePGD(net, eps=0.1, steps=2, norm=norm, _before=lambda t: t * 1e30 * 1e-30)
-        huge = SafePGD(net, eps=0.1, steps=2, norm=norm, _before=lambda t: (t * 1e38) * 1e3 * 1e-38)
+        attack = SafePGD(net, eps=0.1, steps=2, norm=norm)
+        attack.before = lambda t: t * 1e30 * 1e-30
         assert bool(attack(x, y).isfinite().all())
-        assert bool(huge(x, y).isfinite().all())
+        attack.before = lambda t: (t * 1e38) * 1e3 * 1e-38
+        assert bool(attack(x, y).isfinite().all())
 
 
 def test_a_model_that_gives_nan_gives_the_inputs_back() -> None:
