@@ -7,7 +7,7 @@ Rauber et al. 2020, https://arxiv.org/abs/2008.04175.
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from .attack import accept_bounds, accept_inputs, accept_size
 from .boundary import watch_gradients
 from .model import FastAttackModel
+from .options import FastAttackOptions
 
 try:
     import eagerpy as ep
@@ -27,6 +28,9 @@ except ImportError as error:
     raise ImportError(
         "expected the packages foolbox and eagerpy to be installed: pip install 'fastadv_adapters[foolbox]'"
     ) from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -58,7 +62,7 @@ class FastPyTorchModel(foolbox.PyTorchModel):
         bounds: Any,
         device: Any = None,
         preprocessing: Any = None,
-        **options: Any,
+        **options: "Unpack[FastAttackOptions]",
     ) -> None:
         bounds = accept_bounds(bounds)
         if isinstance(model, FastAttackModel) and options:

@@ -8,12 +8,20 @@ import torch
 from torch import nn
 
 from .boundary import Call, Crossing, Engine, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
-from .engines import EngineName
-from .modules import COMMON_ERRORS, Anchor, accept_engine, accept_model, accept_options, accept_tensors, shapes
+from .modules import (
+    COMMON_ERRORS,
+    Anchor,
+    Decisions,
+    EngineName,
+    RunBy,
+    accept_engine,
+    accept_model,
+    accept_options,
+    accept_tensors,
+    shapes,
+)
 from .networks import Networks
 from .report import summarise
-
-Decisions = Literal["auto", "exact", "fast"]
 
 
 class FastAttackModel(nn.Module):
@@ -206,7 +214,7 @@ class FastAttackModel(nn.Module):
         return self._networks.precision.dtype
 
     @property
-    def engine(self) -> str:
+    def engine(self) -> RunBy:
         """What runs the fast network: ``"eager"``, ``"compile"`` or ``"cudagraph"``."""
         return self._networks.fast.name
 

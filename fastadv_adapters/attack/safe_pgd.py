@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from .balls import accept_norm, ball_around
+from .balls import Norm, accept_norm, ball_around
 from .checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_size
-from .losses import LossFunction, resolve_loss
+from .losses import LossFunction, LossName, resolve_loss
 from .pool import Best
 from .rounding import has_float64
 from .search import Search, Settings
@@ -64,11 +64,11 @@ class SafePGD:
         eps: float,
         alpha: float | None = None,
         steps: int = 10,
-        norm: str = "linf",
+        norm: Norm = "linf",
         random_start: bool = True,
         restarts: int = 1,
         targeted: bool = False,
-        loss: str | LossFunction = "ce",
+        loss: LossName | LossFunction = "ce",
         bounds: tuple[float, float] = (0.0, 1.0),
         early_stop: bool = False,
         generator: torch.Generator | None = None,

@@ -10,6 +10,9 @@ from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in
 from .inputs import (
     COMMON_ERRORS,
+    Decisions,
+    EngineName,
+    RunBy,
     accept_engine,
     accept_model,
     accept_options,
@@ -27,8 +30,11 @@ __all__ = [
     "HALF",
     "MATRIX_LAYERS",
     "Anchor",
+    "Decisions",
+    "EngineName",
     "FastAttackWarning",
     "Precision",
+    "RunBy",
     "accept_engine",
     "accept_model",
     "accept_options",

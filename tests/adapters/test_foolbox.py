@@ -195,7 +195,11 @@ class Never(fb.criteria.Criterion):
             ValueError,
             "no options.*got fuse_bn",
         ),
-        (lambda m, x, y: FastPyTorchModel(m, (0, 1), fuse=True), TypeError, "unexpected keyword argument 'fuse'"),
+        (
+            lambda m, x, y: FastPyTorchModel(m, (0, 1), fuse=True),  # type: ignore[call-arg]
+            TypeError,
+            "unexpected keyword argument 'fuse'",
+        ),
         (lambda m, x, y: attack(m, x, y, epsilons=-0.1), ValueError, "expected epsilons to be finite and at least 0"),
         (lambda m, x, y: attack(m, x, y + 10), ValueError, "expected labels below 10, the number of classes, got 1"),
         (lambda m, x, y: attack(m, x, y - 11), ValueError, "expected labels of at least 0"),

@@ -87,7 +87,7 @@ def test_options_win_over_what_suits(problem: tuple[nn.Module, Tensor, Tensor]) 
     attack = accelerate(torchattacks.CW(net, c=5, steps=3, lr=0.05), **options)
     assert (attack.model._decisions, attack.model._logits_dtype) == ("fast", torch.float32)
     with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
-        accelerate(torchattacks.FGSM(net), speed=11)
+        accelerate(torchattacks.FGSM(net), speed=11)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="expected a torchattacks attack, got Sequential: make the attack first"):
         accelerate(net)
     assert attack.get_logits(x).dtype == torch.float32

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastadv_adapters.attack import Norm
 from fastadv_adapters.attack import balls as norms
 from fastadv_adapters.attack.balls import Ball, ball_around
 from fastadv_adapters.attack.rounding import toward
 
-NORMS = ("linf", "l2", "l1")
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 NARROW = (torch.float32, torch.float16, torch.bfloat16)  # distances between these are exact in float64
 DTYPES = (*NARROW, torch.float64)
@@ -33,12 +34,12 @@ def samples(shape: tuple[int, ...], bounds: tuple[float, float], dtype: torch.dt
     return (lower + share.to(dtype) * (upper - lower)).clamp(lower, upper)
 
 
-def length(norm: str, delta: Tensor) -> Tensor:
+def length(norm: Norm, delta: Tensor) -> Tensor:
     flat: Tensor = torch.linalg.vector_norm(delta.double().flatten(1), ORDER[norm], 1)
     return flat
 
 
-def assert_inside(norm: str, x: Tensor, origin: Tensor, eps: float, bounds: tuple[float, float]) -> None:
+def assert_inside(norm: Norm, x: Tensor, origin: Tensor, eps: float, bounds: tuple[float, float]) -> None:
     assert x.dtype == origin.dtype
     assert x.shape == origin.shape
     lower, upper = (torch.tensor(b, dtype=x.dtype) for b in bounds)
@@ -60,7 +61,7 @@ def walk(ball: Ball, seed: int, alpha: float, *, steps: int = 3) -> Tensor:
 @settings
 @given(st.integers(0, 4), shapes, st.sampled_from(DTYPES), st.sampled_from(NORMS), budgets, ranges, st.integers(0, 99))
 def test_no_walk_leaves_the_budget_or_the_bounds(
-    n: int, shape: tuple[int, ...], dtype: torch.dtype, norm: str, eps: float, bounds: tuple[float, float], seed: int
+    n: int, shape: tuple[int, ...], dtype: torch.dtype, norm: Norm, eps: float, bounds: tuple[float, float], seed: int
 ) -> None:
     origin = samples((n, *shape), bounds, dtype, seed)
     before = origin.clone()
@@ -73,7 +74,7 @@ def test_no_walk_leaves_the_budget_or_the_bounds(
 @settings
 @given(shapes, st.sampled_from(NARROW), st.sampled_from(NORMS), budgets, ranges, st.integers(0, 99))
 def test_the_budget_holds_where_there_is_no_float64(
-    shape: tuple[int, ...], dtype: torch.dtype, norm: str, eps: float, bounds: tuple[float, float], seed: int
+    shape: tuple[int, ...], dtype: torch.dtype, norm: Norm, eps: float, bounds: tuple[float, float], seed: int
 ) -> None:
     origin = samples((3, *shape), bounds, dtype, seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +114,7 @@ def test_rounding_toward_the_origin_is_at_most_one_value_off(dtype: torch.dtype)
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("exponent", [-100, 0, 100])
-def test_only_the_direction_of_a_gradient_matters(norm: str, exponent: int) -> None:
+def test_only_the_direction_of_a_gradient_matters(norm: Norm, exponent: int) -> None:
     origin = samples((5, 3, 4, 4), (0.0, 1.0), torch.float32, 0)
     gradient = torch.randn(origin.shape, generator=torch.Generator().manual_seed(1))
     ball = ball_around(norm, origin, eps=0.5)
@@ -123,7 +124,7 @@ def test_only_the_direction_of_a_gradient_matters(norm: str, exponent: int) -> N
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_zero_gradient_moves_nothing(norm: str) -> None:
+def test_a_zero_gradient_moves_nothing(norm: Norm) -> None:
     origin = samples((3, 7), (0.0, 1.0), torch.float32, 0)
     gradient = torch.zeros(3, 7)
     gradient[1] = 1.0
@@ -135,7 +136,7 @@ def test_a_zero_gradient_moves_nothing(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_small_steps_add_up_in_half_precision(norm: str, dtype: torch.dtype) -> None:
+def test_small_steps_add_up_in_half_precision(norm: Norm, dtype: torch.dtype) -> None:
     origin = torch.full((2, 6), 0.75, dtype=dtype)
     gradient = torch.zeros(2, 6, dtype=dtype)
     gradient[:, 0] = 1e-4
@@ -185,7 +186,7 @@ def test_an_l1_step_spends_alpha_on_the_largest_gradients_and_passes_over_full_c
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_random_starts_are_uniform_in_the_ball(norm: str) -> None:
+def test_random_starts_are_uniform_in_the_ball(norm: Norm) -> None:
     origin = torch.full((4000, 3), 0.5, dtype=torch.float64)
     x = ball_around(norm, origin, eps=0.1).random_start(torch.Generator().manual_seed(0))
     share = (length(norm, x - origin) / 0.1) ** 3  # the volume within: uniform
@@ -203,7 +204,7 @@ def test_random_starts_of_linf_are_uniform_between_the_limits() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_generator_repeats_and_a_subset_is_what_it_was(norm: str) -> None:
+def test_a_generator_repeats_and_a_subset_is_what_it_was(norm: Norm) -> None:
     origin = samples((6, 2, 5), (0.0, 1.0), torch.float32, 3)
     ball = ball_around(norm, origin, eps=0.2)
     first = walk(ball, 5, 0.05)
@@ -216,7 +217,7 @@ def test_a_generator_repeats_and_a_subset_is_what_it_was(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_memory_layouts_and_layouts_of_gradients_do_not_matter(norm: str) -> None:
+def test_memory_layouts_and_layouts_of_gradients_do_not_matter(norm: Norm) -> None:
     origin = samples((3, 3, 4, 5), (0.0, 1.0), torch.float32, 0)
     gradient = torch.randn(origin.shape, generator=torch.Generator().manual_seed(1))
     results = []

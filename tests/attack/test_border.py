@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastadv_adapters.attack import LossName, Norm
 from fastadv_adapters.attack.safe_pgd import SafePGD, plain
 from tests.attack.test_balls import NORMS
 from tests.attack.test_safe_pgd import EPS, seed, task
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_generator_makes_it_repeatable(norm: str) -> None:
+def test_a_generator_makes_it_repeatable(norm: Norm) -> None:
     net, x, y = task(6)
     runs = [SafePGD(net, eps=EPS[norm], norm=norm, steps=2, restarts=2, generator=seed(s))(x, y) for s in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
@@ -124,7 +125,7 @@ class Reads(TorchDispatchMode):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
-def test_the_loop_never_waits_for_the_device(norm: str, loss: str) -> None:
+def test_the_loop_never_waits_for_the_device(norm: Norm, loss: LossName) -> None:
     net, x, y = task(6)
     counts = []
     for steps in (1, 5):

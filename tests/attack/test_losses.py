@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastadv_adapters.attack.losses import Loss, LossFunction, resolve_loss
+from fastadv_adapters.attack.losses import Loss, LossFunction, LossName, resolve_loss
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LOGITS = torch.tensor([[1.0, 4.0, 2.0, 0.5, -1.0], [3.0, -2.0, 0.0, 2.5, 1.0]], dtype=torch.float64)
@@ -30,7 +30,7 @@ def directions(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
         ("dlr", True, [2.0 / (4 - 0.75), -3.0 / (3 - 0.5)]),
     ],
 )
-def test_values_are_those_worked_out_by_hand(name: str, targeted: bool, expected: list[float]) -> None:
+def test_values_are_those_worked_out_by_hand(name: LossName, targeted: bool, expected: list[float]) -> None:
     values = resolve_loss(name, targeted)(LOGITS, LABELS)
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
 
@@ -54,7 +54,7 @@ def test_ce_has_the_direction_of_the_cross_entropy(targeted: bool) -> None:
 @pytest.mark.parametrize("name", ["ce", "dlr", "margin"])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_no_direction_vanishes_however_sure_the_model(
-    name: str, scale: float, dtype: torch.dtype, targeted: bool
+    name: LossName, scale: float, dtype: torch.dtype, targeted: bool
 ) -> None:
     logits = (LOGITS * scale).to(dtype)
     loss = resolve_loss(name, targeted)
@@ -101,7 +101,7 @@ def test_dlr_on_its_plateau_gives_way_to_the_margin() -> None:
 
 @pytest.mark.parametrize("name", ["ce", "dlr", "margin"])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_equal_logits_give_finite_values_and_directions(name: str, targeted: bool) -> None:
+def test_equal_logits_give_finite_values_and_directions(name: LossName, targeted: bool) -> None:
     values, direction = resolve_loss(name, targeted).ascent(torch.zeros(2, 5), torch.tensor([0, 4]))
     assert bool(values.isfinite().all())
     assert bool(direction.isfinite().all())
@@ -120,7 +120,7 @@ def test_directions_exist_without_grad_mode_and_leave_the_logits_alone() -> None
 @pytest.mark.parametrize("loss", ["CE", "cw", ""])
 def test_an_unknown_name_lists_the_choices(loss: str) -> None:
     with pytest.raises(ValueError, match=rf"one of 'ce', 'dlr', 'margin' or a callable .* got '{loss}'. Choose"):
-        resolve_loss(loss)
+        resolve_loss(loss)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loss", [None, 3])
@@ -133,7 +133,7 @@ def test_what_is_neither_name_nor_callable_is_an_error(loss: Any) -> None:
     ("name", "targeted", "classes", "least"),
     [("ce", False, 1, 2), ("margin", True, 1, 2), ("dlr", False, 2, 3), ("dlr", True, 3, 4)],
 )
-def test_too_few_classes_are_an_error(name: str, targeted: bool, classes: int, least: int) -> None:
+def test_too_few_classes_are_an_error(name: LossName, targeted: bool, classes: int, least: int) -> None:
     with pytest.raises(ValueError, match=rf"C of at least {least} for the loss {name}.*got shape \(2, {classes}\)"):
         resolve_loss(name, targeted)(torch.zeros(2, classes), torch.tensor([0, 0]))
 

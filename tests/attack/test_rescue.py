@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from fastadv_adapters.attack import Norm
 from fastadv_adapters.attack.safe_pgd import SafePGD
 from fastadv_adapters.model import FastAttackModel
 from tests.attack.test_balls import NORMS, assert_inside
@@ -57,7 +58,7 @@ def marked_task(n: int = 12) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("early_stop", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("norm", NORMS)
-def test_spoilt_samples_are_attacked_again_in_full_precision(norm: str, value: float, early_stop: bool) -> None:
+def test_spoilt_samples_are_attacked_again_in_full_precision(norm: Norm, value: float, early_stop: bool) -> None:
     net, x, y, rows = marked_task()
     settings: dict[str, Any] = {"eps": EPS[norm] * 1.3, "norm": norm, "early_stop": early_stop, "steps": 6}
     fast = FastAttackModel(Spoilt(net, value), dtype=torch.float16)
@@ -74,7 +75,7 @@ def test_spoilt_samples_are_attacked_again_in_full_precision(norm: str, value: f
 @pytest.mark.parametrize("early_stop", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
 def test_gradients_that_nothing_cures_give_the_best_candidate_and_leave_others_alone(
-    norm: str, early_stop: bool
+    norm: Norm, early_stop: bool
 ) -> None:
     net, x, y, rows = marked_task()
     runs = [
@@ -101,7 +102,7 @@ class Liar(nn.Module):
 
 @pytest.mark.parametrize("early_stop", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
-def test_only_exact_decisions_count(norm: str, early_stop: bool) -> None:
+def test_only_exact_decisions_count(norm: Norm, early_stop: bool) -> None:
     net, x, y = task(12)
     settings: dict[str, Any] = {"eps": EPS[norm] * 1.3, "norm": norm, "early_stop": early_stop, "steps": 6}
     found = SafePGD(FastAttackModel(Liar(net), dtype=torch.float16), **settings, generator=seed())(x, y)

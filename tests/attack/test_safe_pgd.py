@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastadv_adapters.attack import LossName, Norm
 from fastadv_adapters.attack.losses import resolve_loss
 from fastadv_adapters.attack.safe_pgd import SafePGD, plain
 from fastadv_adapters.model import FastAttackModel
@@ -72,7 +73,7 @@ def each_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("where", ["inside", "at the bounds"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_it_reaches_the_optimum_of_a_linear_model(norm: str, where: str, loss: str, targeted: bool) -> None:
+def test_it_reaches_the_optimum_of_a_linear_model(norm: Norm, where: str, loss: LossName, targeted: bool) -> None:
     net, d, eps = nn.Linear(12, 2), 12, {"linf": 0.1, "l2": 0.3, "l1": 0.25}[norm]
     x = samples((6, d), (0.0, 1.0), torch.float32, 0) if where == "at the bounds" else torch.full((6, d), 0.5)
     y = torch.tensor([0, 1] * 3)
@@ -116,7 +117,7 @@ def test_it_never_leaves_the_budget_or_the_bounds(
     n: int,
     shape: tuple[int, ...],
     dtype: torch.dtype,
-    norm: str,
+    norm: Norm,
     eps: float,
     bounds: tuple[float, float],
     early_stop: bool,
@@ -136,7 +137,7 @@ def test_it_never_leaves_the_budget_or_the_bounds(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_it_breaks_what_the_budget_allows_and_not_everything(norm: str) -> None:
+def test_it_breaks_what_the_budget_allows_and_not_everything(norm: Norm) -> None:
     net, x, y = task()
     found = broken(net, SafePGD(net, eps=EPS[norm], norm=norm, generator=seed())(x, y), y)
     assert 6 <= int(found.sum()) <= 20
@@ -197,7 +198,7 @@ def test_what_is_misclassified_already_counts_as_adversarial() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("restarts", [1, 2])
-def test_early_stop_breaks_the_same_samples_with_fewer_passes(norm: str, restarts: int) -> None:
+def test_early_stop_breaks_the_same_samples_with_fewer_passes(norm: Norm, restarts: int) -> None:
     net, x, y = task()
     results, passes = [], []
     for early_stop in (False, True):

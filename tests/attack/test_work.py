@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from digits import Digits, DigitsNet, grey_digits, train
+from fastadv_adapters.attack import LossName, Norm
 from fastadv_adapters.attack.balls import Ball, ball_around
 from fastadv_adapters.attack.pool import Best, Pool
 from fastadv_adapters.attack.safe_pgd import SafePGD
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.mark.parametrize(("norm", "first"), [("linf", 2.0), ("l2", 2.0), ("l1", 1.0)])
-def test_steps_fall_in_a_straight_line_unless_alpha_is_given(norm: str, first: float) -> None:
+def test_steps_fall_in_a_straight_line_unless_alpha_is_given(norm: Norm, first: float) -> None:
     found = step_sizes(norm, eps=0.5, steps=4, alpha=None)
     assert found == pytest.approx([first * 0.5, first * 0.375, first * 0.25, first * 0.125])
     assert step_sizes(norm, eps=0.5, steps=3, alpha=0.2) == (0.2, 0.2, 0.2)
@@ -107,7 +108,7 @@ MIDDLING = {"linf": 0.11, "l2": 0.5, "l1": 1.2}
 @pytest.mark.parametrize("network", ["undefended", "defended"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_falling_steps_are_at_least_as_strong_as_constant_ones(
-    norm: str, network: str, undefended: nn.Module, defended: nn.Module, data: Digits
+    norm: Norm, network: str, undefended: nn.Module, defended: nn.Module, data: Digits
 ) -> None:
     net = defended if network == "defended" else undefended
     x, y, eps = data.test_images[:200], data.test_labels[:200], MIDDLING[norm]
@@ -133,7 +134,7 @@ def mixed(n: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("norm", NORMS)
-def test_early_stop_breaks_the_same_samples_in_every_precision(norm: str, dtype: torch.dtype) -> None:
+def test_early_stop_breaks_the_same_samples_in_every_precision(norm: Norm, dtype: torch.dtype) -> None:
     net, x, y = mixed(16)
     fast = FastAttackModel(net, dtype=dtype)
     for value in range(3):
@@ -251,7 +252,7 @@ def operators_of(work: Callable[[], object]) -> Operators:
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("norm", NORMS)
-def test_waits_for_the_device_do_not_depend_on_the_steps(norm: str, dtype: torch.dtype, random_start: bool) -> None:
+def test_waits_for_the_device_do_not_depend_on_the_steps(norm: Norm, dtype: torch.dtype, random_start: bool) -> None:
     net, x, y = task(6)
     fast = FastAttackModel(net, dtype=dtype)
     waits = []
@@ -266,7 +267,7 @@ MOST = {"linf": 30, "l2": 46, "l1": 88}  # of the cross entropy; the margin has 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_step_has_few_operators_beside_the_network(norm: str, loss: str) -> None:
+def test_a_step_has_few_operators_beside_the_network(norm: Norm, loss: LossName) -> None:
     net, x, y = task(6)
     fast = FastAttackModel(net, dtype=torch.float32)
     view = fast.view(decisions="fast", logits_dtype=torch.float64)
@@ -282,7 +283,9 @@ def test_a_step_has_few_operators_beside_the_network(norm: str, loss: str) -> No
     assert 0 < of_steps - of_network <= MOST[norm] + 3 * (loss == "margin")
 
 
-def attack_of(fast: FastAttackModel, norm: str, loss: str, steps: int, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+def attack_of(
+    fast: FastAttackModel, norm: Norm, loss: LossName, steps: int, x: Tensor, y: Tensor
+) -> Callable[[], Tensor]:
     return partial(SafePGD(fast, eps=0.05, norm=norm, loss=loss, steps=steps, random_start=False), x, y)
 
 

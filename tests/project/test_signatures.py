@@ -3,10 +3,14 @@
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 import fastadv_adapters
+from fastadv_adapters import FastAttackModel, FastAttackOptions, SafePGD, foolbox, torchattacks
 
 Signed = Callable[..., Any]
 
@@ -64,3 +68,39 @@ def test_a_private_parameter_is_found() -> None:
 
     assert private_parameters(function) == ["_before"]
     assert private_parameters(Kept) == ["_x"]
+
+
+def keyword_only(found: Signed) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(found).parameters
+    return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_the_options_as_a_type_are_those_of_the_model() -> None:
+    taken = keyword_only(FastAttackModel)
+    assert len(taken) >= 8, "the search should find the options"
+    assert typing.get_type_hints(FastAttackOptions) == {name: p.annotation for name, p in taken.items()}
+    assert FastAttackOptions.__required_keys__ == frozenset()
+    assert [name for name, p in taken.items() if p.default is inspect.Parameter.empty] == []
+
+
+def test_options_are_described_where_the_model_is_and_nowhere_else() -> None:
+    options, model = FastAttackOptions.__annotations__, inspect.getdoc(FastAttackModel)
+    assert [name for name in options if f"\n    {name}: " not in (model or "")] == []
+    for handed_on in (FastAttackOptions, torchattacks.accelerate, foolbox.FastPyTorchModel):
+        text = inspect.getdoc(handed_on) or ""
+        assert [name for name in options if f"\n    {name}: " in text] == []
+        assert "fastadv_adapters.FastAttackModel" in text
+
+
+@pytest.mark.parametrize("hands_on", [torchattacks.accelerate, foolbox.FastPyTorchModel])
+def test_adapters_hand_on_options_of_that_type(hands_on: Signed) -> None:
+    assert inspect.signature(hands_on).parameters["options"].annotation == "Unpack[FastAttackOptions]"
+
+
+def test_both_forms_of_the_attack_take_the_same_settings() -> None:
+    core, adapter = inspect.signature(SafePGD).parameters, inspect.signature(torchattacks.SafePGD).parameters
+    own = {"targeted", "bounds"}  # torchattacks has modes and images in [0, 1]
+    assert core.keys() - adapter.keys() == own
+    assert {name: p.annotation for name, p in core.items() if name not in own} == {
+        name: p.annotation for name, p in adapter.items()
+    }
