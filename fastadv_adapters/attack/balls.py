@@ -116,7 +116,9 @@ class Ball(ABC):
         wide = torch.float64 if exact else torch.float32
         delta = x.to(wide) - self.origin.to(wide)
         length, eps = self._length(delta), self.eps if exact else self.eps * (1 - _SLACK)
-        return toward(self.origin, delta * torch.where(length > eps, eps / length, 1.0))
+        found = toward(self.origin, delta * torch.where(length > eps, eps / length, 1.0))
+        # A delta is a rounded difference: the sum may lie one value past a bound that x was at.
+        return found.clamp_(self.lower, self.upper)
 
     @abstractmethod
     def random_start(self, generator: Generator | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -60,6 +60,7 @@ def walk(ball: Ball, seed: int, alpha: float, *, steps: int = 3) -> Tensor:
 
 @settings
 @given(st.integers(0, 4), shapes, st.sampled_from(DTYPES), st.sampled_from(NORMS), budgets, ranges, st.integers(0, 99))
+@example(n=1, shape=(1,), dtype=torch.float64, norm="l2", eps=2.0, bounds=(-2.1, 0.3), seed=0)  # sums past a bound
 def test_no_walk_leaves_the_budget_or_the_bounds(
     n: int, shape: tuple[int, ...], dtype: torch.dtype, norm: Norm, eps: float, bounds: tuple[float, float], seed: int
 ) -> None:
@@ -73,6 +74,7 @@ def test_no_walk_leaves_the_budget_or_the_bounds(
 
 @settings
 @given(shapes, st.sampled_from(NARROW), st.sampled_from(NORMS), budgets, ranges, st.integers(0, 99))
+@example(shape=(1,), dtype=torch.float32, norm="l2", eps=2.0, bounds=(-2.1, 0.3), seed=1)
 def test_the_budget_holds_where_there_is_no_float64(
     shape: tuple[int, ...], dtype: torch.dtype, norm: Norm, eps: float, bounds: tuple[float, float], seed: int
 ) -> None:
