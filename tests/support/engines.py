@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fastadv_adapters.boundary import Engine
 from fastadv_adapters.engines import choosing, compiled
 from fastadv_adapters.engines.replay import ReplayEngine
+from fastadv_adapters.engines.waiting import refuse_what_waits
 from fastadv_adapters.modules.precision import Precision
 from fastadv_adapters.networks import pair as networks
 
@@ -61,10 +62,14 @@ class CpuRecorder:
         captured: how many pieces of work were recorded.
         replayed: how many replays there were.
         recording: whether the caller is recording himself.
+        pools: how many memory pools there were.
+        used: addresses outside of the pools that were told to be used.
     """
 
     def __init__(self) -> None:
         self.captured = self.replayed = 0
+        self.pools = 1
+        self.used: list[int] = []
         self.recording = False
         self._left: list[Tensor] = []
 
@@ -75,8 +80,16 @@ class CpuRecorder:
     def turn(self) -> Iterator[None]:
         yield
 
+    def uses(self, tensors: Sequence[Tensor]) -> None:
+        self.used += [t.data_ptr() for t in tensors]
+
+    def start_anew(self) -> None:
+        self.pools += 1
+        self._left = []
+
     def warm(self, work: Callable[[], object]) -> None:
-        work()
+        with refuse_what_waits(torch.device("cpu")):
+            work()
 
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
         self.captured += 1
