@@ -13,7 +13,11 @@ from typing import Any
 import torch
 
 ALONE = threading.RLock()
-"""Held while any model warms up or captures: PyTorch's generators and flags know of one capture only."""
+"""Held while any model warms up, captures or replays.
+
+The flags that warming up sets are of the whole process. Up to PyTorch 2.11 so is the generator of a device: while it is
+part of one capture, a replay in another thread raises.
+"""
 
 _Stream = tuple[int, int]  # device, handle
 
@@ -22,7 +26,7 @@ _workspaces: dict[_Stream, Any] = {}  # the pool of the last capture on each str
 
 
 def capture(work: Callable[[], object], *, stream: torch.cuda.Stream, pool: Any) -> Callable[[], None]:
-    """Record the work on the current device; other threads may go on using the device meanwhile.
+    """Record the work on the current device, with ``ALONE`` held; other threads may go on using the device meanwhile.
 
     Args:
         work: what to record.
@@ -32,7 +36,7 @@ def capture(work: Callable[[], object], *, stream: torch.cuda.Stream, pool: Any)
     Returns:
         The replay. If the work or the capture raises, the pool must not be used any more.
     """
-    with ALONE, torch.cuda.stream(stream), _garbage_kept():
+    with torch.cuda.stream(stream), _garbage_kept():
         _take_workspaces(stream, pool)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -41,7 +45,12 @@ def capture(work: Callable[[], object], *, stream: torch.cuda.Stream, pool: Any)
         except BaseException:
             _clean_up(graph, pool)
             raise
-    return graph.replay
+
+    def replay() -> None:
+        with ALONE:
+            graph.replay()
+
+    return replay
 
 
 def _run_to_the_end(graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:

@@ -143,6 +143,28 @@ def test_threads_record_one_after_the_other(install: Callable[..., FakeCuda]) ->
     assert not torch.backends.cudnn.benchmark
 
 
+def test_nobody_replays_while_another_thread_captures(install: Callable[..., FakeCuda]) -> None:
+    install()
+    replay, begun, outcomes = CudaRecorder(CUDA).capture(lambda: None), threading.Event(), []
+
+    def replay_meanwhile() -> None:
+        begun.wait(10)
+        try:
+            outcomes.append(replay())
+        except RuntimeError as error:
+            outcomes.append(error)
+
+    def work() -> None:
+        begun.set()
+        thread.join(0.05)
+
+    thread = threading.Thread(target=replay_meanwhile)
+    thread.start()
+    CudaRecorder(CUDA).capture(work)
+    thread.join(10)
+    assert outcomes == [None]
+
+
 def test_a_capture_waits_for_nothing_and_collects_nothing(install: Callable[..., FakeCuda]) -> None:
     cuda = install()
     collecting = []
