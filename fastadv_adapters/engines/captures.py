@@ -104,7 +104,7 @@ def _take_workspaces(stream: torch.cuda.Stream, pool: Any) -> None:
     """See to it that the workspaces of cuBLAS for this stream are, or will be, allocated in this pool.
 
     A graph keeps their addresses. In its own pool these stay valid as long as the graph, also if somebody clears the
-    workspaces: compilers do, and from PyTorch 2.12 on every graph that dies, for the stream it was captured on.
+    workspaces: compilers do, and in PyTorch 2.13 every graph that dies, for the stream it was captured on.
     PyTorch hands out the same streams again and again, so a stream may have workspaces in the pool of another model.
     """
     key = (torch.cuda.current_device(), stream.cuda_stream)

@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, SafePGD
+from fastadv_adapters.engines import graphs
 from fastadv_adapters.modules.notices import FastAttackWarning
 from fastadv_adapters.modules.precision import ieee_float32
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, reference, small_net
@@ -287,6 +288,36 @@ def test_a_model_that_cannot_be_recorded_runs_eager_and_leaves_stream_and_genera
     other = FastAttackModel(net_on_gpu(), dtype=torch.float32)
     input_gradient(other, x, y)
     assert other.engine == "cudagraph"
+
+
+def test_a_capture_that_breaks_leaves_other_recordings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "refuse_what_waits", lambda device: nullcontext())  # so that it does break
+    net, (x, y) = net_on_gpu(), on_gpu()
+    other, broken = FastAttackModel(net, dtype=torch.float32), FastAttackModel(Reads().eval().cuda())
+    expected = input_gradient(other, x, y)
+    for _ in range(2):
+        input_gradient(broken, x, y)
+    assert broken.engine == "eager"
+    assert torch.rand(3, device="cuda").isfinite().all()
+    assert torch.equal(input_gradient(other, x, y), expected)
+    input_gradient(other, x[:3], y[:3])
+    torch.cuda.empty_cache()
+    assert other.engine == "cudagraph"
+
+
+@pytest.mark.parametrize("samples", [6, 64])
+def test_cleared_workspaces_are_nobody_elses_memory(samples: int) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2048), nn.ReLU(), nn.Linear(2048, 10)).eval().cuda()
+    x, y = torch.rand(samples, 3, 8, 8, device="cuda"), torch.randint(10, (samples,), device="cuda")
+    fast = FastAttackModel(net, dtype=torch.float16)
+    expected = input_gradient(fast, x, y)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    others = [torch.zeros(2**18, device="cuda") for _ in range(256)]
+    for _ in range(10):
+        assert torch.equal(input_gradient(fast, x, y), expected)
+    assert not any(bool(other.any()) for other in others)
+    assert fast.engine == "cudagraph"
 
 
 def test_recording_in_one_thread_while_another_runs_backward() -> None:
