@@ -18,9 +18,9 @@ from fastadv_adapters.engines.graphs import CudaRecorder
 from fastadv_adapters.engines.replay import ReplayEngine
 from fastadv_adapters.engines.unchanging import CannotRecordError, addresses
 from fastadv_adapters.engines.waiting import refuse_what_waits
-from tests.engines import CpuRecorder, use_engine
-from tests.fake_cuda import FakeCuda, breaking
-from tests.tools import batch, input_gradient, small_net
+from tests.support.engines import CpuRecorder, use_engine
+from tests.support.fake_cuda import FakeCuda, breaking
+from tests.support.tools import batch, input_gradient, small_net
 
 CUDA = torch.device("cuda", 0)
 
