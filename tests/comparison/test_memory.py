@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import resnet18, settle_statistics
+from benchmarks.shared.networks import resnet18, settle_statistics
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison.memory import bytes_kept
 from tests.support.tools import fingerprint, small_net

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from benchmarks.networks import VisionTransformer, WideResNet
+from benchmarks.shared.networks import VisionTransformer, WideResNet
 from fastadv_adapters import FastAttackModel, SafePGD, watch_gradients
 from fastadv_adapters.engines import compiled
 from fastadv_adapters.engines.replay import ReplayEngine

@@ -11,9 +11,10 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from benchmarks.correctness import Outcome, Subject, judge
-from benchmarks.networks import resnet18
-from benchmarks.precision import Multiplied, Settings, ways
+from benchmarks.precision.subjects import Multiplied, Settings
+from benchmarks.precision.ways import ways
+from benchmarks.shared.correctness import Outcome, Subject, judge
+from benchmarks.shared.networks import resnet18
 from digits import DigitsNet, accuracy, grey_digits, rgb_digits, train
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel

@@ -13,17 +13,19 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks import bench, convolutions, precision
 from benchmarks import quote as quoting
-from benchmarks.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
-from benchmarks.floor import Work, work_of
-from benchmarks.limits import PASS, SHORT, limits_part
-from benchmarks.memory import kept_per_image
-from benchmarks.plot import draw
+from benchmarks.precision import __main__ as precision
 from benchmarks.quote import Quotation, excerpt, quote
-from benchmarks.rows import PLAIN, Prepared, Row, Setup, choose, every_row, torchattacks_pgd
-from benchmarks.sweep import batches_up_to, saturating
-from benchmarks.timing import Budget, measure_in_turn
+from benchmarks.shared.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
+from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, choose, every_row, torchattacks_pgd
+from benchmarks.shared.timing import Budget, measure_in_turn
+from benchmarks.speed import __main__ as bench
+from benchmarks.speed import convolutions
+from benchmarks.speed.floor import Work, work_of
+from benchmarks.speed.limits import PASS, SHORT, limits_part
+from benchmarks.speed.memory import kept_per_image
+from benchmarks.speed.plot import draw
+from benchmarks.speed.sweep import batches_up_to, saturating
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -84,7 +86,7 @@ def test_freed_memory_is_kept_where_malloc_can_be_told() -> None:
     """In a process of its own: it would stay so for all tests."""
     code = """
 import resource, torch
-from benchmarks.device import keep_freed_memory
+from benchmarks.shared.device import keep_freed_memory
 told = keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -123,11 +125,21 @@ def test_the_command_names_what_it_does_not_know(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_script_shows_its_options() -> None:
-    command = [sys.executable, "-m", "benchmarks.bench", "--help"]
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("speed", "--sweep"),
+        ("speed.convolutions", "--widest"),
+        ("speed.keeping", "--dtype"),
+        ("precision", "--resnet-images"),
+        ("matrix", "--attacks"),
+    ],
+)
+def test_the_commands_show_their_options(command: str, option: str) -> None:
+    line = [sys.executable, "-m", f"benchmarks.{command}", "--help"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120)
-    assert "--sweep" in done.stdout
+    done = subprocess.run(line, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert option in done.stdout
 
 
 def test_a_way_that_fails_says_why_and_a_wrong_one_is_marked() -> None:

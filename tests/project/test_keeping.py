@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import keeping
+from benchmarks.speed import keeping
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -15,7 +15,7 @@ def results(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     threads = torch.get_num_threads()
     keeping.main(width=8, batch=2, repeats=1, warmup=0, dtype=request.param, threads=threads, out=tmp_path)
     page = (tmp_path / f"keeping-{request.param}.md").read_text(encoding="utf-8")
-    assert f"python -m benchmarks.keeping --dtype {request.param}" in page
+    assert f"python -m benchmarks.speed.keeping --dtype {request.param}" in page
     record = json.loads((tmp_path / f"keeping-{request.param}.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = record["results"] | {"bytes in an entry": 4 if request.param == "float32" else 2}
     return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.networks import VisionTransformer, WideResNet, resnet18
+from benchmarks.shared.networks import VisionTransformer, WideResNet, resnet18
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.report import summary
 from fastadv_adapters.report.alignment import Misfit, misfits

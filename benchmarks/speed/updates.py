@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.networks import WideResNet, settle_statistics
-from benchmarks.recipe import RecipeModel
-from benchmarks.report import Part, Table, milliseconds, timing_record
-from benchmarks.rows import half_of, short
-from benchmarks.timing import Way, measure_in_turn
+from benchmarks.shared.networks import WideResNet, settle_statistics
+from benchmarks.shared.recipe import RecipeModel
+from benchmarks.shared.report import Part, Table, milliseconds, timing_record
+from benchmarks.shared.rows import half_of, short
+from benchmarks.shared.timing import Way, measure_in_turn
 from fastadv_adapters import FastAttackModel
 
 

@@ -8,19 +8,19 @@ from functools import cached_property
 
 import torch
 
-from benchmarks.ablation import ablation_part
-from benchmarks.cases import SCALES, Case, Size, cases
-from benchmarks.correctness import Subject, confident_digits, judge
-from benchmarks.limits import limits_part
-from benchmarks.measure import Effort, forget, measure_network
-from benchmarks.memory import memory_part
-from benchmarks.network_table import network_table
-from benchmarks.report import Part, Report, Table
-from benchmarks.rows import Row, choose, every_row, short
-from benchmarks.scaling import early_stop_part, growth_part, scaling_part
-from benchmarks.sweep import sweep_part
-from benchmarks.timing import Budget, reason
-from benchmarks.updates import update_part
+from benchmarks.shared.correctness import Subject, confident_digits, judge
+from benchmarks.shared.report import Part, Report, Table
+from benchmarks.shared.rows import Row, choose, every_row, short
+from benchmarks.shared.timing import Budget, reason
+from benchmarks.speed.ablation import ablation_part
+from benchmarks.speed.cases import SCALES, Case, Size, cases
+from benchmarks.speed.limits import limits_part
+from benchmarks.speed.measure import Effort, forget, measure_network
+from benchmarks.speed.memory import memory_part
+from benchmarks.speed.network_table import network_table
+from benchmarks.speed.scaling import early_stop_part, growth_part, scaling_part
+from benchmarks.speed.sweep import sweep_part
+from benchmarks.speed.updates import update_part
 from fastadv_adapters import FastAttackModel
 
 PARTS = ("correctness", "updates", "networks", "memory", "early_stop", "scaling", "growth", "ablation")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import VisionTransformer, WideResNet, resnet18, resnet50, settle_statistics
+from benchmarks.shared.networks import VisionTransformer, WideResNet, resnet18, resnet50, settle_statistics
 
 Size = Literal["full", "small", "tiny"]
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.correctness import WRONG
-from benchmarks.rows import PLAIN
+from benchmarks.shared.correctness import WRONG
+from benchmarks.shared.rows import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

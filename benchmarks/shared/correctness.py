@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import Table
-from benchmarks.rows import Prepared, Row, Setup, mean_loss
-from benchmarks.timing import NO_TIME, Budget, reason
+from benchmarks.shared.report import Table
+from benchmarks.shared.rows import Prepared, Row, Setup, mean_loss
+from benchmarks.shared.timing import NO_TIME, Budget, reason
 from digits import Digits, DigitsNet, accuracy, grey_digits, train
 
 RIGHT, STRONGER, WRONG, FAILED, UNJUDGED = "right", "stronger", "WRONG", "failed", "not judged"

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import Case
-from benchmarks.floor import Rates, Work, Yardsticks, work_of
-from benchmarks.memory import allocated, kept_per_image, peak_above
-from benchmarks.report import timing_record
-from benchmarks.rows import PLAIN, Prepared, Row, Setup, short
-from benchmarks.timing import NO_TIME, Budget, Timing, Way, measure_in_turn, reason, seconds_of
+from benchmarks.shared.report import timing_record
+from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, short
+from benchmarks.shared.timing import NO_TIME, Budget, Timing, Way, measure_in_turn, reason, seconds_of
+from benchmarks.speed.cases import Case
+from benchmarks.speed.floor import Rates, Work, Yardsticks, work_of
+from benchmarks.speed.memory import allocated, kept_per_image, peak_above
 
 NEAR = 1.2
 """Ways that take at most so many times as long as the fastest are nearly as fast."""

@@ -1,6 +1,6 @@
 """3 x 3 convolutions in float32 on a processor: PyTorch's own and Winograd's algorithm, time and rounding.
 
-Run with `python -m benchmarks.convolutions`, or `python -m benchmarks.convolutions --help` for its options. The layers
+Run with `python -m benchmarks.speed.convolutions`; `--help` lists its options. The layers
 are those of a ResNet-18 and of a WRN-28-10 on images of 32 x 32. Both ways compute output and gradient at the input, in
 turn; what is exact is computed in float64.
 """
@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.report import OUT, Part, Report, Table, milliseconds, timing_record
-from benchmarks.timing import measure_in_turn
+from benchmarks.shared.report import OUT, Part, Report, Table, milliseconds, timing_record
+from benchmarks.shared.timing import measure_in_turn
 from fastadv_adapters.kernels import winograd
 
 LAYERS = (
@@ -117,7 +117,7 @@ def main(
 ) -> None:
     """Compare Winograd's algorithm with PyTorch's convolutions, layer by layer."""
     torch.manual_seed(seed)
-    title, command = "Winograd's algorithm, layer by layer", "python -m benchmarks.convolutions"
+    title, command = "Winograd's algorithm, layer by layer", "python -m benchmarks.speed.convolutions"
     settings = asdict(Settings(batch, repeats, widest, seed))
     report = Report("convolutions", title, command, settings, torch.device("cpu"), out, console)
     rows, record = [], {}

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import torch
 
-from benchmarks.correctness import UNJUDGED, WRONG
-from benchmarks.measure import Found, Measurement
-from benchmarks.report import Table, milliseconds
-from benchmarks.rows import EPS, PLAIN, Row, short
-from benchmarks.sweep import batch_advice
+from benchmarks.shared.correctness import UNJUDGED, WRONG
+from benchmarks.shared.report import Table, milliseconds
+from benchmarks.shared.rows import EPS, PLAIN, Row, short
+from benchmarks.speed.measure import Found, Measurement
+from benchmarks.speed.sweep import batch_advice
 
 _EARLY = "Early stop is timed at a budget at which no sample falls: what it costs where it saves nothing."
 

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.device import describe_device, versions
-from benchmarks.timing import Timing
+from benchmarks.shared.device import describe_device, versions
+from benchmarks.shared.timing import Timing
 
 OUT = Path("docs/benchmarks")
 """Where results are kept unless told otherwise."""

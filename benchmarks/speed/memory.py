@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks.networks import resnet18, settle_statistics
-from benchmarks.recipe import RecipeModel
-from benchmarks.report import Part, Table
-from benchmarks.rows import Prepared, short
-from benchmarks.timing import reason
+from benchmarks.shared.networks import resnet18, settle_statistics
+from benchmarks.shared.recipe import RecipeModel
+from benchmarks.shared.report import Part, Table
+from benchmarks.shared.rows import Prepared, short
+from benchmarks.shared.timing import reason
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison.memory import bytes_kept
 from fastadv_adapters.modules.precision import HALF

@@ -11,11 +11,11 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.cases import Case
-from benchmarks.measure import Effort
-from benchmarks.report import Part, Table, milliseconds, timing_record
-from benchmarks.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
-from benchmarks.timing import Budget, Timing, Way, measure_in_turn, reason
+from benchmarks.shared.report import Part, Table, milliseconds, timing_record
+from benchmarks.shared.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
+from benchmarks.shared.timing import Budget, Timing, Way, measure_in_turn, reason
+from benchmarks.speed.cases import Case
+from benchmarks.speed.measure import Effort
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.kernels import prepacked, shapes
 from fastadv_adapters.modules import precision

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.correctness import FAILED, WRONG
-from benchmarks.report import Part, Table
-from benchmarks.rows import FOOLBOX, PLAIN
-from benchmarks.scaling import BATCH, STEPS
+from benchmarks.shared.correctness import FAILED, WRONG
+from benchmarks.shared.report import Part, Table
+from benchmarks.shared.rows import FOOLBOX, PLAIN
+from benchmarks.speed.scaling import BATCH, STEPS
 
 PASS, SHORT, OPEN = "PASS", "short", "not measured"
 

@@ -1,6 +1,6 @@
 """What a forward pass keeps for the backward pass, and what keeping less costs, measured in turn.
 
-Run with `python -m benchmarks.keeping`, or `python -m benchmarks.keeping --help` for its options. For a residual
+Run with `python -m benchmarks.speed.keeping`; `--help` lists its options. For a residual
 network with ReLU and for inverted residual blocks with SiLU and with LeakyReLU it measures each of the
 package's ways to keep less alone, and adds what it does not do: a ReLU that keeps one byte per entry.
 """
@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.networks import resnet18, settle_statistics
-from benchmarks.report import OUT, Part, Report, Table, milliseconds, timing_record
-from benchmarks.timing import Timing, measure_in_turn
+from benchmarks.shared.networks import resnet18, settle_statistics
+from benchmarks.shared.report import OUT, Part, Report, Table, milliseconds, timing_record
+from benchmarks.shared.timing import Timing, measure_in_turn
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison.memory import BytesKept, bytes_kept
 from fastadv_adapters.folding import build as folding
@@ -186,7 +186,7 @@ def main(
     torch.manual_seed(0)
     settings = Settings(width, batch, repeats, warmup, dtype)
     place = torch.device(device)
-    command = f"python -m benchmarks.keeping --dtype {dtype}"
+    command = f"python -m benchmarks.speed.keeping --dtype {dtype}"
     name = f"keeping-{dtype}"
     report = Report(name, "What is kept for the backward pass", command, asdict(settings), place, out, console)
     inner = max(width // 4, 1)

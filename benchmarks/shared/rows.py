@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
 
-from benchmarks.recipe import RecipeModel
+from benchmarks.shared.recipe import RecipeModel
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.attack.losses import resolve_loss
 from fastadv_adapters.foolbox import FastPyTorchModel

@@ -1,6 +1,6 @@
 """Every way to run the same attack on the same hardware, measured in one process and in turn.
 
-Run with `make bench`, on a GPU with `make bench-gpu`, or `python -m benchmarks.bench --help` for the options.
+Run with `make bench`, on a GPU with `make bench-gpu`, or `python -m benchmarks.speed --help` for the options.
 """
 
 import os
@@ -16,11 +16,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.cases import SCALES, Size, cases
-from benchmarks.device import keep_freed_memory
-from benchmarks.parts import PARTS, Bench, Settings
-from benchmarks.report import OUT, Report
-from benchmarks.rows import choose, every_row
+from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.report import OUT, Report
+from benchmarks.shared.rows import choose, every_row
+from benchmarks.speed.cases import SCALES, Size, cases
+from benchmarks.speed.parts import PARTS, Bench, Settings
 
 console = Console(width=None if sys.stdout.isatty() else 180)  # a log is read later, and elsewhere
 
@@ -59,7 +59,7 @@ def draw_results(report: Report) -> None:
     networks = {key: record for key, record in report.results.get("networks", {}).items() if record["rows"]}
     if not networks:
         return
-    from benchmarks.plot import draw
+    from benchmarks.speed.plot import draw
 
     try:
         draw(networks, report.results.get("correctness", {}), report.path("png"), title=report.title)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.cases import Case
-from benchmarks.measure import Effort, forget
-from benchmarks.report import Part, Table
-from benchmarks.rows import EPS, Setup, ours, torchattacks_pgd
-from benchmarks.timing import NO_TIME, Budget, Way, measure_in_turn, reason
+from benchmarks.shared.report import Part, Table
+from benchmarks.shared.rows import EPS, Setup, ours, torchattacks_pgd
+from benchmarks.shared.timing import NO_TIME, Budget, Way, measure_in_turn, reason
+from benchmarks.speed.cases import Case
+from benchmarks.speed.measure import Effort, forget
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.modules.precision import HALF
 

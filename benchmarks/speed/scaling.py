@@ -12,13 +12,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, resnet18_case
-from benchmarks.correctness import Subject
-from benchmarks.measure import Effort
-from benchmarks.memory import held
-from benchmarks.report import Part, Table, milliseconds, timing_record
-from benchmarks.rows import EPS, Setup, torchattacks_pgd
-from benchmarks.timing import Budget, Way, measure_in_turn
+from benchmarks.shared.correctness import Subject
+from benchmarks.shared.report import Part, Table, milliseconds, timing_record
+from benchmarks.shared.rows import EPS, Setup, torchattacks_pgd
+from benchmarks.shared.timing import Budget, Way, measure_in_turn
+from benchmarks.speed.cases import Case, resnet18_case
+from benchmarks.speed.measure import Effort
+from benchmarks.speed.memory import held
 from digits import accuracy, predict
 from fastadv_adapters import FastAttackModel, SafePGD
 
