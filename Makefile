@@ -21,7 +21,7 @@ help:
 	@echo "make coverage  the tests again, with the lines that none of them ran, also in htmlcov/"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
 	@echo "make bench     every way to run the same attack, on four networks (under 20 minutes on two cores)"
-	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (under 8 minutes)"
+	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (under 5 minutes)"
 	@echo "make clean     remove the environment and everything that was generated"
 
 demo: $(INSTALLED)
@@ -73,7 +73,7 @@ bench: $(INSTALLED)
 
 # In the environment that is there: nothing is installed.
 bench-gpu:
-	$(PYTHON) -m benchmarks.speed --size full --device cuda $(OPTIONS)
+	$(PYTHON) -m benchmarks.speed --size full --device cuda --rows lean $(OPTIONS)
 	$(PYTHON) -m benchmarks.quote
 
 # Made again when what is to be installed has changed.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Table
 from benchmarks.shared.rows import Prepared, Row, Setup, mean_loss
 from benchmarks.shared.timing import NO_TIME, Budget, reason
@@ -81,7 +83,7 @@ def judge(
         steps: of projected gradient descent.
         seed: of the random starts.
         model: what to attack in the place of the subject's own model, its logits multiplied, say.
-        budget: once it is used up, ways that compile are left out.
+        budget: once it is used up, ways that compile are left out, and a hard one stops one that is at it.
     """
     model = subject.model if model is None else model
     x, y = (part[: subject.images] for part in (subject.data.test_images, subject.data.test_labels))
@@ -89,15 +91,19 @@ def judge(
     exact = Prepared(lambda x, y: x, copy.deepcopy(model).double(), mean_loss).gradient(x.double(), y).flatten(1)
     plain_zero = ~Prepared(lambda x, y: x, model, mean_loss).gradient(x, y).flatten(1).any(1)
     outcomes: dict[str, Outcome] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.compiles):  # what takes a compiler's time comes last
         if row.compiles and budget is not None and budget.left < 0:
             outcomes[row.key] = Outcome(verdict=UNJUDGED, failure=NO_TIME)
             continue
         try:
-            found = _outcome(row, model, setup, (x, y), (exact, plain_zero), seed)
+            with budget.held() if row.compiles and budget is not None else nullcontext():
+                found = _outcome(row, model, setup, (x, y), (exact, plain_zero), seed)
             outcomes[row.key] = _with_verdict(found, next(iter(outcomes.values()), found))
         except Exception as error:
             outcomes[row.key] = Outcome(failure=reason(error))
+        except OutOfTimeError:
+            outcomes[row.key] = Outcome(verdict=UNJUDGED, failure=STOPPED)
+    outcomes = {row.key: outcomes[row.key] for row in rows}
     labels = {row.key: row.label for row in rows}
     return Judgement(subject, labels, outcomes, steps, accuracy(model, x, y))
 

@@ -1,6 +1,7 @@
 """What a benchmark hands back: tables on the terminal, the same in Markdown, and all numbers in JSON."""
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,8 @@ class Part:
 class Report:
     """The results of one command. They are written after every part, so a run that is broken off keeps what it has.
 
+    A file is replaced as a whole: a run that is killed while it writes leaves the file of before.
+
     Attributes:
         name: of the files, without their endings.
         title: of the page.
@@ -109,14 +112,22 @@ class Report:
         """Write `out/name.json` and `out/name.md`, both with device, versions and settings."""
         self.out.mkdir(parents=True, exist_ok=True)
         record = {**self._heads, "results": self.results}
-        self.path("json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        self._replace("json", json.dumps(record, indent=2) + "\n")
         heads = [f"- {head}: " + ", ".join(f"{k} {v}" for k, v in told.items()) for head, told in self._heads.items()]
         picture = [f"![{self.title}]({self.picture.name})", ""] if self.picture else []
         made = f"Made by `{self.command}`; all numbers are in `{self.name}.json`."
         keys = sorted(self._tables, key=lambda key: key != self.first)
         tables = [table.markdown() for key in keys for table in self._tables[key]]
         page = [f"# {self.title}", "", made, "", *heads, "", *picture, *tables]
-        self.path("md").write_text("\n".join(page), encoding="utf-8")
+        self._replace("md", "\n".join(page))
+
+    def _replace(self, ending: str, text: str) -> None:
+        beside = self.path(f"{ending}.new")
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path(ending))
 
     def path(self, ending: str) -> Path:
         """One of the files."""

@@ -137,10 +137,10 @@ def autocast(model: nn.Module, setup: Setup, *, dtype: torch.dtype) -> Prepared:
     return torchattacks_pgd(model, setup, context=lambda: torch.autocast(setup.device.type, dtype))
 
 
-def compiled(model: nn.Module, setup: Setup, *, dtype: torch.dtype) -> Prepared:
+def compiled(model: nn.Module, setup: Setup, *, dtype: torch.dtype, mode: str = "default") -> Prepared:
     """torchattacks.PGD on the model as torch.compile makes it, in half precision in an autocast region."""
     # Of a copy: compiling marks the model that it is given, and fast models of that would be built anew.
-    faster: nn.Module = torch.compile(copy.deepcopy(model))  # type: ignore[assignment]
+    faster: nn.Module = torch.compile(copy.deepcopy(model), mode=mode)  # type: ignore[assignment]
     return autocast(faster, setup, dtype=dtype) if dtype in HALF else torchattacks_pgd(faster, setup)
 
 
@@ -164,7 +164,7 @@ class Row:
         label: its name in tables.
         dtype: what its convolutions and products run in.
         build: makes a network ready.
-        core: whether it is measured on every network, or on the first alone.
+        core: whether it is measured on every network if not all is to be, or on the first alone.
         compiles: whether it takes a compiler's time to begin.
         ours: whether it runs through this package.
         timed: whether its speed is measured; otherwise only whether it is right.
@@ -202,8 +202,8 @@ def every_row(device: torch.device) -> tuple[Row, ...]:
     hardware = half_of(device)
     rows = [
         Row(PLAIN, "torchattacks", torch.float32, torchattacks_pgd),
-        *_rivals(torch.float32),
-        *(_rivals(hardware) if hardware else ()),
+        *_rivals(torch.float32, device),
+        *(_rivals(hardware, device) if hardware else ()),
         Row(FOOLBOX, "foolbox", torch.float32, foolbox_plain),
         *_own(torch.float32, device, default=hardware is None),
         *(_own(hardware, device, default=True) if hardware else ()),
@@ -212,7 +212,7 @@ def every_row(device: torch.device) -> tuple[Row, ...]:
     return (*rows, *(row for dtype in others if dtype != hardware for row in _judged_alone(dtype)))
 
 
-def _rivals(dtype: torch.dtype) -> Iterable[Row]:
+def _rivals(dtype: torch.dtype, device: torch.device) -> Iterable[Row]:
     """What a user could do in this dtype without us, beyond the plain attack."""
     name, half = short(dtype), dtype in HALF
     make, after = partial(recipe, dtype=dtype), f", {name}" if half else ""
@@ -220,6 +220,10 @@ def _rivals(dtype: torch.dtype) -> Iterable[Row]:
         yield Row(f"autocast-{name}", f"torchattacks, autocast, {name}", dtype, partial(autocast, dtype=dtype))
     label = f"torchattacks, torch.compile{', autocast' if half else ''}{after}"
     yield Row(f"compile-{name}", label, dtype, partial(compiled, dtype=dtype), core=False, compiles=True)
+    if device.type == "cuda":  # elsewhere this mode compiles to the same
+        label = f'torchattacks, torch.compile, mode="reduce-overhead"{", autocast" if half else ""}{after}'
+        build = partial(compiled, dtype=dtype, mode="reduce-overhead")
+        yield Row(f"compile-overhead-{name}", label, dtype, build, core=False, compiles=True)
     yield Row(f"recipe-{name}", f"recipe, {name}", dtype, make, core=half)
     if half:
         scaled = partial(make, loss_scale=FIXED_SCALE)
@@ -264,17 +268,27 @@ def _unscaled(dtype: torch.dtype) -> Row:
     return Row(key, label, dtype, partial(ours, dtype=dtype, loss_scale=None), ours=True, timed=False)
 
 
-def choose(rows: Sequence[Row], wanted: str) -> tuple[Row, ...]:
-    """The rows that are asked for: "all", "core", or keys with commas between; the plain one is always among them.
+SELECTIONS = ("all", "core", "lean")
+"""Rows can be asked for by these words: "lean" is all on the first network, and the core on the others."""
+
+
+def choose(rows: Sequence[Row], wanted: str, *, first: bool = True) -> tuple[Row, ...]:
+    """The rows that are asked for: one of SELECTIONS, or keys with commas between; the plain one is always among them.
+
+    Args:
+        rows: all that there are.
+        wanted: what is asked for.
+        first: whether it is for the first network.
 
     Raises:
         ValueError: a key that no row has.
     """
-    if wanted in ("all", "core"):
-        return tuple(row for row in rows if row.core or wanted == "all")
+    if wanted in SELECTIONS:
+        every = wanted == "all" or (wanted == "lean" and first)
+        return tuple(row for row in rows if row.core or every)
     keys = {PLAIN, *(key.strip() for key in wanted.split(",") if key.strip())}
     unknown = keys - {row.key for row in rows}
     if unknown:
-        known = ", ".join(row.key for row in rows)
-        raise ValueError(f'expected rows to be "all", "core" or some of {known}, got {", ".join(sorted(unknown))}')
+        known, words = ", ".join(row.key for row in rows), ", ".join(f'"{word}"' for word in SELECTIONS)
+        raise ValueError(f"expected rows to be {words} or some of {known}, got {', '.join(sorted(unknown))}")
     return tuple(row for row in rows if row.key in keys)

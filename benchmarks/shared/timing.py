@@ -3,9 +3,12 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+
+from benchmarks.shared.deadline import deadline
 
 NO_TIME = "left out, for the time was used up; --minutes gives more"
 """Why something is not measured."""
@@ -50,10 +53,16 @@ class Timing:
 
 
 class Budget:
-    """Seconds that a part of a benchmark may take."""
+    """Seconds that a part of a benchmark may take.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: from now on.
+        hard: whether :meth:`held` stops what takes longer; shares of a hard budget are hard, too.
+    """
+
+    def __init__(self, seconds: float, *, hard: bool = False) -> None:
         self.seconds = seconds
+        self.hard = hard
         self.start = time.perf_counter()
 
     @property
@@ -63,7 +72,11 @@ class Budget:
 
     def share(self, part: float) -> "Budget":
         """A budget of its own with a part, 0 to 1, of what is left."""
-        return Budget(max(self.left, 0.0) * part)
+        return Budget(max(self.left, 0.0) * part, hard=self.hard)
+
+    def held(self) -> AbstractContextManager[None]:
+        """A context that a hard budget ends when it is used up, with an OutOfTimeError."""
+        return deadline(self.left) if self.hard else nullcontext()
 
 
 def synchronize(device: torch.device) -> None:

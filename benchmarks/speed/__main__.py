@@ -73,7 +73,7 @@ def draw_results(report: Report) -> None:
 def main(
     size: Annotated[str, typer.Option(help="Of the networks: full for a GPU, small for two cores, tiny.")] = "small",
     networks: Annotated[str, typer.Option(help="Which, with commas between.")] = "all",
-    rows: Annotated[str, typer.Option(help='Ways: "all", "core", or keys with commas between.')] = "all",
+    rows: Annotated[str, typer.Option(help='Ways: "all", "core", "lean", or keys with commas between.')] = "all",
     parts: Annotated[str, typer.Option(help="What to measure, with commas between, in this order.")] = "all",
     sweep: Annotated[bool, typer.Option("--sweep", help="Try batch sizes too, in as much time again.")] = False,
     width: Annotated[int, typer.Option(help="Channels of the ResNet-18's first stage; 0: as the size says.")] = 0,
@@ -84,6 +84,9 @@ def main(
     threads: Annotated[int, typer.Option(help="Processor threads; 0 leaves PyTorch's choice.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, images and random starts.")] = 0,
     keep_freed: Annotated[bool, typer.Option(help="Let malloc keep freed memory: page faults fall by chance.")] = True,
+    apart: Annotated[
+        bool | None, typer.Option("--apart/--in-turn", help="One way after the other, kept at once; usual on a GPU.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for JSON, Markdown and the picture.")] = OUT,
 ) -> None:
@@ -99,7 +102,9 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     keeps = keep_freed and keep_freed_memory()
-    settings = Settings(scale, networks, rows, parts, steps, repeats, minutes or SCALES[scale].minutes, seed, keeps)
+    alone = place.type == "cuda" if apart is None else apart
+    time = minutes or SCALES[scale].minutes
+    settings = Settings(scale, networks, rows, parts, steps, repeats, time, seed, keeps, alone)
     name, hardware = ("bench-gpu", "a GPU") if place.type == "cuda" else ("bench", "a processor")
     title, command = f"Attacks on {hardware}: every way, in turn", f"make {name}"
     report = Report(name, title, command, asdict(settings), place, out, console, first="limits")

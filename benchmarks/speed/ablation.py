@@ -15,7 +15,7 @@ from benchmarks.shared.report import Part, Table, milliseconds, timing_record
 from benchmarks.shared.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
 from benchmarks.shared.timing import Budget, Timing, Way, measure_in_turn, reason
 from benchmarks.speed.cases import Case
-from benchmarks.speed.measure import Effort
+from benchmarks.speed.measurement import Effort
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.kernels import prepacked, shapes
 from fastadv_adapters.modules import precision

@@ -7,7 +7,7 @@ import torch
 from benchmarks.shared.correctness import UNJUDGED, WRONG
 from benchmarks.shared.report import Table, milliseconds
 from benchmarks.shared.rows import EPS, PLAIN, Row, short
-from benchmarks.speed.measure import Found, Measurement
+from benchmarks.speed.measurement import Found, Measurement
 from benchmarks.speed.sweep import batch_advice
 
 _EARLY = "Early stop is timed at a budget at which no sample falls: what it costs where it saves nothing."
@@ -36,7 +36,11 @@ def network_table(measurement: Measurement, verdicts: Mapping[str, str], device:
         "verdict",
     )
     title = f"PGD-{measurement.steps} on {measurement.case.title}"
-    rows = [_line(measurement, row, verdicts.get(row.key, UNJUDGED), gpu) for row in measurement.rows]
+    rows = [
+        _line(measurement, row, verdicts.get(row.key, UNJUDGED), gpu)
+        for row in measurement.rows
+        if row.key in measurement.found
+    ]
     return Table(title, columns, rows, _note(measurement) + batch_advice(measurement.case.batch, device))
 
 
@@ -80,9 +84,13 @@ def _note(measurement: Measurement) -> str:
             f"{short(dtype)} {1e3 * steps * flops_s:.4g} ms by operations ({rate / 1e9:.4g} GFLOP/s), "
             f"{1e3 * steps * bytes_s:.4g} ms by bytes"
         )
+    if measurement.apart:
+        how = f"At least {measurement.rounds} rounds of each way, one after the other, with the memory to itself"
+    else:
+        how = f"{measurement.rounds} rounds in turn"
     more = f", {measurement.closer} more for ways nearly as fast as the fastest" if measurement.closer else ""
     return (
-        f"{measurement.rounds} rounds in turn{more}. A step is {work.flops / 1e9:.4g} GFLOP; convolutions, products "
+        f"{how}{more}. A step is {work.flops / 1e9:.4g} GFLOP; convolutions, products "
         f"and attention read and write {work.elements / 1e6:.4g} million entries in it, copied at "
         f"{rates.bytes_per_s / 1e9:.4g} GB/s. So the limit is {'; '.join(floors)}; the larger counts. First: building, "
         "compiling or capturing, and the first attack. Verdict: of this way on the confident digits network."

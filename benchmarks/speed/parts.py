@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
-
-import torch
+from functools import cached_property, partial
 
 from benchmarks.shared.correctness import Subject, confident_digits, judge
+from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Part, Report, Table
 from benchmarks.shared.rows import Row, choose, every_row, short
-from benchmarks.shared.timing import Budget, reason
+from benchmarks.shared.timing import NO_TIME, Budget, reason
 from benchmarks.speed.ablation import ablation_part
+from benchmarks.speed.apart import Forecast, measure_apart
 from benchmarks.speed.cases import SCALES, Case, Size, cases
 from benchmarks.speed.limits import limits_part
-from benchmarks.speed.measure import Effort, forget, measure_network
+from benchmarks.speed.measure import measure_network
+from benchmarks.speed.measurement import Effort, Measurement
 from benchmarks.speed.memory import memory_part
 from benchmarks.speed.network_table import network_table
+from benchmarks.speed.one_way import start_afresh
 from benchmarks.speed.scaling import early_stop_part, growth_part, scaling_part
 from benchmarks.speed.sweep import sweep_part
 from benchmarks.speed.updates import update_part
@@ -25,6 +28,9 @@ from fastadv_adapters import FastAttackModel
 
 PARTS = ("correctness", "updates", "networks", "memory", "early_stop", "scaling", "growth", "ablation")
 """What is measured, in this order, unless some of it is asked for. Updates come before what many networks leave."""
+
+COMPILING = 20.0
+"""Seconds that a way which compiles is thought to take on its first network."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Settings:
     minutes: float
     seed: int
     keeps_freed_memory: bool
+    apart: bool
 
 
 class Bench:
@@ -55,7 +62,8 @@ class Bench:
         self.settings, self.cases, self.report = settings, chosen, report
         self.device, self.scale = report.device, SCALES[settings.size]
         self.rows = every_row(self.device)
-        self.budget = Budget(60 * settings.minutes)
+        self.budget = Budget(60 * settings.minutes, hard=settings.apart)
+        self.forecast = Forecast(COMPILING)
         self.effort = Effort(
             steps=settings.steps,
             repeats=settings.repeats,
@@ -77,20 +85,31 @@ class Bench:
         self._limits(show=True)
 
     def _add(self, name: str, part: Callable[[], Part]) -> None:
-        try:
-            found = part()
-        except Exception as error:
-            found = _failed(name.replace("_", " "), error)
-        self.report.add(name, found, show=name != "networks")  # each of those has been shown
+        found = self._found(name, part)
+        if "failure" not in found.record or name not in self.report.results:  # what was told on the way is kept
+            self.report.add(name, found, show=name != "networks")  # each of those has been shown
         self._limits()
-        _start_afresh()
+        start_afresh()
+
+    def _found(self, name: str, part: Callable[[], Part]) -> Part:
+        """What a part finds, or why it finds nothing. A hard budget ends it, but for the sweep, which has its own."""
+        title, bound = name.replace("_", " "), self.budget.hard and name != "sweep"
+        if bound and self.budget.left < 0:
+            return _failed(title, NO_TIME)
+        try:
+            with self.budget.held() if bound else nullcontext():
+                return part()
+        except Exception as error:
+            return _failed(title, reason(error))
+        except OutOfTimeError:
+            return _failed(title, STOPPED)
 
     def _limits(self, *, show: bool = False) -> None:
         self.report.add("limits", limits_part(self.report.results, gpu=self.device.type == "cuda"), show=show)
 
-    def _chosen_rows(self) -> tuple[Row, ...]:
-        """The ways that are asked for."""
-        return choose(self.rows, self.settings.rows)
+    def _chosen_rows(self, *, first: bool = True) -> tuple[Row, ...]:
+        """The ways that are asked for, for the first network or for another."""
+        return choose(self.rows, self.settings.rows, first=first)
 
     @property
     def _smaller(self) -> Case:
@@ -113,28 +132,73 @@ class Bench:
         return Part([judgement.table("Right or wrong: the confident digits network")], judgement.record())
 
     def networks(self) -> Part:
-        """How fast each way is; the networks are added one by one."""
-        tables: list[Table] = []
+        """How fast each way is; the networks are added one by one, or way by way."""
+        tables: dict[str, Sequence[Table]] = {}
         records: dict[str, object] = {}
         whole = self.budget.share(0.79)
+
+        def tell(case: Case, part: Part) -> Part:
+            tables[case.key], records[case.key] = part.tables, part.record
+            every = Part([table for found in tables.values() for table in found], records)
+            self.report.add("networks", every, show=False)
+            self._limits()
+            return every
+
+        every = Part([], records)
         for index, case in enumerate(self.cases):
             left = self.cases[index:]
-            part = self._network(case, whole.share(case.weight / sum(other.weight for other in left)))
-            tables += part.tables
-            records[case.key] = part.record
-            self.report.add("networks", Part(tables, records), show=False)
-            for table in part.tables:
+            budget = whole.share(case.weight / sum(other.weight for other in left))
+            every = tell(case, self._network(case, budget, partial(tell, case)))
+            for table in tables[case.key]:
                 table.show(self.report.console)
-            _start_afresh()
-        return Part(tables, records)
+            start_afresh()
+        return every
 
-    def _network(self, case: Case, budget: Budget) -> Part:
-        rows, seed, closer = self._chosen_rows(), self.settings.seed, case is self.cases[0]
+    def _network(self, case: Case, budget: Budget, tell: Callable[[Part], object]) -> Part:
+        """One network in every way, each on its own or all in turn; what is known so far is told if it is stopped."""
+        first, seed = case is self.cases[0], self.settings.seed
+        rows = self._chosen_rows(first=first)
+        told: list[Part] = []
+
+        def keep(measured: Measurement) -> None:
+            told[:] = [self._measured(measured)]
+            tell(told[0])
+
+        if budget.hard and budget.left <= 0:
+            return _failed_network(case, NO_TIME)
         try:
-            measured = measure_network(case, rows, self.effort, self.device, budget=budget, seed=seed, closer=closer)
+            if self.settings.apart:
+                return self._measured(self._apart(case, rows, budget, keep))
+            return self._measured(
+                measure_network(case, rows, self.effort, self.device, budget=budget, seed=seed, closer=first)
+            )
         except Exception as error:
-            return Part(_failed(case.title, error).tables, {"title": case.title, "rows": {}})
+            return told[0] if told else _failed_network(case, reason(error))
+        except OutOfTimeError:
+            return told[0] if told else _failed_network(case, STOPPED)
+
+    def _apart(
+        self, case: Case, rows: Sequence[Row], budget: Budget, tell: Callable[[Measurement], None]
+    ) -> Measurement:
+        return measure_apart(
+            case,
+            rows,
+            self.effort,
+            self.device,
+            budget=budget,
+            seed=self.settings.seed,
+            forecast=self.forecast,
+            urgent=self._urgent(),
+            tell=tell,
+        )
+
+    def _measured(self, measured: Measurement) -> Part:
         return Part([network_table(measured, self.verdicts, self.device)], measured.record())
+
+    def _urgent(self) -> tuple[str, ...]:
+        """What limits are held to: the default, and the recipe in the same dtype with its usual loss scale."""
+        default = self.report.results["default"]
+        return default["row"], f"recipe-{default['dtype']}-scaled"
 
     def memory(self) -> Part:
         """What is kept for the backward pass."""
@@ -165,17 +229,14 @@ class Bench:
 
     def sweep(self) -> Part:
         """Batch sizes; in time of its own."""
-        budget = Budget(60 * self.settings.minutes)
+        budget = Budget(60 * self.settings.minutes, hard=self.settings.apart)
         most, seed = self.scale.sweep, self.settings.seed
         return sweep_part(self.cases[0], self.effort, self.device, most=most, steps=3, budget=budget, seed=seed)
 
 
-def _failed(name: str, error: Exception) -> Part:
-    why = reason(error)
+def _failed(name: str, why: str) -> Part:
     return Part([Table(name, ("failed",), [(why,)])], {"failure": why})
 
 
-def _start_afresh() -> None:
-    """Nothing compiled or captured for one part is to be met by the next."""
-    torch._dynamo.reset()
-    forget()
+def _failed_network(case: Case, why: str) -> Part:
+    return Part(_failed(case.title, why).tables, {"title": case.title, "rows": {}})

@@ -17,7 +17,7 @@ from benchmarks.shared.report import Part, Table, milliseconds, timing_record
 from benchmarks.shared.rows import EPS, Setup, torchattacks_pgd
 from benchmarks.shared.timing import Budget, Way, measure_in_turn
 from benchmarks.speed.cases import Case, resnet18_case
-from benchmarks.speed.measure import Effort
+from benchmarks.speed.measurement import Effort
 from benchmarks.speed.memory import held
 from digits import accuracy, predict
 from fastadv_adapters import FastAttackModel, SafePGD

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Part, Table
 from benchmarks.shared.rows import EPS, Setup, ours, torchattacks_pgd
 from benchmarks.shared.timing import NO_TIME, Budget, Way, measure_in_turn, reason
 from benchmarks.speed.cases import Case
-from benchmarks.speed.measure import Effort, forget
+from benchmarks.speed.measurement import Effort
+from benchmarks.speed.one_way import forget
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.modules.precision import HALF
 
@@ -34,9 +36,12 @@ def sweep_part(
             failures[batch] = NO_TIME
             continue
         try:
-            rates[batch] = _rates(replace(case, batch=batch), effort, device, steps, seed)
+            with budget.held():
+                rates[batch] = _rates(replace(case, batch=batch), effort, device, steps, seed)
         except Exception as error:
             failures[batch] = reason(error)
+        except OutOfTimeError:
+            failures[batch] = STOPPED
         forget()
     advice = _advice(rates, device)
     rows: list[tuple[str, ...]] = [
