@@ -9,6 +9,7 @@ import torch
 
 from fastadv_adapters.model import FastAttackModel
 from tests.support.engines import use_engine
+from tests.support.own_process import put_last, pytest_pyfunc_call  # noqa: F401  # pytest finds the hook here
 from tests.support.tools import fingerprint
 from tests.support.watch import Watch
 
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    put_last(items)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, SafePGD
-from fastadv_adapters.engines import graphs
+from fastadv_adapters.engines import choosing, graphs
+from fastadv_adapters.engines.replay import ReplayEngine
 from fastadv_adapters.modules.notices import FastAttackWarning
 from fastadv_adapters.modules.precision import ieee_float32
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, reference, small_net
@@ -19,6 +21,7 @@ from tests.support.tools import attackable_net, batch, cosine, input_gradient, r
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("without_tf32")]
 
 ENGINES = ["eager", "compile", "cudagraph"]
+RECORDED = ["eager", "cudagraph"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -66,10 +69,21 @@ def change(net: nn.Module) -> None:
             parameter.mul_(1.01)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", DTYPES)
-@pytest.mark.parametrize("decisions", ["auto", "exact"])
-def test_every_dtype_and_engine_against_float64(name: str, engine: Any, decisions: Any) -> None:
+@pytest.fixture
+def four_recordings(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Engines that are made keep so many recordings at most: each takes seconds, and 32 tell no more than four."""
+    most = 4
+    monkeypatch.setattr(choosing, "ReplayEngine", partial(ReplayEngine, most=most))
+    return most
+
+
+# Compiling takes tens of seconds for each combination: two of them are tried.
+EVERY = [(engine, name, decisions) for engine in RECORDED for name in DTYPES for decisions in ("auto", "exact")]
+EVERY += [("compile", "float16", "auto"), ("compile", "float32", "exact")]
+
+
+@pytest.mark.parametrize(("engine", "name", "decisions"), EVERY)
+def test_every_dtype_and_engine_against_float64(engine: Any, name: str, decisions: Any) -> None:
     net, (x, y) = net_on_gpu(), on_gpu()
     fast = FastAttackModel(net, dtype=DTYPES[name], engine=engine, decisions=decisions)
     plain = reference(net)
@@ -117,17 +131,18 @@ def test_updates_between_replays() -> None:
     assert fast.engine == "cudagraph"
 
 
-def test_many_shapes_and_bounded_memory() -> None:
+def test_many_shapes_and_bounded_memory(four_recordings: int) -> None:
     net = net_on_gpu()
     fast, plain = FastAttackModel(net, dtype=torch.float32), FastAttackModel(net, dtype=torch.float32, engine="eager")
     largest = 40
     input_gradient(fast, *on_gpu(largest))
     torch.cuda.synchronize()
     after_the_largest = torch.cuda.memory_reserved()
-    for samples in [*range(1, largest), *range(1, 5)]:
+    for samples in [1, 17, 39, 1, 17, 39]:
         x, y = on_gpu(samples)
         assert (cosine(input_gradient(fast, x, y), input_gradient(plain, x, y)) > 0.999).all()
     torch.cuda.synchronize()
+    assert len(recordings(fast)) <= four_recordings
     assert torch.cuda.memory_reserved() <= after_the_largest + 64 * 2**20
 
 
@@ -183,7 +198,7 @@ def test_the_loop_of_safe_pgd_does_not_wait() -> None:
     assert 0 < waited[1] <= 8
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", RECORDED)
 def test_memory_does_not_grow(engine: Any) -> None:
     net, (x, y) = net_on_gpu(), on_gpu()
     fast = FastAttackModel(net, engine=engine)
@@ -264,45 +279,9 @@ def test_folding_is_not_refused_for_the_rounding_of_tf32(name: str) -> None:
     assert not fast._networks.notes
 
 
-class Reads(nn.Module):
-    """Reads the device in its forward pass, which no graph can hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = small_net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return out * 2 if float(out.detach().abs().max()) >= 0 else out
-
-
-def test_a_model_that_cannot_be_recorded_runs_eager_and_leaves_stream_and_generator_usable() -> None:
-    net, (x, y) = Reads().eval().cuda(), on_gpu()
-    stream, fast = torch.cuda.current_stream(), FastAttackModel(net, dtype=torch.float32)
-    for _ in range(2):
-        assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.999).all()
-    assert fast.engine == "eager"
-    assert torch.cuda.current_stream() == stream
-    assert torch.rand(3, device="cuda").isfinite().all()
-    assert SafePGD(fast, eps=0.1, steps=2)(x, y).shape == x.shape
-    other = FastAttackModel(net_on_gpu(), dtype=torch.float32)
-    input_gradient(other, x, y)
-    assert other.engine == "cudagraph"
-
-
-def test_a_capture_that_breaks_leaves_other_recordings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "refuse_what_waits", lambda device: nullcontext())  # so that it does break
-    net, (x, y) = net_on_gpu(), on_gpu()
-    other, broken = FastAttackModel(net, dtype=torch.float32), FastAttackModel(Reads().eval().cuda())
-    expected = input_gradient(other, x, y)
-    for _ in range(2):
-        input_gradient(broken, x, y)
-    assert broken.engine == "eager"
-    assert torch.rand(3, device="cuda").isfinite().all()
-    assert torch.equal(input_gradient(other, x, y), expected)
-    input_gradient(other, x[:3], y[:3])
-    torch.cuda.empty_cache()
-    assert other.engine == "cudagraph"
+def recordings(fast: FastAttackModel) -> dict[Any, Any]:
+    found: dict[Any, Any] = fast._networks.fast._recordings  # type: ignore[attr-defined]
+    return found
 
 
 @pytest.mark.parametrize("samples", [6, 64])
@@ -320,36 +299,14 @@ def test_cleared_workspaces_are_nobody_elses_memory(samples: int) -> None:
     assert fast.engine == "cudagraph"
 
 
-def test_recording_in_one_thread_while_another_runs_backward() -> None:
-    x, y = on_gpu()
-    failed: list[BaseException] = []
-
-    def work(seed: int) -> None:
-        try:
-            for _ in range(5):
-                input_gradient(FastAttackModel(small_net(seed).eval().cuda()), x, y)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert not any(thread.is_alive() for thread in threads), "deadlock"
-    assert failed == []
-
-
-def test_more_shapes_than_are_recorded() -> None:
-    from fastadv_adapters.engines.replay import MOST
-
+def test_more_shapes_than_are_recorded(four_recordings: int) -> None:
     net = net_on_gpu()
     fast = FastAttackModel(net, dtype=torch.float32)
-    for samples in range(2, MOST + 6):
+    for samples in range(2, four_recordings + 5):
         x, y = on_gpu(samples)
         assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.999).all()
     assert fast.engine == "cudagraph"
-    assert len(fast._networks.fast._recordings) == MOST  # type: ignore[attr-defined]
+    assert len(recordings(fast)) == four_recordings
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -366,7 +323,8 @@ def test_exact_decisions_are_the_twins_values_and_do_not_wait(engine: Any) -> No
 
 
 def test_attacks_that_search_for_the_least_are_as_strong_in_float16() -> None:
-    foolbox, torchattacks = pytest.importorskip("foolbox"), pytest.importorskip("torchattacks")
+    foolbox = pytest.importorskip("foolbox")
+    pytest.importorskip("torchattacks")
     from fastadv_adapters.foolbox import FastPyTorchModel
     from fastadv_adapters.torchattacks import accelerate
 
@@ -376,7 +334,82 @@ def test_attacks_that_search_for_the_least_are_as_strong_in_float16() -> None:
     found = [foolbox.attacks.DDNAttack(steps=20)(model, x, y, epsilons=None)[1] for model in models]
     broken = [net(adversarial).argmax(1) != y for adversarial in found]
     assert (broken[1] | ~broken[0]).all()
-    attack = accelerate(torchattacks.AutoAttack(net, eps=0.004, n_classes=10))
     with torch.no_grad():
-        plain = int((net(torchattacks.AutoAttack(net, eps=0.004, n_classes=10)(x, y)).argmax(1) == y).sum())
-        assert int((net(attack(x, y)).argmax(1) == y).sum()) <= plain + 1
+        plain = int((net(auto_attack(net)(x, y)).argmax(1) == y).sum())
+        assert int((net(accelerate(auto_attack(net))(x, y)).argmax(1) == y).sum()) <= plain + 1
+
+
+def auto_attack(net: nn.Module) -> Any:
+    """AutoAttack of torchattacks with 100 queries of Square for 5000, which would take longer than all other tests."""
+    torchattacks = pytest.importorskip("torchattacks")
+    attack = torchattacks.AutoAttack(net, eps=0.004, n_classes=10)
+    (square,) = [part for part in attack._autoattack.attacks if type(part).__name__ == "Square"]
+    square.n_queries = 100
+    return attack
+
+
+# --- what may break a capture, or stop for good: each in a process of its own, after all others -----------------------
+
+
+class Reads(nn.Module):
+    """Reads the device in its forward pass, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out * 2 if float(out.detach().abs().max()) >= 0 else out
+
+
+@pytest.mark.own_process
+def test_a_model_that_cannot_be_recorded_runs_eager_and_leaves_stream_and_generator_usable() -> None:
+    net, (x, y) = Reads().eval().cuda(), on_gpu()
+    stream, fast = torch.cuda.current_stream(), FastAttackModel(net, dtype=torch.float32)
+    for _ in range(2):
+        assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.999).all()
+    assert fast.engine == "eager"
+    assert torch.cuda.current_stream() == stream
+    assert torch.rand(3, device="cuda").isfinite().all()
+    assert SafePGD(fast, eps=0.1, steps=2)(x, y).shape == x.shape
+    other = FastAttackModel(net_on_gpu(), dtype=torch.float32)
+    input_gradient(other, x, y)
+    assert other.engine == "cudagraph"
+
+
+@pytest.mark.own_process
+def test_recording_in_one_thread_while_another_runs_backward() -> None:
+    x, y = on_gpu()
+    failed: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for _ in range(5):
+                input_gradient(FastAttackModel(small_net(seed).eval().cuda()), x, y)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads), "deadlock"
+    assert failed == []
+
+
+@pytest.mark.own_process
+def test_a_capture_that_breaks_leaves_other_recordings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "refuse_what_waits", lambda device: nullcontext())  # so that it does break
+    net, (x, y) = net_on_gpu(), on_gpu()
+    other, broken = FastAttackModel(net, dtype=torch.float32), FastAttackModel(Reads().eval().cuda())
+    expected = input_gradient(other, x, y)
+    for _ in range(2):
+        input_gradient(broken, x, y)
+    assert broken.engine == "eager"
+    assert torch.rand(3, device="cuda").isfinite().all()
+    assert torch.equal(input_gradient(other, x, y), expected)
+    input_gradient(other, x[:3], y[:3])
+    torch.cuda.empty_cache()
+    assert other.engine == "cudagraph"

@@ -1,6 +1,7 @@
 """The tests about the tests: each asserts something, and whatever is skipped says why."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,14 @@ def test_every_test_asserts_something() -> None:
 
 def test_every_skip_says_why() -> None:
     assert without_a_reason(FILES) == []
+
+
+def test_the_command_for_gpus_names_the_files_that_need_one() -> None:
+    mark = "pytest.mark." + "cuda"  # in two parts: this file has no such test
+    line = subprocess.run(["make", "-n", "test-gpu"], cwd=TESTS.parent, check=True, capture_output=True, text=True)
+    named = {word for word in line.stdout.split() if word.endswith(".py")}
+    assert named == {f"tests/{path}" for path, source in FILES.items() if mark in source}
+    assert any(path.endswith("test_gpu.py") for path in named)
 
 
 # --- the checkers -----------------------------------------------------------------------------------------------------
