@@ -120,7 +120,7 @@ def _outcome(
     return Outcome(
         zero=zero.double().mean().item(),
         newly_zero=(zero & ~plain_zero).double().mean().item(),
-        cosine=_cosine(gradient, exact).mean().item(),
+        cosine=row_cosines(gradient, exact).mean().item(),
         robust=accuracy(model, prepared.attack(x, y), y),
     )
 
@@ -131,7 +131,7 @@ def _with_verdict(found: Outcome, plain: Outcome) -> Outcome:
     return Outcome(found.zero, found.newly_zero, found.cosine, found.robust, verdict)
 
 
-def _cosine(left: Tensor, right: Tensor) -> Tensor:
+def row_cosines(left: Tensor, right: Tensor) -> Tensor:
     """Cosine of every row, free of underflow: gradients of confident networks go down to 1e-30."""
     rows = [row / row.abs().amax(1, keepdim=True).clamp(min=1e-300) for row in (left, right)]
     return torch.cosine_similarity(rows[0], rows[1], 1)
