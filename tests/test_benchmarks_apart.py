@@ -21,6 +21,7 @@ from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, choose, compiled
 from benchmarks.shared.timing import NO_TIME, Budget
 from benchmarks.speed import __main__ as bench
 from benchmarks.speed import parts
+from benchmarks.speed.ablation import ablation_part
 from benchmarks.speed.apart import Forecast, measure_apart
 from benchmarks.speed.cases import cases
 from benchmarks.speed.limits import GPU_GROWTH, PASS, SHORT, limits_part
@@ -193,6 +194,13 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pyte
     found = run_bench("--size tiny --apart --no-keep-freed --parts memory,growth --minutes 0.02", tmp_path)
     assert found["memory"] == {"failure": STOPPED}
     assert found["growth"] == {"failure": NO_TIME}
+
+
+def test_tricks_for_which_there_is_no_time_are_left_out() -> None:
+    effort = Effort(steps=1, repeats=1, closer=0, updates=1, matrix_size=16, mebibytes=1)
+    part = ablation_part(cases("tiny")[0], effort, CPU, budget=Budget(0.0, hard=True), seed=0)
+    assert part.record
+    assert all(told == {"failure": NO_TIME} for told in part.record.values())
 
 
 def test_judging_is_stopped_at_a_way_that_compiles_for_too_long() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.shared.report import Part, Table, milliseconds, timing_record
 from benchmarks.shared.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
-from benchmarks.shared.timing import Budget, Timing, Way, measure_in_turn, reason
+from benchmarks.shared.timing import NO_TIME, Budget, Timing, Way, measure_in_turn, reason
 from benchmarks.speed.cases import Case
 from benchmarks.speed.measurement import Effort
 from fastadv_adapters import FastAttackModel
@@ -115,7 +115,11 @@ def ablation_part(case: Case, effort: Effort, device: torch.device, *, budget: B
     setup = Setup(EPS, effort.steps, device)
     ways: dict[str, Way] = {}
     failures: dict[str, str] = {}
+    building = budget.share(2 / 3)
     for name, variant in chosen.items():
+        if budget.hard and building.left < 0:  # what is built by then can still be timed
+            failures[name] = NO_TIME
+            continue
         try:
             with variant.around():
                 prepared = variant.build(model, setup)
