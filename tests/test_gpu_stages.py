@@ -110,6 +110,34 @@ def test_a_stage_that_breaks_says_why_and_the_next_goes_on(tmp_path: Path, monke
     assert "failure" not in read("env", tmp_path)
 
 
+def hangs() -> Mapping[str, Any]:
+    for _ in range(600):
+        time.sleep(0.1)
+    raise AssertionError("nobody stopped it")
+
+
+def test_a_stage_whose_time_is_up_writes_the_item_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long(items: Items) -> None:
+        items.add("first", lambda: {"one": 1}, need=0.0)
+        items.add("long", hangs, need=0.0)
+        items.add("late", hangs, need=0.0)
+
+    monkeypatch.setattr(stages, "STAGES", {"long": long, "env": stages.STAGES["env"]})
+    assert run("--tiny --device cpu --stages long,env --seconds 3", tmp_path) == 0
+    found = {key: item.get("failure") for key, item in read("long", tmp_path)["items"].items()}
+    assert found == {"first": None, "long": STOPPED, "late": NO_TIME}
+    assert read("env", tmp_path) == {"failure": NO_TIME}
+
+
+def test_what_hangs_between_items_is_stopped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "GRACE", 0.5)
+    monkeypatch.setattr(stages, "STAGES", {"long": lambda items: hangs()})
+    assert run("--tiny --device cpu --stages long --seconds 1", tmp_path) == 0
+    assert read("long", tmp_path) == {"failure": STOPPED}
+
+
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
@@ -140,11 +168,6 @@ def test_an_item_that_raises_says_where_and_keeps_its_warnings(tmp_path: Path) -
 
 
 def test_an_item_that_takes_too_long_is_stopped_and_one_that_would_not_fit_is_left_out(tmp_path: Path) -> None:
-    def hangs() -> Mapping[str, Any]:
-        for _ in range(600):
-            time.sleep(0.1)
-        raise AssertionError("nobody stopped it")
-
     items = items_of(tmp_path, seconds=3.0)
     items.add("long", hangs, need=0.5)
     items.add("late", lambda: {"one": 1})

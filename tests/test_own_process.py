@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -37,8 +38,10 @@ def test_they_come_last(request: pytest.FixtureRequest) -> None:
     assert marked == sorted(marked)
 
 
-def test_they_are_put_last(request: pytest.FixtureRequest) -> None:
-    marked = next(item for item in request.session.items if item.get_closest_marker("own_process"))
-    items = [marked, request.node, marked]
+def test_they_are_put_last() -> None:
+    marked, other = (mock.Mock(spec=pytest.Item) for _ in range(2))
+    marked.get_closest_marker.return_value = pytest.mark.own_process.mark
+    other.get_closest_marker.return_value = None
+    items: list[pytest.Item] = [marked, other, marked]
     put_last(items)
-    assert items == [request.node, marked, marked]
+    assert items == [other, marked, marked]

@@ -21,9 +21,9 @@ from benchmarks.gpu.kernels import kernels
 from benchmarks.gpu.operators import operators
 from benchmarks.gpu.smoke import smoke
 from benchmarks.gpu.steps import steps
-from benchmarks.shared.deadline import STOPPED, OutOfTimeError
+from benchmarks.shared.deadline import STOPPED, OutOfTimeError, deadline
 from benchmarks.shared.report import OUT, Report
-from benchmarks.shared.timing import Budget, reason
+from benchmarks.shared.timing import NO_TIME, Budget, reason
 
 STAGES: dict[str, Callable[[Items], None]] = {
     "env": environment,
@@ -34,6 +34,9 @@ STAGES: dict[str, Callable[[Items], None]] = {
     "compile": compiling,
 }
 """What is run, in this order unless some of it is asked for."""
+
+GRACE = 10.0
+"""Seconds beyond the time of all in which the last item can be written."""
 
 console = Console(width=180)
 
@@ -61,6 +64,21 @@ def pick(wanted: str, device: torch.device) -> list[str]:
     return names
 
 
+def run(stage: Callable[[Items], None], items: Items) -> str | None:
+    """Run one stage; returns why it was not finished, None if it was."""
+    if items.budget.left <= 0:
+        return NO_TIME
+    try:
+        # Items are stopped by themselves, and then written: this is for what stands between them.
+        with deadline(items.budget.left + GRACE):
+            stage(items)
+    except Exception as error:
+        return reason(error)
+    except OutOfTimeError:
+        return STOPPED
+    return None
+
+
 def main(
     stages: Annotated[str, typer.Option(help="Which, with commas between.")] = ",".join(STAGES),
     seconds: Annotated[float, typer.Option(help="For all of them: what would not fit is left out.")] = 300,
@@ -75,13 +93,8 @@ def main(
         command = f"python -m benchmarks.gpu.stages --stages {name}{rehearsal}"
         settings = asdict(Settings(name, tiny, seconds))
         report = Report(f"gpu-{name}", f"A GPU in stages: {name}", command, settings, place, out, console)
-        try:
-            with budget.held():
-                STAGES[name](Items(name, report, budget, "tiny" if tiny else "full"))
-        except Exception as error:
-            report.results["failure"] = reason(error)
-        except OutOfTimeError:
-            report.results["failure"] = STOPPED
+        if failure := run(STAGES[name], Items(name, report, budget, "tiny" if tiny else "full")):
+            report.results["failure"] = failure
         report.finish()
 
 
