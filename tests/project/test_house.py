@@ -106,7 +106,7 @@ def test_the_command_for_gpus_names_the_files_that_need_one() -> None:
     line = subprocess.run(["make", "-n", "test-gpu"], cwd=TESTS.parent, check=True, capture_output=True, text=True)
     named = {word for word in line.stdout.split() if word.endswith(".py")}
     assert named == {f"tests/{path}" for path, source in FILES.items() if mark in source}
-    assert any(path.endswith("test_gpu.py") for path in named)
+    assert "tests/gpu/test_cuda.py" in named
 
 
 # --- the checkers -----------------------------------------------------------------------------------------------------
