@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .attack import LossFunction, LossName, Norm
 from .attack import safe_pgd as pgd
 from .model import FastAttackModel
+from .modules import reads_decisions
 from .options import FastAttackOptions
 
 try:
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 AttackT = TypeVar("AttackT", bound=Attack)
 
-# These move or stop by decisions that they read off the logits of gradient passes. (APGD reads them too, but only to
-# choose among its candidates.) TPGD compares such logits with those of a pass without gradient: they start so near to
-# each other that half precision in one of them hides the difference.
-EXACT = ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA", "TPGD")
 # FAB fails on float64 logits, by dtype errors of its own. With the others the same seed would be another attack than on
 # the plain model: Jitter draws noise in the dtype of the logits, and black-box attacks now get the very same logits.
 FLOAT32 = ("FAB", "Jitter", "SPSA", "Square", "OnePixel", "Pixle")
@@ -101,7 +98,7 @@ def _attacks_in(attack: Attack) -> Iterator[Attack]:
 def _view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:
     """The view of ``fast`` that this one attack is strongest on, by the class of torchattacks that it derives from."""
     names = {kind.__name__ for kind in type(attack).__mro__ if kind.__module__.startswith("torchattacks.")}
-    suits: dict[str, Any] = {"decisions": "exact" if names.intersection(EXACT) else "auto"}
+    suits: dict[str, Any] = {"decisions": "exact" if reads_decisions(attack) else "auto"}
     own = type(attack).__module__.startswith("torchattacks.")
     if own and not names.intersection(FLOAT32) and fast.device.type != "mps":
         suits["logits_dtype"] = torch.float64

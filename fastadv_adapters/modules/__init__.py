@@ -2,10 +2,12 @@
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes;
-``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that tells the device.
+``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that tells the device;
+``callers`` finds out which attack is asking.
 """
 
 from .anchor import Anchor
+from .callers import called_by_reader, reads_decisions
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in
 from .inputs import (
@@ -41,6 +43,7 @@ __all__ = [
     "accept_tensors",
     "alias",
     "become",
+    "called_by_reader",
     "cast_ahead_names",
     "clone",
     "copy_module",
@@ -55,6 +58,7 @@ __all__ = [
     "kind_of",
     "notify",
     "random_state_kept",
+    "reads_decisions",
     "refuse_unfit",
     "resolve",
     "shapes",
