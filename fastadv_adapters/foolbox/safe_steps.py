@@ -1,120 +1,20 @@
-"""The adapter for foolbox: a ``PyTorchModel`` that is fast, and PGD attacks that no saturated loss makes weaker.
+"""PGD attacks of foolbox that no saturated loss and no broken gradient makes weaker."""
 
-foolbox is by Rauber et al. 2020, https://doi.org/10.21105/joss.02607; eagerpy, in which its attacks are written, by
-Rauber et al. 2020, https://arxiv.org/abs/2008.04175.
-"""
-
-import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import torch
-from torch import nn
+import eagerpy as ep
+import foolbox
+from foolbox.attacks.base import get_criterion
+from foolbox.attacks.gradient_descent_base import BaseGradientDescent
+from foolbox.criteria import Criterion, Misclassification, TargetedMisclassification
+from foolbox.models import Model
 
-from .attack import accept_bounds, accept_inputs, accept_size
-from .boundary import watch_gradients
-from .model import FastAttackModel
-from .options import FastAttackOptions
-
-try:
-    import eagerpy as ep
-    import foolbox
-    from foolbox.attacks.base import get_criterion
-    from foolbox.attacks.gradient_descent_base import BaseGradientDescent
-    from foolbox.criteria import Criterion, Misclassification, TargetedMisclassification
-    from foolbox.models import Model
-except ImportError as error:
-    raise ImportError(
-        "expected the packages foolbox and eagerpy to be installed: pip install 'fastadv_adapters[foolbox]'"
-    ) from error
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from ..attack import accept_inputs, accept_size
+from ..boundary import watch_gradients
+from .models import in_full_precision
 
 T = TypeVar("T")
-
-
-class FastPyTorchModel(foolbox.PyTorchModel):
-    """A ``foolbox.PyTorchModel`` in every respect, whose model is a fast one.
-
-    Attacks that minimise a perturbation (every foolbox ``MinimizationAttack``) read decisions off gradient passes:
-    give them ``decisions="exact"``.
-
-    Args:
-        model: a plain ``nn.Module``, or a :class:`~fastadv_adapters.FastAttackModel`.
-        bounds: smallest and largest value of an input.
-        device: the model's device, or None for the device that it is on. (``foolbox.PyTorchModel`` moves the model
-            it is given; a fast model leaves it where it is.)
-        preprocessing: ``dict(mean=..., std=..., axis=..., flip_axis=...)`` as in foolbox.
-        **options: as of :class:`~fastadv_adapters.FastAttackModel`.
-
-    Attributes:
-        fast: the fast model, with ``update()``, ``summary()`` and ``gradient_stats``.
-
-    Raises:
-        ValueError: reversed bounds, another device than the model's, options for a model that is fast already.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        bounds: Any,
-        device: Any = None,
-        preprocessing: Any = None,
-        **options: "Unpack[FastAttackOptions]",
-    ) -> None:
-        bounds = accept_bounds(bounds)
-        if isinstance(model, FastAttackModel) and options:
-            raise ValueError(
-                f"expected no options for a model that is fast already, got {', '.join(options)}: give them to "
-                f"FastAttackModel"
-            )
-        self.fast = model if isinstance(model, FastAttackModel) else FastAttackModel(model, **options)
-        if device is not None and _resolved(device) != _resolved(self.fast.device):
-            raise ValueError(
-                f"expected the model's own device {self.fast.device}, got {device}: move the model first with .to()"
-            )
-        super().__init__(self.fast, bounds, device=self.fast.device, preprocessing=preprocessing)
-        self._model = _Call(self.fast)
-
-    def in_full_precision(self) -> "FastPyTorchModel":
-        """The same model with gradients from the full-precision twin."""
-        other = copy.copy(self)
-        other.fast = self.fast.view(full_precision=True)
-        other._model = _Call(other.fast)
-        return other
-
-
-@dataclass
-class _Call:
-    """What foolbox calls: as its own local function there, but one that can be copied and pickled."""
-
-    fast: FastAttackModel
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.set_grad_enabled(x.requires_grad):
-            logits: torch.Tensor = self.fast(x)
-        return logits
-
-
-def _resolved(device: Any) -> torch.device:
-    device = torch.device(device)
-    current = device == torch.device("cuda") and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if current else device
-
-
-def _in_full_precision(model: Model) -> Model | None:
-    """The same foolbox model without half precision, or None if it was never fast."""
-    if isinstance(model, FastPyTorchModel):
-        return model.in_full_precision()
-    inner = getattr(model, "_model", None)
-    full = _in_full_precision(inner) if isinstance(inner, Model) else None
-    if full is None:
-        return None
-    wrapper = copy.copy(model)
-    wrapper._model = full  # type: ignore[attr-defined]
-    return wrapper
 
 
 class _SafeSteps(BaseGradientDescent):
@@ -170,7 +70,7 @@ class _SafeSteps(BaseGradientDescent):
         criterion = get_criterion(criterion)
         with watch_gradients() as watch:
             x: ep.Tensor = super().run(model, x0, criterion, epsilon=epsilon, **kwargs)
-        full = _in_full_precision(model)
+        full = in_full_precision(model)
         if full is not None and watch.broken is not None and bool(watch.broken.any()):
             index = ep.astensor((watch.broken & ~criterion(x, model(x)).raw).nonzero().flatten())
             if len(index):
