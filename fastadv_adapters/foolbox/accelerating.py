@@ -1,6 +1,5 @@
 """Attacks of foolbox made fast as a whole: they run on a fast copy of whatever model they are called with."""
 
-import copy
 import inspect
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,7 +54,8 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
     """
     if not isinstance(attack, Attack):
         raise TypeError(f"expected a foolbox attack, got {type(attack).__name__}: make the attack first")
-    inspect.signature(FastAttackModel).bind(nn.Module(), **options)
+    if unknown := set(options).difference(FastAttackOptions.__annotations__):
+        raise TypeError(f"expected options of FastAttackModel, got {', '.join(sorted(unknown))}: check the name")
     if isinstance(attack, Repeated):
         return type(attack)(accelerate(attack.attack, **options), attack.times)
     kind: Any = type(attack)
@@ -66,8 +66,9 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
                 f"the attack that it was made of"
             )
         return attack
-    other = copy.copy(attack)
-    other.__class__ = type(kind)(f"Fast{kind.__name__}", (_Accelerated, kind), {"_plain": kind, "_options": options})
+    namespace = {"__module__": __name__, "_plain": kind, "_options": options}
+    fast = type(kind)(f"Fast{kind.__name__}", (_Accelerated, kind), namespace)
+    other: AttackT = _made_into(fast, attack)
     return other
 
 
@@ -110,9 +111,7 @@ class _Accelerated:
         return {name: value for name, value in suits.items() if name not in self._options}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        plain = self._plain.__new__(self._plain)
-        vars(plain).update(vars(self))
-        return _accelerated, (plain, self._options)
+        return _accelerated, (_made_into(self._plain, self), self._options)
 
 
 class _Swapped(Call):
@@ -145,6 +144,13 @@ def _module_in(model: Model) -> nn.Module:
             f"one of the module, or call the attack itself on a FastPyTorchModel"
         )
     return module
+
+
+def _made_into(kind: Any, attack: Any) -> Any:
+    """An attack of this class with the settings of the other one."""
+    made = kind.__new__(kind)
+    vars(made).update(vars(attack))
+    return made
 
 
 def _accelerated(attack: Attack, options: FastAttackOptions) -> Attack:
