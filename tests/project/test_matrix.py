@@ -171,7 +171,7 @@ def test_the_page_tells_what_has_been_run(tmp_path: Path) -> None:
     assert "not run" in rows["CW"]
     ddn, fab = (dict(zip(COLUMNS, rows[name], strict=True)) for name in ("DDNAttack", "FAB"))
     assert (ddn["works"], ddn["float32"], ddn["bfloat16"]) == ("yes", "as strong", "weaker")
-    assert ddn["options"] == '`decisions="exact"`'
+    assert ddn["options"] == "none", "as strong with default options, that is"
     assert "bfloat16, targeted, adversarial network: weaker, 9/9/9/9/9/9/9/9/9 robust images at" in ddn["notes"]
     assert "float16, untargeted, confident network: as strong at a closer look, 9/3/3 robust" in ddn["notes"]
     assert ddn["float16"] == "as strong"
