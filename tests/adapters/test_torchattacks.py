@@ -14,6 +14,8 @@ from fastadv_adapters.torchattacks import SafePGD, accelerate
 from tests.boundary.test_function import Faulty
 from tests.support.tools import attackable_net, batch, small_net
 
+FLOAT32: Any = {"dtype": torch.float32}
+
 pytestmark = pytest.mark.usefixtures("untouched")
 BUDGET = 0.01
 
@@ -227,3 +229,20 @@ def test_a_broken_gradient_gives_no_broken_image(kind: Any, value: float) -> Non
     fast = FastAttackModel(net, dtype=torch.float32)
     assert kind(fast, steps=3)(x, y).isfinite().all()
     assert fast.gradient_stats.nonfinite == 6
+
+
+def test_options_for_an_attack_on_a_fast_model_are_refused() -> None:
+    attack = torchattacks.FGSM(FastAttackModel(small_net(), **FLOAT32))
+    assert accelerate(attack) is attack
+    with pytest.raises(ValueError, match="a model that is fast already, got dtype"):
+        accelerate(attack, dtype=torch.float32)
+
+
+def test_a_refused_acceleration_leaves_every_part_as_it_was() -> None:
+    net = small_net().eval()
+    good, bad = torchattacks.PGD(net), torchattacks.FGSM(net)
+    both = torchattacks.MultiAttack([good, bad])
+    bad._model_training = True
+    with pytest.raises(RuntimeError, match="FGSM set to training mode"):
+        accelerate(both)
+    assert both.model is good.model is bad.model is net

@@ -347,3 +347,11 @@ def test_nonfinite_logits_are_counted() -> None:
     assert fast.gradient_stats.nonfinite_logits == 1
     fast.reset_gradient_stats()
     assert fast.gradient_stats == (0, 0, 0, 0, 0)
+
+
+def test_one_watch_takes_one_batch_size() -> None:
+    fast = FastAttackModel(small_net(), **FLOAT32)
+    with watch_gradients():
+        input_gradient(fast, *batch(4))
+        with pytest.raises(ValueError, match=r"expected passes of 4 samples inside .*, got one of 3"):
+            input_gradient(fast, *batch(3))

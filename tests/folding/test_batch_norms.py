@@ -1,6 +1,7 @@
 """How far folding reaches: one model with every kind of batch norm there is a way for, and no batch norm operator."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
-from tests.support.tools import CountOperators, reference, settle
+from tests.support.tools import CountOperators, batch, cosine, input_gradient, reference, settle
+
+FLOAT32: Any = {"dtype": torch.float32}
 
 
 class ActivatedNorm(nn.BatchNorm2d):
@@ -142,3 +145,36 @@ def test_frozen_norms_work_in_the_dtype_of_what_they_read(dtype: torch.dtype) ->
     x = torch.rand(2, 4, 10, 10)
     fast(x.clone().requires_grad_())
     assert counted(fast, x).dtypes["addcmul"] == [(dtype,) * 4] * 3
+
+
+class ReadsNorm(nn.Module):
+    """Reads a batch norm's tensors beside calling it, or instead of that."""
+
+    def __init__(self, *, functional: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.functional = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), functional
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, x = self.norm, self.conv(x)
+        if self.functional:
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        else:
+            x = norm(x) * norm.weight.view(-1, 1, 1)
+        out: Tensor = self.head(torch.tanh(x).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("auto_update", [True, False])
+@pytest.mark.parametrize("functional", [True, False])
+def test_tensors_of_a_batch_norm_that_other_code_reads_are_followed(functional: bool, auto_update: bool) -> None:
+    net, (x, y) = ReadsNorm(functional=functional).eval(), batch()
+    fast = FastAttackModel(net, **FLOAT32, auto_update=auto_update)
+    before = input_gradient(fast, x, y)
+    net.norm.weight = nn.Parameter(torch.linspace(-2, 2, 8))
+    with torch.no_grad():
+        net.norm.bias.add_(1.0)
+    if not auto_update:
+        torch.testing.assert_close(input_gradient(fast, x, y), before)
+    fast.update()
+    assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()

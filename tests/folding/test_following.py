@@ -1,6 +1,8 @@
 """Updates of what is not just weights with new values: attributes, buffers that a forward pass replaces, odd norms."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from fastadv_adapters import FastAttackModel
 from fastadv_adapters.folding.following import CopyTensor, FollowNorms
 from fastadv_adapters.networks.freshness import Freshness
 from tests.support.agreement import agrees
-from tests.support.tools import settle
+from tests.support.tools import batch, cosine, head_of, input_gradient, settle, small_net
+
+FLOAT32: Any = {"dtype": torch.float32}
 
 
 def fast_of(model: nn.Module, **options: object) -> FastAttackModel:
@@ -293,3 +297,44 @@ def test_a_twin_that_is_made_inside_a_transform(transform: str) -> None:
         fast.update()
         torch.testing.assert_close(fast(x), 2 * factor * x)
         assert torch.equal(model.weight, torch.full((3,), float(factor)))
+
+
+class Centred(nn.Module):
+    """Keeps a plain tensor as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.mean = small_net(), torch.full((1, 3, 1, 1), 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x - self.mean)
+        return out
+
+
+def reference_of(net: Centred) -> nn.Module:
+    found = copy.deepcopy(net).double()
+    found.mean = found.mean.double()
+    return found
+
+
+def test_plain_tensors_are_followed_into_the_same_storage() -> None:
+    net, (x, y) = Centred().eval(), batch()
+    fast = FastAttackModel(net, **FLOAT32)
+    input_gradient(fast, x, y)
+    own = fast._networks.folded.network.mean
+    net.mean = torch.full((1, 3, 1, 1), 0.25)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(reference_of(net), x.double(), y)) > 0.9999).all()
+    assert fast._networks.folded.network.mean is own
+    net.mean = torch.rand(1, 3, 8, 8)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(reference_of(net), x.double(), y)) > 0.9999).all()
+
+
+def test_without_auto_update_exact_values_are_of_one_model() -> None:
+    net, (x, _) = small_net(), batch()
+    fast = FastAttackModel(net, **FLOAT32, auto_update=False)
+    with torch.no_grad():
+        before = fast(x).clone()
+        head_of(net).weight.mul_(2)
+        net.train()(torch.rand(8, 3, 8, 8) * 3)
+        assert torch.equal(fast(x), before)
+        torch.testing.assert_close(fast.update()(x), copy.deepcopy(net).eval()(x))

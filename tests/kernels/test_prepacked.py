@@ -207,3 +207,13 @@ def test_folded_weights_are_rounded_once_from_another_half_precision() -> None:
     wanted = (conv.weight * scale.view(-1, 1, 1, 1)).bfloat16()
     found = fast._networks.folded.network[0].weight  # type: ignore[index]
     torch.testing.assert_close(found, wanted, rtol=0, atol=0, check_stride=False)
+
+
+def test_weights_that_are_laid_out_ahead_hold_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked, "LEAST", 0)
+    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    held, layer = prepacked.Prepacked(), nn.Conv2d(4, 6, 3).requires_grad_(False)
+    x = torch.rand(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    packed = held.find(layer, x, layer.weight)
+    assert packed is not None
+    assert layer not in vars(packed).values()

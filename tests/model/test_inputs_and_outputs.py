@@ -1,7 +1,9 @@
 """What models take and what they give: several inputs, integers, data classes, odd batches, layouts and dtypes."""
 
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,3 +273,127 @@ def test_outputs_with_the_batch_in_the_middle(samples: int) -> None:
     found = input_gradient(FastAttackModel(net, **FLOAT32), x, x, loss)
     assert (cosine(found, input_gradient(reference(net), x.double(), x, loss)) > 0.9999).all()
     agrees(FastAttackModel(net, **FLOAT32), net, x)
+
+
+# --- outputs that hide tensors ----------------------------------------------------------------------------------------
+
+
+class Slots:
+    """Holds a tensor where no ``__dict__`` shows it."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+HIDING: dict[str, Callable[[Tensor], object]] = {
+    "slots": Slots,
+    "a list in an object": lambda t: SimpleNamespace(inner=[t]),
+    "a dict in an object": lambda t: SimpleNamespace(inner={"t": SimpleNamespace(t=t)}),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_tensors_that_hide_deep_in_an_output_are_refused(name: str) -> None:
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, object]:
+            logits: Tensor = self.net(x)
+            return logits, HIDING[name](logits)
+
+    with pytest.raises(TypeError, match="expected an output of tensors"):
+        FastAttackModel(Hides(), **FLOAT32)(batch()[0].requires_grad_())
+
+
+class Boxed(nn.Module):
+    """Hides its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Box:
+        return Box(self.layer(x))
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_an_output_in_which_no_tensor_is_seen_is_an_error(with_gradient: bool) -> None:
+    x = torch.rand(2, 4, requires_grad=with_gradient)
+    with pytest.raises(TypeError, match=r"expected an output of tensors, .* register the class"):
+        FastAttackModel(Boxed(), **FLOAT32)(x)
+
+
+# --- inputs that depend on each other, numbers, other dtypes ----------------------------------------------------------
+
+
+class TwoSides(nn.Module):
+    """Two inputs that a caller may make depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = self.left(a).tanh() * self.right(b).sigmoid()
+        return out
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_inputs_that_depend_on_each_other(create_graph: bool) -> None:
+    net, x = TwoSides(), torch.rand(3, 4, requires_grad=True)
+    fast = FastAttackModel(net, **FLOAT32)
+    for other in (x, 2 * x):
+        (found,) = torch.autograd.grad(fast(x, other).sum(), x, create_graph=create_graph, retain_graph=True)
+        (expected,) = torch.autograd.grad(net(x, other).sum(), x, create_graph=create_graph, retain_graph=True)
+        torch.testing.assert_close(found, expected)
+
+
+class Scaled(nn.Module):
+    """Takes a 0-d tensor, stores an activation, and forgets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.seen: Tensor | None = torch.zeros(1)
+
+    def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
+        out: Tensor = self.layer(x) / temperature
+        self.seen = out if self.seen is None else None
+        return out
+
+
+def test_scalar_inputs_and_stored_activations() -> None:
+    net, x = Scaled(), torch.rand(3, 4, requires_grad=True)
+    fast = FastAttackModel(net, **FLOAT32)
+    for step in range(4):
+        temperature = torch.tensor(1.0 + step, requires_grad=True)
+        (found,) = torch.autograd.grad(fast(x, temperature).sum(), x)
+        torch.testing.assert_close(found, net.layer.weight.detach().sum(0).expand(3, 4) / (1.0 + step))
+        with torch.inference_mode():
+            fast.view(decisions="fast")(x, temperature)
+        with torch.no_grad():
+            net.layer.weight.mul_(1.1)
+
+
+def test_a_float16_input_gets_a_finite_gradient() -> None:
+    net, (x, y) = small_net().half(), batch(3)
+    fast = FastAttackModel(net, **FLOAT32)
+    huge = lambda logits, y: F.cross_entropy(logits.float(), y) * 1e8  # noqa: E731
+    found = input_gradient(fast, x.half(), y, huge)
+    assert found.dtype == torch.float16
+    assert found.isfinite().all()
+    assert (cosine(found, input_gradient(reference(net), x.half().double(), y)) > 0.99).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_inputs_in_another_dtype_than_the_models_with_and_without_gradient(dtype: torch.dtype) -> None:
+    net, (x, y) = small_net(), batch()
+    fast = FastAttackModel(net, **FLOAT32)
+    with torch.no_grad():
+        assert torch.equal(fast(x.to(dtype)), fast(x.to(dtype).float()))
+    assert input_gradient(fast, x.to(dtype), y).dtype == dtype
+    assert SafePGD(fast, eps=0.1, steps=2)(x.to(dtype), y).dtype == dtype

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fastadv_adapters
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
-from tests.support.tools import batch, cosine, fingerprint, input_gradient, settle
+from tests.support.tools import batch, cosine, fingerprint, input_gradient, reference, settle, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}
 PACKAGE = str(Path(fastadv_adapters.__file__).parent)
@@ -235,3 +235,27 @@ def test_a_gradient_pass_that_is_interrupted_at_any_line_changes_nothing(dtype: 
             input_gradient(fast, x, y)
         assert torch.equal(input_gradient(fast, x, y), expected), f"line {line}"
     assert fingerprint(net) == before
+
+
+@pytest.mark.parametrize("auto_update", [True, False])
+@pytest.mark.parametrize("structural", [True, False])
+def test_an_interrupted_update_is_never_used(
+    auto_update: bool, structural: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, (x, y) = small_net(), batch()
+    fast = FastAttackModel(net, **FLOAT32, auto_update=auto_update)
+    input_gradient(fast, x, y)
+    for parameter in net.parameters():
+        parameter.data.mul_(1.5)
+    if structural:
+        vars(net)["flag"] = True
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastadv_adapters.networks.pair.build_fast", interrupt)
+        patch.setattr(fast._networks.folded.refreshes[2].__class__, "__call__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fast.update()
+    assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()

@@ -152,3 +152,9 @@ def test_a_hook_may_read_a_global_that_is_named_like_an_attribute() -> None:
     torch.testing.assert_close(fast(x.requires_grad_()), net.eval()(x), rtol=1e-4, atol=1e-4)
     assert head_of(net).in_features == 16
     assert y.shape == (6,)
+
+
+def test_a_package_of_the_users_may_be_called_quantized() -> None:
+    kind = type("Layer", (nn.Linear,), {"__module__": "mynet.quantized.layers"})
+    fast, x = FastAttackModel(nn.Sequential(kind(4, 3)), **FLOAT32), torch.rand(2, 4)
+    torch.testing.assert_close(fast(x), fast.wrapped(x).detach())

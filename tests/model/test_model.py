@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters import FastAttackModel, FastAttackWarning, SafePGD
 from fastadv_adapters.networks.pair import device_of
 from tests.support.tools import batch, cosine, fingerprint, head_of, input_gradient, reference, small_net
 
@@ -366,3 +366,46 @@ def test_two_fast_models_of_one_model() -> None:
     with torch.no_grad():
         head_of(net).weight.mul_(2)
     torch.testing.assert_close(input_gradient(first, x, y), input_gradient(second, x, y), rtol=1e-3, atol=1e-6)
+
+
+def test_a_parent_finds_nothing_to_train_and_moves_all_its_parameters() -> None:
+    fast = FastAttackModel(small_net(), **FLOAT32)
+    parent = nn.Sequential(nn.Linear(2, 2), fast)
+    parent.requires_grad_(True)
+    assert [name for name, p in parent.named_parameters() if p.requires_grad] == ["0.weight", "0.bias"]
+    parent.to("meta")
+    assert {p.device.type for p in parent.parameters()} == {"meta"}
+    assert {p.device.type for p in fast.parameters()} == {"cpu"}
+
+
+def test_a_view_of_a_view_in_full_precision_stays_in_full_precision() -> None:
+    net, (x, y) = small_net(), batch()
+    view = FastAttackModel(net, dtype=torch.bfloat16).view(full_precision=True).view(logits_dtype=torch.float64)
+    assert (cosine(input_gradient(view, x, y), input_gradient(reference(net), x.double(), y)) > 0.99999).all()
+    assert "this view in full precision" in view.summary()
+    assert "this view" not in view.view(full_precision=False).summary()
+
+
+def test_autocast_around_the_call_changes_nothing_backwards_either() -> None:
+    net, (x, y) = small_net(), batch()
+    for fast in (FastAttackModel(net, **FLOAT32), FastAttackModel(net, dtype=torch.bfloat16).view(full_precision=True)):
+        expected = input_gradient(fast, x, y)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            leaf = x.clone().requires_grad_()
+            (found,) = torch.autograd.grad(F.cross_entropy(fast(leaf).float(), y), leaf)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_made_under_inference_mode() -> None:
+    net, (x, y) = small_net(), batch()
+    with torch.inference_mode():
+        fast, attack = FastAttackModel(net, **FLOAT32), SafePGD(net, eps=0.1, steps=2)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+    fast.update()
+    assert attack(x, y).shape == x.shape
+
+
+@pytest.mark.parametrize("option", [{"fuse_bn": "no"}, {"auto_update": 1}, {"channels_last": 1}])
+def test_flags_are_true_or_false(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="True"):
+        FastAttackModel(small_net(), **option)

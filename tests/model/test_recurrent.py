@@ -1,5 +1,6 @@
 """Models with a memory: recurrent layers, and models that keep state from call to call."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -228,3 +229,52 @@ def test_a_model_that_writes_into_its_parameters_writes_into_copies_without_auto
         found = fast(x)
     assert fingerprint(net) == before
     torch.testing.assert_close(found, net(x))
+
+
+class Shrinks(nn.Module):
+    """Writes into its own parameter in every forward pass, seen by PyTorch or not."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        super().__init__()
+        self.layer, self.hidden = nn.Linear(4, 3), hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            (self.layer.weight.data if self.hidden else self.layer.weight).mul_(0.5)
+        out: Tensor = self.layer(x)
+        return out
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_model_that_writes_into_its_parameters_is_not_changed(hidden: bool, gradient: bool) -> None:
+    net, x = Shrinks(hidden=hidden), torch.rand(3, 4)
+    before, plain = fingerprint(net), copy.deepcopy(net)
+    fast = FastAttackModel(net, **FLOAT32, decisions="exact")
+    found = [fast(x.clone().requires_grad_(gradient)).detach() for _ in range(3)]
+    assert fingerprint(net) == before
+    for output in found:
+        torch.testing.assert_close(output, plain(x).detach())
+    assert "writes into its own parameters" in fast.summary()
+
+
+class ShrinksSix(Shrinks):
+    """Takes batches of six alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(6, 4))
+
+
+FIRST_CALLS: dict[str, Callable[[FastAttackModel], object]] = {
+    "full precision": lambda fast: fast.view(full_precision=True)(torch.rand(6, 4).requires_grad_()),
+    "a transform": lambda fast: torch.func.grad(lambda x: fast(x).sum())(torch.rand(6, 4)),
+    "a batch of six": lambda fast: fast(torch.rand(6, 4)),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_whatever_comes_first_a_writing_model_is_not_changed(name: str) -> None:
+    net = (ShrinksSix if name == "a batch of six" else Shrinks)(hidden=True)
+    before = fingerprint(net)
+    FIRST_CALLS[name](FastAttackModel(net, **FLOAT32))
+    assert fingerprint(net) == before

@@ -126,3 +126,15 @@ def test_a_warning_that_is_an_error_comes_once_and_the_model_goes_on() -> None:
             input_gradient(fast, x, y)
         found = input_gradient(fast, x, y)
     assert (cosine(found, input_gradient(net, x, y)) > 0.9999).all()
+
+
+def test_second_order_after_a_step_is_an_error_and_not_of_the_new_weights() -> None:
+    net, (x, y) = small_net(), batch()
+    fast, x = FastAttackModel(net, **FLOAT32), x.requires_grad_()
+    loss = F.cross_entropy(fast(x), y)
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.5)
+    with pytest.raises(RuntimeError, match="the weights of its forward pass"):
+        torch.autograd.grad(loss, x, create_graph=True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(fast(x), y), x, create_graph=True)
+    assert gradient.requires_grad

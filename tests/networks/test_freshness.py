@@ -15,6 +15,8 @@ from fastadv_adapters.boundary.scaling import START
 from fastadv_adapters.networks.freshness import Change, Freshness
 from tests.support.tools import batch, cosine, input_gradient, reference, settle, small_net
 
+FLOAT32: Any = {"dtype": torch.float32}
+
 
 @dataclass
 class Settings:
@@ -316,3 +318,66 @@ def test_adversarial_training_follows_every_step() -> None:
         optimizer.step()
         model.eval()
         assert (cosine(input_gradient(fast, x, y), input_gradient(reference(model), x.double(), y)) > 0.9999).all()
+
+
+def test_containers_in_tuples_are_followed() -> None:
+    class Configured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.factors = small_net(), ([1.0],)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x) * self.factors[0][0]
+            return out
+
+    net, (x, _) = Configured().eval(), batch()
+    fast = FastAttackModel(net, **FLOAT32)
+    before = fast(x)
+    net.factors[0][0] = 5.0
+    torch.testing.assert_close(fast(x), 5 * before)
+
+
+class WithBuffer(nn.Module):
+    """Reads a buffer that others exchange by ``.data``."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("scale", torch.ones(1000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x) * self.scale.mean()
+        return out
+
+
+def test_storage_that_comes_back_at_the_same_address_is_noticed() -> None:
+    net = WithBuffer()
+    fast, x = FastAttackModel(net, **FLOAT32), torch.rand(2, 4, requires_grad=True)
+    for _ in range(5):
+        for _ in range(2):
+            net.scale.data = net.scale.data * 0.9
+        torch.testing.assert_close(fast(x), net(x))
+
+
+def test_a_weight_turned_around_is_followed() -> None:
+    net = nn.Sequential(nn.Linear(4, 4))
+    fast, x = FastAttackModel(net, **FLOAT32), torch.rand(2, 4, requires_grad=True)
+    fast(x)
+    weight: Tensor = net[0].weight  # type: ignore[assignment]
+    weight.data = weight.data.t()
+    torch.testing.assert_close(fast(x), net(x))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x))
+
+
+def test_a_rebuild_asks_for_the_options_again() -> None:
+    net, (x, y) = small_net(), batch()
+    fast = FastAttackModel(net, dtype=torch.bfloat16)
+    fast._networks.precision = fast._networks.precision.__class__(torch.device("cpu"), torch.float32, False)
+    vars(net)["flag"] = 1
+    assert fast._networks._freshness.change() is Change.STRUCTURE
+    input_gradient(fast, x, y)
+    assert fast.dtype == torch.bfloat16
+    assert fast._networks.precision.channels_last

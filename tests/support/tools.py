@@ -54,6 +54,14 @@ def head_of(net: nn.Sequential) -> nn.Linear:
     return head
 
 
+def steep() -> nn.Sequential:
+    """Overflows in float16 until the scale has been lowered."""
+    net = small_net()
+    with torch.no_grad():
+        head_of(net).weight.mul_(5e4 / head_of(net).weight.abs().max())
+    return net
+
+
 def attackable_net() -> nn.Sequential:
     """:func:`small_net` with classes that images of :func:`batch` do spread over, so that attacks have work to do."""
     net = small_net().eval()

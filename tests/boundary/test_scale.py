@@ -1,0 +1,113 @@
+"""The scale against overflow: lowered where a gradient overflows, climbing back, and nobody else's affair."""
+
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
+from fastadv_adapters.networks import selfcheck
+from fastadv_adapters.torchattacks import accelerate
+from tests.support.tools import attackable_net, batch, cosine, input_gradient, reference, small_net, steep
+
+
+def weighted(weights: list[float]) -> Any:
+    return lambda logits, y: (logits * torch.linspace(-1, 1, 10) * torch.tensor(weights)[:, None]).sum()
+
+
+def ramp(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits * torch.linspace(-1, 1, 10)).sum()
+
+
+# --- the first pass ---------------------------------------------------------------------------------------------------
+
+
+def test_the_first_pass_of_a_steep_network_is_not_lost_nor_the_first_after_an_update() -> None:
+    net, (x, _) = steep(), batch(6)
+    fast, truth = FastAttackModel(net, dtype=torch.float16), input_gradient(reference(net), x.double(), x, ramp)
+    for _ in range(3):
+        assert (cosine(input_gradient(fast, x, x, ramp), truth) > 0.98).all()
+        fast.update()
+    assert fast.gradient_stats.nonfinite == 0
+    assert FLOOR <= int(fast._networks.state.exponent) < START
+
+
+def test_a_single_step_in_float16_is_as_strong_on_a_network_with_large_logits() -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = attackable_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x) * 4.0 * 4.0
+            return out
+
+    net, (x, _) = Steep().eval(), batch(40)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    robust = []
+    for dtype in (torch.float32, torch.float16):
+        attack = accelerate(torchattacks.FGSM(net, eps=0.1), dtype=dtype)
+        robust.append(int((net(attack(x, y)).argmax(1) == y).sum()))
+    assert robust[0] < 20, "the test needs an attack that works"
+    assert abs(robust[1] - robust[0]) <= 1
+
+
+def test_where_no_scale_helps_it_stays_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "lost", lambda gradient, full: True)
+    fast, (x, y) = FastAttackModel(small_net(), dtype=torch.float16), batch()
+    input_gradient(fast, x, y)
+    assert int(fast._networks.state.exponent) == START
+
+
+# --- later passes -----------------------------------------------------------------------------------------------------
+
+
+def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began() -> None:
+    state = State(torch.device("cpu"))
+    state.start_at_most(2)
+    state.lower_after(torch.tensor([True, False]))
+    assert int(state.exponent) == 0
+    found = []
+    for _ in range(3):
+        for _ in range(PATIENCE):
+            state.lower_after(torch.tensor([False, False]))
+        state.follow()
+        state.follow()
+        found.append(int(state.exponent))
+    assert found == [2, 2, 2]
+
+
+def test_a_sample_that_comes_in_as_nan_does_not_vote_on_the_scale() -> None:
+    fast, (x, _) = FastAttackModel(steep(), dtype=torch.float16), batch(3)
+    for _ in range(16):
+        found = input_gradient(fast, x, x, weighted([float("nan"), 1.0, 1.0]))
+    assert found[0].count_nonzero() == 0
+    assert all(row.count_nonzero() > 0 for row in found[1:])
+    assert int(fast._networks.state.exponent) < START
+
+
+class BrokenAndSteep(nn.Module):
+    """The first sample's gradient is NaN whatever the scale; the others overflow at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = steep()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x * 1.0
+            x.register_hook(lambda grad: torch.cat([grad[:1] * float("nan"), grad[1:]]))
+        out: Tensor = self.net(x)
+        return out
+
+
+def test_a_broken_sample_does_not_keep_overflow_from_being_cured() -> None:
+    fast, (x, _) = FastAttackModel(BrokenAndSteep(), dtype=torch.float16), batch(3)
+    for _ in range(16):
+        found = input_gradient(fast, x, x, weighted([1.0, 1.0, 1.0]))
+    assert found[0].count_nonzero() == 0
+    assert all(row.count_nonzero() > 0 for row in found[1:])

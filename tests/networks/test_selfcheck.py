@@ -1,0 +1,115 @@
+"""The self-check of a first pass: made once, by whatever call comes first, per sample, and not blind to NaN."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.networks import pair as networks
+from fastadv_adapters.networks import selfcheck
+from tests.support.tools import batch, cosine, input_gradient, reference, small_net
+
+FLOAT32: Any = {"dtype": torch.float32}
+
+
+class LogsWhatItFolds(nn.Module):
+    """Reads the layer's output where a trace does not look; folded, the logarithm is of negative numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+        with torch.no_grad():
+            self.conv.weight.abs_()
+            self.norm.weight.fill_(-1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv(x)
+        out: Tensor = self.norm(hidden)
+        if isinstance(hidden, Tensor):
+            out = out + (hidden + 1e-3).log()
+        return out.mean((2, 3))
+
+
+def test_nan_is_not_near_enough_for_the_self_check() -> None:
+    net, (x, y) = LogsWhatItFolds().eval(), batch()
+    y = y % 4
+    fast = FastAttackModel(net, **FLOAT32)
+    with pytest.warns(FastAttackWarning, match="folded into 0 layers only"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+
+
+def test_threads_at_a_first_call_make_one_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, check = list[int](), selfcheck.check
+
+    def counted(*args: Any) -> Any:
+        made.append(1)
+        return check(*args)
+
+    monkeypatch.setattr(networks, "check", counted)
+    fast, (x, y) = FastAttackModel(small_net(), **FLOAT32), batch()
+    threads = [threading.Thread(target=input_gradient, args=(fast, x, y)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_the_first_gradient_through_a_full_precision_view_is_checked() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
+    x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    loss = lambda logits, y: (F.cross_entropy(logits, y, reduction="none") * 10.0 ** torch.arange(6)).sum()  # noqa: E731
+    with pytest.warns(FastAttackWarning, match="one loss scale serves the whole call"):
+        found = input_gradient(FastAttackModel(net, **FLOAT32).view(full_precision=True), x, y, loss)
+    assert (cosine(found, input_gradient(reference(net), x.double(), y, loss)) > 0.999).all()
+
+
+# --- whether samples see each other -----------------------------------------------------------------------------------
+
+
+class SixAtATime(nn.Module):
+    """A network that takes batches of six alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x.view(6, 3, 8, 8))
+        return out
+
+
+def test_a_model_of_one_batch_size_is_scaled_per_sample_too() -> None:
+    net, (x, y) = SixAtATime().eval(), batch(6)
+    fast = FastAttackModel(net, dtype=torch.float16)
+    weights = torch.tensor([1.0, 1e-12, 1.0, 1e-12, 1.0, 1.0])
+    found = input_gradient(fast, x, y, lambda z, y: (F.cross_entropy(z, y, reduction="none") * weights).sum())
+    assert all(row.count_nonzero() for row in found)
+    assert "per-sample" in fast.summary()
+
+
+class TimeFirst(nn.Module):
+    """Gives (8, N, 3), which for eight samples looks like a batch in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x).view(len(x), 8, 3).transpose(0, 1).tanh()
+        return out
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 6, 8])
+def test_an_output_as_long_as_the_batch_by_accident(samples: int) -> None:
+    net, x = TimeFirst(), torch.rand(samples, 4)
+    loss = lambda out, y: (out * 10.0 ** torch.arange(8)[:, None, None]).sum()  # noqa: E731
+    found = input_gradient(FastAttackModel(net, **FLOAT32), x, x, loss)
+    torch.testing.assert_close(
+        found.double(), input_gradient(reference(net), x.double(), x, loss), rtol=1e-3, atol=1e-3
+    )
