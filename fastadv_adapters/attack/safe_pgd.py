@@ -36,7 +36,7 @@ class SafePGD:
         restarts: how often to start, at least 1.
         targeted: whether labels are targets to be reached instead of classes to be left.
         loss: ``"ce"``, ``"dlr"``, ``"margin"`` or a callable ``loss(logits, labels) -> (N,)``, to be maximised; see
-            :func:`fastadv_adapters.losses.resolve_loss`.
+            :func:`fastadv_adapters.attack.resolve_loss`.
         bounds: the least and the largest value of an input; taken in x's dtype.
         early_stop: whether samples are dropped from the batch once exact decisions confirm that they are adversarial.
             Cheaper, and breaks the same samples; what is returned for them is the first adversarial candidate instead
@@ -93,7 +93,7 @@ class SafePGD:
 
     @property
     def step_sizes(self) -> tuple[float, ...]:
-        """The size of each step, in units of x and of the norm; see :func:`fastadv_adapters.pgd_steps.step_sizes`."""
+        """The size of each step, in units of x and of the norm; see :func:`fastadv_adapters.attack.step_sizes`."""
         return step_sizes(self.norm, eps=self.eps, steps=self.steps, alpha=self.alpha)
 
     def __repr__(self) -> str:

@@ -245,7 +245,7 @@ class Recording:
 
 
 class ReplayTape:
-    """One forward pass, as long as no other has overwritten it; see :class:`fastadv_adapters.engines.Tape`."""
+    """One forward pass, as long as no other has overwritten it; see :class:`fastadv_adapters.boundary.Tape`."""
 
     def __init__(self, engine: ReplayEngine, recording: Recording, tensors: Sequence[Tensor]) -> None:
         self._engine, self._recording = engine, recording

@@ -81,7 +81,7 @@ def _count(report: dict[str, str]) -> str:
 
 
 def tensor_core_lines(found: list[Misfit]) -> list[str]:
-    """What :func:`fastadv_adapters.alignment.misfits` has found, what it costs, and what to do."""
+    """What :func:`fastadv_adapters.report.alignment.misfits` has found, what it costs, and what to do."""
     if not found:
         return []
     width = max(len(layer.name) for layer in found[:_MOST_MISFITS])
