@@ -1,7 +1,8 @@
 """How a network is run: its own code (``eager``), compiled (``compiled``), or recorded and replayed (``replay``).
 
-``choosing`` takes one of them; ``graphs`` are the CUDA graphs behind replays, and ``unchanging`` refuses to record what
-would not be the same when it is replayed.
+``choosing`` takes one of them; ``graphs`` are the CUDA graphs behind replays, ``captures`` makes one at a time.
+``unchanging`` refuses to record what would not be the same when it is replayed, and ``waiting`` what waits for the
+device.
 """
 
 from .choosing import make_engine

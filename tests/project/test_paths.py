@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("fastadv_adapters", "tests", "benchmarks", "examples", "docs")
 PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted(path for folder in ("fastadv_adapters", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+WINGS = sorted(path.parent for path in (ROOT / "fastadv_adapters").glob("*/__init__.py"))
 
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*-]*")
 FILE = re.compile(r"`([\w/.-]+\.py)`")
@@ -81,6 +82,23 @@ def test_what_a_page_names_exists(page: Path) -> None:
 def test_what_a_source_names_exists(source: Path) -> None:
     text = source.read_text(encoding="utf-8")
     assert [*missing_from(text, source.parent), *missing_roles(text)] == []
+
+
+def missing_from_a_wing(docstring: str, files: set[str]) -> list[str]:
+    """Single words that the docstring of a wing has in double backticks, and that are none of its files."""
+    return [name for name in re.findall(r"``([a-z_]+)``", docstring) if name not in files]
+
+
+@pytest.mark.parametrize("wing", WINGS, ids=name_of)
+def test_what_a_wing_says_of_its_files_exists(wing: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((wing / "__init__.py").read_text(encoding="utf-8"))) or ""
+    files = {path.stem for path in wing.glob("*.py")}
+    assert files & set(re.findall(r"``([a-z_]+)``", docstring)), "a wing says what its files do"
+    assert missing_from_a_wing(docstring, files) == []
+
+
+def test_a_file_that_a_wing_has_lost_is_found() -> None:
+    assert missing_from_a_wing("``near`` and ``gone``, as ``torch.func``", {"near"}) == ["gone"]
 
 
 @pytest.mark.parametrize(
