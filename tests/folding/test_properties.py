@@ -5,6 +5,7 @@ other ones at every run.
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.boundary import START
 from tests.support.property_tools import FLOAT64, assert_rows_close, in_dtype, run, untouched
 from tests.support.strategies import Recipe, recipes
 
@@ -96,21 +98,49 @@ def written(net: nn.Module, x: Tensor, number: int) -> None:
 CHANGES = {change.__name__: change for change in (multiplied, stepped, trained, loaded, exchanged, written)}
 
 
-def answers(fast: FastAttackModel, x: Tensor) -> list[Tensor]:
-    """What a fast model computes, exact and fast, and all tensors that its fast network reads."""
+@dataclass
+class Answers:
+    """What a fast model computes, and what it computes that with.
+
+    Attributes:
+        logits: exact and fast.
+        gradient: of the inputs.
+        exponent: of the scale that the gradient was computed with; None if that was one at which samples overflowed.
+        read: all tensors that the fast network reads.
+    """
+
+    logits: list[Tensor]
+    gradient: Tensor
+    exponent: int | None
+    read: list[Tensor]
+
+
+def answers(fast: FastAttackModel, x: Tensor) -> Answers:
     with torch.no_grad():
         exact = fast(x)
-    found = run(fast, x)  # first, for the self-check may build the network anew
+    fast.reset_gradient_stats()
+    logits, gradient = run(fast, x)  # before the tensors, for the self-check may build the network anew
+    overflowed = fast.dtype == torch.float16 and fast.gradient_stats.nonfinite > 0
+    exponent = None if overflowed else int(fast._networks.state.exponent)
     read: list[Tensor] = []
     for part in fast._networks.folded.network.modules():
         read += vars(part).get("scale_and_shift", {}).values()
         if not isinstance(part, nn.modules.batchnorm._BatchNorm):
             read += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-    return [exact, *found, *read]
+    return Answers([exact, logits], gradient, exponent, read)
 
 
-def same(found: list[Tensor], wanted: list[Tensor]) -> bool:
-    return len(found) == len(wanted) and all(map(torch.equal, found, wanted))
+def assert_same(found: Answers, wanted: Answers) -> None:
+    """Bit for bit, but for gradients at two scales.
+
+    In float16 an update keeps the scale, while a new fast model finds its own. Where the scale kept is too large for
+    the new weights, samples overflow once and it is lowered; at two scales that are not, the smallest entries of what
+    lies between are rounded differently.
+    """
+    assert len(found.read) == len(wanted.read)
+    assert all(map(torch.equal, found.logits + found.read, wanted.logits + wanted.read))
+    if found.exponent is not None and found.exponent == wanted.exponent:
+        assert torch.equal(found.gradient, wanted.gradient)
 
 
 @given(
@@ -125,7 +155,7 @@ def test_an_update_is_idempotent_and_equals_a_new_fast_model(
     net, x = in_dtype(recipe, 3, dtype)
     fast = FastAttackModel(net, dtype=dtype, engine="eager")
     before = answers(fast, x)
-    addresses = [t.data_ptr() for t in before[3:]]
+    addresses = [t.data_ptr() for t in before.read]
     for change, number in changes:
         CHANGES[change](net, x, number)
     by_itself = by_itself and "written" not in dict(changes)
@@ -133,7 +163,11 @@ def test_an_update_is_idempotent_and_equals_a_new_fast_model(
         once = answers(fast if by_itself else fast.update(), x)
         twice = answers(fast.update(), x)
         anew = answers(FastAttackModel(net, dtype=dtype, engine="eager"), x)
-    assert same(once, twice)
-    assert same(once, anew)
-    assert changes or same(once, before)
-    assert [t.data_ptr() for t in twice[3:]] == addresses, "an update must not move what a recorded graph would read"
+    if fast.dtype != torch.float16:
+        assert before.exponent == once.exponent == twice.exponent == anew.exponent == START
+    assert_same(once, twice)
+    assert_same(once, anew)
+    assert_same(twice, anew)
+    if not changes:
+        assert_same(once, before)
+    assert [t.data_ptr() for t in twice.read] == addresses, "an update must not move what a recorded graph would read"
