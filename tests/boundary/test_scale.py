@@ -81,6 +81,23 @@ def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began() -> 
     assert found == [2, 2, 2]
 
 
+def test_weights_that_are_far_steeper_overflow_after_the_update_and_are_right_a_few_passes_later() -> None:
+    net, (x, _) = small_net(), batch(3)
+    fast = FastAttackModel(net, dtype=torch.float16)
+    input_gradient(fast, x, x, ramp)
+    net.load_state_dict(steep().state_dict())
+    lost = []
+    for _ in range(8):
+        fast.reset_gradient_stats()
+        found = input_gradient(fast, x, x, ramp)
+        lost.append(fast.gradient_stats.nonfinite)
+    assert lost[0] > 0, "the test needs weights that overflow at the scale of those before"
+    assert lost[-1] == 0
+    truth = input_gradient(reference(net), x.double(), x, ramp)
+    for gradient in (found, input_gradient(FastAttackModel(net, dtype=torch.float16), x, x, ramp)):
+        assert (cosine(gradient, truth) > 0.98).all()
+
+
 def test_a_sample_that_comes_in_as_nan_does_not_vote_on_the_scale() -> None:
     fast, (x, _) = FastAttackModel(steep(), dtype=torch.float16), batch(3)
     for _ in range(16):
