@@ -1,5 +1,7 @@
 """The adapter for foolbox: models and attacks that are fast, and PGD attacks that no saturated loss makes weaker.
 
+``models`` holds the fast ``PyTorchModel``, ``accelerating`` the attacks that make one, ``safe_steps`` PGD.
+
 foolbox is by Rauber et al. 2020, https://doi.org/10.21105/joss.02607; eagerpy, in which its attacks are written, by
 Rauber et al. 2020, https://arxiv.org/abs/2008.04175.
 """
