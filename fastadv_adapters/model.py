@@ -1,7 +1,7 @@
 """``FastAttackModel``: a PyTorch model wrapped for fast attacks."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,14 +9,29 @@ from torch import nn
 
 from .boundary import Call, Crossing, Engine, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
 from .engines import EngineName
-from .modules import COMMON_ERRORS, Anchor, accept_engine, accept_model, accept_options, accept_tensors, shapes
+from .modules import (
+    COMMON_ERRORS,
+    Anchor,
+    LeftOut,
+    accept_engine,
+    accept_model,
+    accept_options,
+    accept_tensors,
+    hooks_of,
+    shapes,
+)
 from .networks import Networks
 from .report import summarise
 
 Decisions = Literal["auto", "exact", "fast"]
 
+_NOT_LOADED = (
+    "expected weights for the wrapped model, got {} for a fast model, which has none of its own: load them with "
+    "fast.wrapped.load_state_dict(), and the fast model follows"
+)
 
-class FastAttackModel(nn.Module):
+
+class FastAttackModel(LeftOut, nn.Module):
     """A copy of a model that is much faster at what attacks do: gradients with respect to the *input*.
 
     It behaves as the wrapped model in eval mode, so attack libraries take it as it is::
@@ -30,7 +45,7 @@ class FastAttackModel(nn.Module):
     never changed: not its weights, gradients, modes, hooks or attributes.
 
     Args:
-        model: any ``nn.Module`` whose first input is a floating-point tensor (N, ...). Stays the caller's; train it
+        model: any ``nn.Module`` with a floating-point tensor (N, ...) among its inputs. Stays the caller's; train it
             on, and the fast model follows.
         dtype: what the fast network computes in: ``torch.float16``, ``torch.bfloat16``, ``torch.float32`` or
             ``"auto"``, the fastest that the device has in hardware.
@@ -89,24 +104,25 @@ class FastAttackModel(nn.Module):
                 source, dtype=dtype, channels_last=channels_last, fuse_bn=fuse_bn, live=auto_update, engine=engine
             )
             self._see(decisions, logits_dtype, full_precision=False)
+        # Libraries read a model's device off its parameters; this one is empty, frozen and in no state_dict.
+        self.register_parameter("_anchor", Anchor.on(self.device))
 
     def _see(self, decisions: Decisions, logits_dtype: torch.dtype, *, full_precision: bool) -> None:
         self._decisions: Decisions = decisions
         self._logits_dtype = logits_dtype
         self._full_precision = full_precision
         self.training = False
-        # Libraries read a model's device off its parameters; this one is empty, frozen and in no state_dict.
-        self.register_parameter("_anchor", Anchor.on(self.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the wrapped model in eval mode, floating ones in ``logits_dtype``.
 
         Args:
-            *args: what the wrapped model takes; the first a floating-point tensor (N, ...) on the model's device.
+            *args: what the wrapped model takes, on the model's device, a floating-point tensor (N, ...) among it. (If
+                gradients are disabled, integers alone will do.)
             **kwargs: likewise.
 
         Raises:
-            TypeError: the first input is not a floating-point tensor.
+            TypeError: no input is a floating-point tensor.
             ValueError: an input on another device.
             RuntimeError: the model's own error (or another type), with the shapes that it refused.
         """
@@ -188,7 +204,9 @@ class FastAttackModel(nn.Module):
         full_precision = self._full_precision if full_precision is None else full_precision
         decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
         accept_options(decisions, logits_dtype, self._given["loss_scale"])
-        return _restore(self._networks, self._given, (decisions, logits_dtype, full_precision))
+        fast = _blank()
+        fast.__setstate__({**self._state(), "seen": (decisions, logits_dtype, full_precision)})
+        return fast
 
     @property
     def wrapped(self) -> nn.Module:
@@ -198,7 +216,7 @@ class FastAttackModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the wrapped model lives; move that, and the fast model follows."""
-        return next(self.wrapped.parameters()).device
+        return next(p.device for p in self.wrapped.parameters() if not isinstance(p, Anchor))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -255,21 +273,56 @@ class FastAttackModel(nn.Module):
         self._anchor = Anchor.on(fn(self._anchor.detach()).device)
         return self
 
+    @property
+    def _is_full_backward_hook(self) -> bool | None:
+        """What PyTorch notes beside the backward hooks, which views share."""
+        full: bool | None = vars(self)["_kind_of_hooks"].get("full")
+        return full
+
+    @_is_full_backward_hook.setter
+    def _is_full_backward_hook(self, full: bool | None) -> None:
+        vars(self).setdefault("_kind_of_hooks", {})["full"] = full
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass  # a checkpoint holds the wrapped model, not its copies
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        pass
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load nothing, which is all that a fast model saves.
+
+        Raises:
+            RuntimeError: there are weights; they belong into :attr:`wrapped`.
+        """
+        if state_dict:
+            raise RuntimeError(_NOT_LOADED.format(next(iter(state_dict))))
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        _, unexpected, errors = lists
+        if found := [key for key in state_dict if key.startswith(prefix)]:  # of a parent
+            unexpected += found
+            errors += [_NOT_LOADED.format(found[0])] * strict
 
     def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (), self._state()
+
+    def _state(self) -> dict[str, Any]:
+        """What a view shares, and a copy has its own of."""
         seen = (self._decisions, self._logits_dtype, self._full_precision)
-        return _restore, (self._networks, self._given, seen)
+        hooks = {**hooks_of(self), "_kind_of_hooks": vars(self)["_kind_of_hooks"]}
+        shared = {"networks": self._networks, "given": self._given, "hooks": hooks}
+        return {**shared, "seen": seen, "anchor": self._anchor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self._given, self._networks = state["given"], state["networks"]
+        vars(self).update(state["hooks"])
+        decisions, logits_dtype, full_precision = state["seen"]
+        self._see(decisions, logits_dtype, full_precision=full_precision)
+        self.register_parameter("_anchor", Anchor.on(state["anchor"].device))  # the model may not be there yet
 
 
-def _restore(networks: Networks, given: dict[str, Any], seen: tuple[Decisions, torch.dtype, bool]) -> FastAttackModel:
-    """Build a view, or a deep-copied or unpickled fast model, on networks that exist."""
-    fast = FastAttackModel.__new__(FastAttackModel)
-    nn.Module.__init__(fast)
-    fast._given, fast._networks = given, networks
-    fast._see(seen[0], seen[1], full_precision=seen[2])
-    return fast
+def _blank() -> FastAttackModel:
+    """What becomes a view, or a copied or unpickled fast model, once its state is there, which may hold it again."""
+    return FastAttackModel.__new__(FastAttackModel)

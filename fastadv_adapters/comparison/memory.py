@@ -9,7 +9,16 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..boundary import Packed
 from ..model import FastAttackModel
-from ..modules import accept_model, accept_tensors, alias, copy_module, kind_of, random_state_kept, tensors_in
+from ..modules import (
+    accept_model,
+    accept_tensors,
+    alias,
+    copy_module,
+    kind_of,
+    number_of_samples,
+    random_state_kept,
+    tensors_in,
+)
 from ..networks import Networks
 
 
@@ -57,7 +66,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
     arguments = Packed((args, kwargs))
     device = next(source.parameters()).device
     accept_tensors(arguments.tensors, device)
-    samples = len(arguments.tensors[0])
+    samples = number_of_samples(arguments.tensors)
     if not samples:
         raise ValueError("expected at least one sample, got none: what is kept is counted per sample")
     counter = _Counter()

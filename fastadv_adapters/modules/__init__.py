@@ -1,13 +1,19 @@
 """What can be asked of, and done to, any ``nn.Module``: the ground floor, which knows nothing of fast models.
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
+``reaching_back``, ``rebinding`` and ``leaving_out`` say what a copy must not have, is given anew, and is made without;
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes;
+``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
+mode; ``checkpoints`` runs reentrant ones otherwise;
 ``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that tells the device.
 """
 
 from .anchor import Anchor
+from .anomalies import without_anomaly_mode
+from .checkpoints import without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in
+from .holding import held_by, own_tensors, tensors_in_containers
 from .inputs import (
     COMMON_ERRORS,
     accept_engine,
@@ -15,9 +21,12 @@ from .inputs import (
     accept_options,
     accept_tensors,
     is_out_of_memory,
+    number_of_samples,
     refuse_unfit,
     shapes,
 )
+from .layouts import differ, kind, pointer, same_memory, write
+from .leaving_out import LeftOut, is_left_out
 from .notices import FastAttackWarning, notify
 from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, resolve
 from .randomness import host_state, random_state_kept
@@ -28,6 +37,7 @@ __all__ = [
     "MATRIX_LAYERS",
     "Anchor",
     "FastAttackWarning",
+    "LeftOut",
     "Precision",
     "accept_engine",
     "accept_model",
@@ -38,19 +48,31 @@ __all__ = [
     "cast_ahead_names",
     "clone",
     "copy_module",
+    "differ",
     "has_hooks",
+    "held_by",
     "hooks_of",
     "host_state",
     "ieee_float32",
     "in_one_block",
     "inside_of",
     "is_data",
+    "is_left_out",
     "is_out_of_memory",
+    "kind",
     "kind_of",
     "notify",
+    "number_of_samples",
+    "own_tensors",
+    "pointer",
     "random_state_kept",
     "refuse_unfit",
     "resolve",
+    "same_memory",
     "shapes",
     "tensors_in",
+    "tensors_in_containers",
+    "without_anomaly_mode",
+    "without_reentrant_checkpoints",
+    "write",
 ]
