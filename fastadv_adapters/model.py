@@ -270,7 +270,9 @@ class FastAttackModel(LeftOut, nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FastAttackModel":
         # Device and dtype follow the wrapped model. A parent that is moved finds all its parameters moved.
-        self._anchor = Anchor.on(fn(self._anchor.detach()).device)
+        device = fn(self._anchor.detach()).device
+        if device != self._anchor.device:
+            self._anchor = Anchor.on(device)
         return self
 
     @property
@@ -299,10 +301,8 @@ class FastAttackModel(LeftOut, nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        _, unexpected, errors = lists
-        if found := [key for key in state_dict if key.startswith(prefix)]:  # of a parent
-            unexpected += found
-            errors += [_NOT_LOADED.format(found[0])] * strict
+        _, unexpected, _ = lists  # of a parent, which makes an error of them if it is strict
+        unexpected += [key for key in state_dict if key.startswith(prefix)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (), self._state()

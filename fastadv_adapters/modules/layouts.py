@@ -45,10 +45,10 @@ def write(own: Tensor, theirs: Tensor) -> bool:
     pairs = list(zip(pieces(own), pieces(theirs), strict=True))
     if any(a.shape != b.shape for a, b in pairs) or not pairs:
         return False
-    if own.layout is torch.sparse_coo and own.is_coalesced() != theirs.is_coalesced():
-        return False
     for ours, other in pairs:
         ours.copy_(other)
+    if own.layout is torch.sparse_coo:
+        own._coalesced_(theirs.is_coalesced())
     return True
 
 

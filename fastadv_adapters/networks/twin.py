@@ -79,7 +79,8 @@ class Twin:
             if parameter is None or own is None:
                 continue
             if not self.live:
-                write(own, parameter)
+                if not write(own, parameter):
+                    ours[name] = clone(parameter)  # type: ignore[assignment]
             elif not same_memory(own, parameter):
                 ours[name] = alias(parameter)  # type: ignore[assignment]
 
