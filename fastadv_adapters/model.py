@@ -25,11 +25,6 @@ from .report import summarise
 
 Decisions = Literal["auto", "exact", "fast"]
 
-_NOT_LOADED = (
-    "expected weights for the wrapped model, got {} for a fast model, which has none of its own: load them with "
-    "fast.wrapped.load_state_dict(), and the fast model follows"
-)
-
 
 class FastAttackModel(LeftOut, nn.Module):
     """A copy of a model that is much faster at what attacks do: gradients with respect to the *input*.
@@ -295,7 +290,10 @@ class FastAttackModel(LeftOut, nn.Module):
             RuntimeError: there are weights; they belong into :attr:`wrapped`.
         """
         if state_dict:
-            raise RuntimeError(_NOT_LOADED.format(next(iter(state_dict))))
+            raise RuntimeError(
+                f"expected weights for the wrapped model, got {next(iter(state_dict))} for a fast model, which has "
+                f"none of its own: load them with fast.wrapped.load_state_dict(), and the fast model follows"
+            )
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _load_from_state_dict(

@@ -58,7 +58,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
         Bytes per sample: those of the pass, divided by N.
 
     Raises:
-        TypeError: ``model`` is not a module, or the first input is not a floating-point tensor.
+        TypeError: ``model`` is not a module, or no input is a floating-point tensor.
         ValueError: an input on another device, or without samples; a model that cannot be copied.
     """
     networks = model._networks if isinstance(model, FastAttackModel) else None

@@ -7,11 +7,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-_TEXT = (
-    "expected a forward pass that neither trains nor attacks the model, got one that uses {} of the model's own: "
-    "train and attack from outside of forward()"
-)
-
 
 class LeftOut:
     """Mixin for what belongs to a fast model, and not to the model that may own it."""
@@ -32,22 +27,29 @@ def in_place_of(value: object) -> Any:
     return _NoModule(name, value) if isinstance(value, nn.Module) else _Nothing(name)
 
 
+def _refuse(name: str) -> NoReturn:
+    raise RuntimeError(
+        f"expected a forward pass that neither trains nor attacks the model, got one that uses {name} of the model's "
+        f"own: train and attack from outside of forward()"
+    )
+
+
 class _Nothing:
     """In the place of an object."""
 
     def __init__(self, name: str) -> None:
-        self.__dict__["_name"] = name
+        vars(self)["_name"] = name
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # protocols ask whether there is such a method
-            raise AttributeError(name)
-        raise RuntimeError(_TEXT.format(self.__dict__["_name"]))
+            return object.__getattribute__(self, name)
+        return _refuse(vars(self)["_name"])
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise RuntimeError(_TEXT.format(self.__dict__["_name"]))
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse(vars(self)["_name"])
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(_TEXT.format(self.__dict__["_name"]))
+        _refuse(vars(self)["_name"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Nothing":
         return self
@@ -62,4 +64,5 @@ class _NoModule(nn.Module):
         self._parameters.update(module._parameters)
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(_TEXT.format(self._name))
+        """Be an error."""
+        _refuse(self._name)
