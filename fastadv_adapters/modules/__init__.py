@@ -1,7 +1,7 @@
 """What can be asked of, and done to, any ``nn.Module``: the ground floor, which knows nothing of fast models.
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
-``reaching_back``, ``rebinding`` and ``leaving_out`` say what a copy must not have, is given anew, and is made without;
+``reaching_back`` says what a copy must not have, ``rebinding`` and ``weak`` what it has anew, ``leaving_out`` what not;
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes;
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;

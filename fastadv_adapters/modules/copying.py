@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .classes import ALL_HOOKS, hooks_of, inside_of
 from .leaving_out import in_place_of, is_left_out
 from .reaching_back import refuse_what_reaches_back
-from .rebinding import rebind_forward, redirect_references
+from .rebinding import rebind
+from .weak import is_weak, redirect
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
@@ -47,7 +48,9 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
     for item in _reached(module, memo):
-        if isinstance(item, Tensor):
+        if is_weak(item):
+            memo[id(item)] = item
+        elif isinstance(item, Tensor):
             memo[id(item)] = tensor_for(item)
         elif is_left_out(item):
             memo[id(item)] = in_place_of(item)
@@ -60,15 +63,15 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
             _copy_wrappers(parts, memo)
             _copy_by_state(parts, memo)
             copied: nn.Module = copy.deepcopy(module, memo)
-            for part in parts:
-                rebind_forward(part, memo[id(part)], memo)
+            pairs = [(part, memo[id(part)]) for part in parts]
+            rebind(pairs, memo)
     except Exception as error:
         raise ValueError(
             f"expected a model that can be copied, but copying {type(module).__name__} raised "
             f"{type(error).__name__}: {error}. Remove what cannot be copied (open files, iterators, handles) from the "
             f"model's attributes, or give the class a __deepcopy__ that honours its memo"
         ) from error
-    redirect_references([(part, memo[id(part)]) for part in parts])
+    redirect(pairs)
     for part in copied.modules():
         part.training = False
         if type(part) in _RECURRENT:
@@ -161,5 +164,5 @@ def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
                 continue
             seen.add(id(item))
             yield item
-            if gc.is_tracked(item) and not isinstance(item, Tensor) and not is_left_out(item):
+            if gc.is_tracked(item) and not is_weak(item) and not isinstance(item, Tensor) and not is_left_out(item):
                 stack.append(item)

@@ -36,11 +36,11 @@ def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
             continue
         held = tuple(value.values()) if isinstance(value, dict) else value
         functions = held if isinstance(held, (list, tuple, set)) else (held,)
-        if any(id(captured) in own for function in functions for captured in _captured(function)):
+        if any(id(captured) in own for function in functions for captured in _captured(function, enclosed=False)):
             raise ValueError(
                 f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
-                f"captures a part of it and would run on the original from the copy. Make it a method of the class "
-                f"(and compile the whole model instead of one method)"
+                f"names a part of it as a global, or caches what it gives, and would run on the original from the "
+                f"copy. Make it a method of the class"
             )
 
 
@@ -84,7 +84,9 @@ def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclos
             yield from (inner.__globals__.get(name) for name in _read(inner.__code__, "LOAD_GLOBAL"))
             stack += values
         elif isinstance(inner, types.MethodType):
-            if getattr(type(inner.__self__), inner.__name__, None) is not inner.__func__:  # made for this instance
+            if (
+                getattr(type(inner.__self__), getattr(inner, "__name__", ""), None) is not inner.__func__
+            ):  # made for this instance
                 stack.append(inner.__func__)
             yield from others(inner)
         else:

@@ -254,6 +254,104 @@ def test_a_forward_on_the_instance_that_names_the_model_is_refused() -> None:
         FastAttackModel(THE_MODEL)
 
 
+class Metric(nn.Module):
+    """As in torchmetrics: wraps its own methods on the instance, and does so again when it is copied."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(()))
+        self._wrap()
+
+    def _wrap(self) -> None:
+        before = type(self).update.__get__(self)
+
+        @functools.wraps(before)
+        def update(*args: Any) -> None:
+            assert isinstance(self, Metric)
+            before(*args)
+
+        vars(self)["update"] = update
+
+    def update(self, x: Tensor) -> None:
+        self.total = self.total + x.detach().sum()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "update"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._wrap()
+
+
+class WithFunctions(nn.Module):
+    """Functions that have enclosed the module, in every place that an attribute leads to."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.net, self.metric, self.scale = convolutional(), Metric(), nn.Parameter(torch.ones(10))
+        self.place = place
+
+        def scaled(x: Tensor, again: bool = False) -> Tensor:
+            return scaled(self.net(x), again=True) if not again else x * self.scale
+
+        class Held:
+            pass
+
+        held: Any = Held()
+        held.run, held.inner = scaled, {"functions": [scaled]}
+        self.places = {
+            "dict": {"a": [{"b": scaled}]},
+            "tuple": (1, (scaled,)),
+            "dict-in-tuple": (1, ({0: scaled},)),
+            "set": {scaled},
+            "pair": Functions(scaled, 1),
+            "object": held,
+            "partial": functools.partial(scaled, again=False),
+            "partial-of-a-lambda": functools.partial(lambda scale, x: self.net(x) * scale * self.scale, 1.0),
+        }
+
+    def find(self) -> Any:
+        found: Any = self.places[self.place]
+        if isinstance(found, dict):
+            return found["a"][0]["b"]
+        if isinstance(found, Functions):
+            return found.run
+        if isinstance(found, tuple):
+            return found[1][0] if callable(found[1][0]) else found[1][0][0]
+        if isinstance(found, set):
+            return next(iter(found))
+        return found if callable(found) else found.inner["functions"][0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.find()(x)
+        self.metric.update(out)
+        return out
+
+
+class Functions(NamedTuple):
+    run: Callable[..., Tensor]
+    number: int
+
+
+@pytest.mark.parametrize("place", WithFunctions("dict").places)
+def test_functions_that_have_enclosed_the_model_run_on_the_copy(place: str) -> None:
+    model: Any = WithFunctions(place).eval()
+    calls: list[nn.Module] = []
+    fast = FastAttackModel(model, **FLOAT32)
+    model.net.register_forward_hook(lambda module, *_: calls.append(module))
+    close(outcome(fast, images()), outcome(model, images()))
+    total = model.metric.total.clone()
+    calls.clear()
+    step(model)
+    found = outcome(fast, images())
+    assert calls
+    assert model.net not in calls, "the original is not run"
+    assert torch.equal(model.metric.total, total)
+    close(found, outcome(model, images()))
+
+
 def test_a_cached_method_is_refused() -> None:
     model: Any = small()
     model.cached = functools.lru_cache(model.forward)
@@ -418,9 +516,15 @@ class Properties(nn.Module):
         self.raw, self.scale, self.child = nn.Parameter(torch.randn(10, 48)), nn.Parameter(torch.ones(())), Child()
         self.lock, self.again, self.event = threading.Lock(), threading.RLock(), threading.Event()
         self.log, self.random = logging.getLogger("model"), torch.Generator().manual_seed(3)
-        self.itself = weakref.ref(self)
+        self.itself: Any = weakref.ref(self)
+        self.go: Any = weakref.WeakMethod(self.run)
         self.parts = {"all": [weakref.ref(self.child)]}
         self.child.parent = weakref.ref(self)
+        self.pair, self.listed = (weakref.ref(self.child),), {weakref.ref(self.child)}
+        self.by_name: Any = weakref.WeakValueDictionary(child=self.child)
+        self.names: Any = weakref.WeakKeyDictionary({self.child: "child"})
+        self.known: Any = weakref.WeakSet([self.child])
+        vars(self)["proxy"] = weakref.proxy(self.child)
 
     @property
     def weight(self) -> Tensor:
@@ -428,11 +532,21 @@ class Properties(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
+        run: Any = self.go()
+        assert run.__self__ is self
+        out: Tensor = run(x)
+        return out
+
+    def run(self, x: Tensor) -> Tensor:
         with self.lock, self.again:
             self.log.debug("forward")
             me, child = self.itself(), self.parts["all"][0]()
             assert me is self
-            assert child is self.child
+            references: list[Any] = [*self.pair, *self.listed]
+            for found in (child, self.by_name["child"], *(r() for r in references), *self.known):
+                assert found is self.child
+            assert vars(vars(self)["proxy"]) is vars(self.child)
+            assert self.names[child] == "child"
             out: Tensor = child(x.flatten(1) @ me.weight.T)
             return out
 
