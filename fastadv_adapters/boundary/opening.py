@@ -1,10 +1,11 @@
-"""Leaves opened: data classes, dictionaries with more to them and complex tensors, as nodes of a tree.
+"""Leaves opened: data classes, namespaces, dictionaries with more to them and complex tensors, as nodes of a tree.
 
 So trees of arguments and outputs end in real tensors, which the boundary scales and filters.
 """
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def _apart(opened: _Opened) -> tuple[list[Any], Any]:
 
 def _together(values: Any, context: Any) -> Any:
     kind, *names = context
-    made = object.__new__(kind)  # __init__ might compute from tensors what is known already
+    made = kind.__new__(kind)  # __init__ might compute from tensors what is known already
     for name, value in zip(names, values, strict=True):
         object.__setattr__(made, name, value)  # also where the class is frozen
     return made
@@ -81,13 +82,24 @@ def _open(leaf: Any) -> Any:
         return _Complex(torch.view_as_real(leaf.resolve_conj())) if leaf.is_complex() else leaf
     if isinstance(leaf, dict):
         return _open_mapping(leaf)
-    if not dataclasses.is_dataclass(leaf) or isinstance(leaf, (type, dict, list, tuple)):
+    if isinstance(leaf, (type, list, tuple)) or not _holds_data(leaf):
         return leaf
-    fields = {f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf) if hasattr(leaf, f.name)}
+    names = [f.name for f in (*_fields(leaf), *getattr(type(leaf), "__attrs_attrs__", ()))]
+    fields = {name: getattr(leaf, name) for name in names if hasattr(leaf, name)}
     leaves, spec = pytree.tree_flatten({**fields, **getattr(leaf, "__dict__", {})})
     attributes = pytree.tree_unflatten(map(_open, leaves), spec)
     has_tensors = any(isinstance(held, Tensor) for held in pytree.tree_leaves(attributes))
     return _Opened(type(leaf), attributes) if has_tensors else leaf
+
+
+def _holds_data(leaf: Any) -> bool:
+    """Whether an object is its attributes: of a data class, also as the package attrs makes them, or a namespace."""
+    named = dataclasses.is_dataclass(leaf) or hasattr(type(leaf), "__attrs_attrs__")
+    return named or isinstance(leaf, (SimpleNamespace, UserDict))
+
+
+def _fields(leaf: Any) -> tuple[Any, ...]:
+    return dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ()
 
 
 def _open_mapping(mapping: dict[Any, Any]) -> Any:

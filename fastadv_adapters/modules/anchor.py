@@ -21,8 +21,7 @@ class Anchor(nn.Parameter):
 
 
 def _refuse_to_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"][:1]]
-    if parameters and all(isinstance(p, Anchor) for p in parameters):
+    if all(isinstance(p, Anchor) for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
             f"expected an optimizer of the wrapped model's parameters, got {type(optimizer).__name__} of a fast "
             f"model's, which has none to train: make it of fast.wrapped.parameters(), and the fast model follows"

@@ -48,7 +48,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
     for item in _reached(module, memo):
-        if is_weak(item):
+        if is_weak(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
             memo[id(item)] = item
         elif isinstance(item, Tensor):
             memo[id(item)] = tensor_for(item)

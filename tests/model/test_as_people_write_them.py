@@ -6,9 +6,10 @@ import logging
 import threading
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -518,7 +519,7 @@ class Properties(nn.Module):
         self.log, self.random = logging.getLogger("model"), torch.Generator().manual_seed(3)
         self.itself: Any = weakref.ref(self)
         self.go: Any = weakref.WeakMethod(self.run)
-        self.parts = {"all": [weakref.ref(self.child)]}
+        self.parts: Any = {"all": [weakref.ref(self.child)]}
         self.child.parent = weakref.ref(self)
         self.pair, self.listed = (weakref.ref(self.child),), {weakref.ref(self.child)}
         self.by_name: Any = weakref.WeakValueDictionary(child=self.child)
@@ -540,7 +541,7 @@ class Properties(nn.Module):
     def run(self, x: Tensor) -> Tensor:
         with self.lock, self.again:
             self.log.debug("forward")
-            me, child = self.itself(), self.parts["all"][0]()
+            me, child = self.itself(), next(r() for r in self.parts["all"])
             assert me is self
             references: list[Any] = [*self.pair, *self.listed]
             for found in (child, self.by_name["child"], *(r() for r in references), *self.known):
@@ -622,6 +623,41 @@ class Cached(nn.Module):
         return out
 
 
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+class Scripted(nn.Module):
+    """Keeps functions of TorchScript and of torch.func."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.twice = small(), torch.jit.script(doubled)
+        self.each = torch.vmap(self.one)
+
+    def one(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x[None])[0]
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.twice(self.each(x))
+        return out
+
+
+class Functional(nn.Module):
+    """Calls a part with other weights, made of a dictionary that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = convolutional()
+        self.weights = dict(self.body.named_parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {name: weight * 2 for name, weight in self.weights.items()}
+        out: Tensor = torch.func.functional_call(self.body, weights, (x,))
+        return out
+
+
 class CompiledParts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -653,6 +689,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "called-norm": lambda: with_called(1, CalledNorm(8)),
     "called-conv": lambda: with_called(0, CalledConv(3, 8, 3)),
     "cached": Cached,
+    "scripted": Scripted,
+    "functional": Functional,
     "compiled-parts": CompiledParts,
     "data-parallel-inside": ManyWrapped,
 }
@@ -660,6 +698,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.filterwarnings("ignore:.*runs the module inside nn.DataParallel")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.filterwarnings("ignore:.*batch norm is folded into 0 layers only")
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
 def test_a_module_is_right_and_followed(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
@@ -669,7 +709,10 @@ def test_a_module_is_right_and_followed(make: Callable[[], nn.Module]) -> None:
     step(model)
     close(outcome(fast, images()), outcome(model, images()))
     assert fast._networks.folded.network is network, "values alone need no new network"
-    close(outcome(copy.deepcopy(fast) if make not in (Properties, Slots) else fast, images()), outcome(model, images()))
+    close(
+        outcome(copy.deepcopy(fast) if make not in (Properties, Slots, Scripted) else fast, images()),
+        outcome(model, images()),
+    )
 
 
 # --- arguments and outputs --------------------------------------------------------------------------------------------
@@ -734,6 +777,8 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "nested": lambda z: Classified(logits=z, inner=Classified(logits=z * 2)),
     "in-a-list": lambda z: [Classified(logits=z), {"more": Result(z * 2)}],
     "dictionary": lambda z: Bare(logits=z, more=[z * 2]),
+    "namespace": lambda z: SimpleNamespace(logits=z, inner=SimpleNamespace(more=z * 2)),
+    "user-dictionary": lambda z: UserDict(logits=z, more=Result(z * 2)),
     "ordered": lambda z: OrderedDict(logits=z),
 }
 

@@ -210,6 +210,6 @@ def test_an_optimizer_of_a_fast_model_is_refused_when_it_steps() -> None:
         optimizer = kind(fast.parameters(), lr=0.1)
         with pytest.raises(ValueError, match=r"fast.wrapped.parameters\(\)"):
             optimizer.step()
-    parent = nn.ModuleList([nn.Linear(2, 2), fast])
-    torch.optim.SGD(parent.parameters(), lr=0.1).step()
+    for parent in (nn.ModuleList([nn.Linear(2, 2), fast]), nn.ModuleList([fast, nn.Linear(2, 2)])):
+        torch.optim.SGD(parent.parameters(), lr=0.1).step()
     torch.optim.SGD([{"params": [p]} for p in parent.parameters()], lr=0.1).step()
