@@ -12,6 +12,7 @@ from .leaving_out import TRAINING
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def become(part: nn.Module, mixin: type) -> None:
@@ -39,6 +40,11 @@ def is_bound_as_it_was(module: nn.Module) -> bool:
     if not isinstance(forward, MethodType):
         return False
     return forward.__self__ is module and forward.__func__ is type(module).forward
+
+
+def attributes_of(module: nn.Module) -> dict[str, Any]:
+    """What a module has in addition to what every module has."""
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
 def hooks_of(module: nn.Module) -> dict[str, Any]:

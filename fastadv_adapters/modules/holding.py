@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .classes import inside_of, is_data
+from .classes import attributes_of, inside_of, is_data
 from .leaving_out import is_left_out
 
 
@@ -15,10 +15,10 @@ def held_by(module: nn.Module) -> Iterator[Any]:
     (A configuration is held. A trainer, an optimizer, a logger or a data set that the module happens to refer to is
     not: these change all the time.)
     """
-    known = set(map(id, (*module.children(), *module.parameters(False), *module.buffers(False))))
     if inside_of(module) is not None or is_left_out(module):
         return
-    stack = [value for value in vars(module).values() if not isinstance(value, Tensor)]
+    known = set[int]()
+    stack = [value for value in attributes_of(module).values() if not isinstance(value, Tensor)]
     while stack:
         value = stack.pop()
         if id(value) in known or isinstance(value, nn.Module):

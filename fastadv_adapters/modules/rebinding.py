@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import ALL_HOOKS, inside_of, is_bound_as_it_was
+from .classes import attributes_of, inside_of, is_bound_as_it_was
 
 Memo = dict[int, Any]
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
@@ -23,7 +23,7 @@ def rebind(parts: list[tuple[nn.Module, nn.Module]], memo: Memo) -> None:
     seen = set[int]()
     for part, copied in parts:
         if inside_of(part) is None:
-            _rebind_in(vars(part), vars(copied), memo, seen)
+            _rebind_in(attributes_of(part), vars(copied), memo, seen)
             if "forward" in vars(copied) and is_bound_as_it_was(copied):
                 del vars(copied)["forward"]
 
@@ -31,7 +31,7 @@ def rebind(parts: list[tuple[nn.Module, nn.Module]], memo: Memo) -> None:
 def _rebind_in(held: Any, ours: Any, memo: Memo, seen: set[int]) -> None:
     """Exchange the functions in a container that was copied."""
     for key, value in list(held.items() if isinstance(held, dict) else enumerate(held)):
-        if key in ALL_HOOKS or id(value) in seen:
+        if id(value) in seen:
             continue
         if isinstance(value, _FUNCTIONS):
             if isinstance(ours, tuple):  # made anew with its functions

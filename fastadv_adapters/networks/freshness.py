@@ -79,14 +79,15 @@ class Freshness:
 
     def _take_structure(self) -> None:
         self._modules = list(self.module.modules())
-        self._classes = list(map(_class_of, self._modules))
+        self._classes: list[Any] = list(map(type, self._modules))
+        self._forwards = [(cls, cls.forward) for cls in set(self._classes)]
         self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
         self._snapshots = list(map(_snapshot, self._looked_at))
         held = [item for m in self._modules for item in held_by(m)]
         self._objects = [(o, _freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
         own = set(map(id, own_tensors(self.module)))
-        self._held = [t for t in held if isinstance(t, Tensor)]
-        self._holds_own = any(id(t) in own for t in self._held)
+        self._holds_own = any(id(item) in own for item in held)
+        self._held = [t for t in held if isinstance(t, Tensor) and id(t) not in own]
         self._held_pins = [t.detach() for t in self._held]
         self._held_kinds = list(map(_place, self._held))
         self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
@@ -112,7 +113,9 @@ class Freshness:
 
     def change(self) -> Change:
         """The deepest change since :meth:`take`."""
-        if list(map(_class_of, self._modules)) != self._classes:
+        if list(map(type, self._modules)) != self._classes:
+            return Change.STRUCTURE
+        if any(cls.forward is not forward for cls, forward in self._forwards):
             return Change.STRUCTURE
         if not all(map(_same, self._looked_at, self._snapshots)):
             return Change.STRUCTURE
@@ -146,10 +149,6 @@ class Freshness:
             return True
         pairs = zip(now, self._registered, strict=True)
         return any(_kind(new) != _kind(old) for new, old in pairs if new is not old)
-
-
-def _class_of(module: nn.Module) -> tuple[type, Any]:
-    return type(module), type(module).forward
 
 
 def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:
