@@ -1,6 +1,6 @@
-"""Leaves opened: data classes, namespaces, dictionaries with more to them and complex tensors, as nodes of a tree.
+"""Leaves opened: data classes, namespaces, dictionaries with more to them, complex and sparse tensors, as nodes.
 
-So trees of arguments and outputs end in real tensors, which the boundary scales and filters.
+So trees of arguments and outputs end in real, dense tensors, which the boundary scales and filters.
 """
 
 import dataclasses
@@ -61,6 +61,30 @@ class _Complex:
         self.real = real
 
 
+class _Sparse:
+    """What stands for a sparse tensor: its indices and values."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        if tensor.layout is torch.sparse_coo:
+            tensor = tensor.coalesce()
+            self.indices = [tensor.indices()]
+        else:
+            rows = tensor.layout is torch.sparse_csr
+            self.indices = (
+                [tensor.crow_indices(), tensor.col_indices()] if rows else [tensor.ccol_indices(), tensor.row_indices()]
+            )
+        self.values, self.context = _open(tensor.values()), (tensor.layout, tensor.shape)
+
+
+def _tensor_of(held: Any, context: Any) -> Tensor:
+    *indices, values = held
+    layout, shape = context
+    if layout is torch.sparse_coo:
+        return torch.sparse_coo_tensor(indices[0], values, shape, is_coalesced=True)
+    return torch.sparse_compressed_tensor(indices[0], indices[1], values, shape, layout=layout)
+
+
+pytree.register_pytree_node(_Sparse, lambda held: ([*held.indices, held.values], held.context), _tensor_of)
 pytree.register_pytree_node(_Opened, _apart, _together)
 pytree.register_pytree_node(_Mapping, _items_of, _mapping_of)
 pytree.register_pytree_node(
@@ -79,6 +103,8 @@ def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
 
 def _open(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
+        if leaf.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+            return _Sparse(leaf)
         return _Complex(torch.view_as_real(leaf.resolve_conj())) if leaf.is_complex() else leaf
     if isinstance(leaf, dict):
         return _open_mapping(leaf)

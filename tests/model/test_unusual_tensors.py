@@ -156,11 +156,66 @@ def test_sparse_tensors_are_right_and_followed(
         agrees(fast, model, images(), tolerance)
 
 
+class Graph(nn.Module):
+    """Takes features and an adjacency, and hands out a sparse matrix beside its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, adjacency: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.head(torch.sparse.mm(adjacency, x.flatten(1))).float()
+        return scores, (scores * 2).to_sparse()
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        (torch.sparse_coo, torch.float32),
+        (torch.sparse_coo, torch.bfloat16),
+        (torch.sparse_csr, torch.float32),
+        (torch.sparse_csc, torch.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*the model runs in float32")
+def test_sparse_inputs_and_outputs(layout: torch.layout, dtype: torch.dtype) -> None:
+    model = Graph()
+    fast, found = FastAttackModel(model, dtype=dtype), []
+    for m in (fast, model):
+        adjacency = (torch.eye(6) + torch.diag(torch.ones(5), 1)).to_sparse(layout=layout)
+        if layout is torch.sparse_coo:
+            adjacency.requires_grad_()
+        x = images().requires_grad_()
+        scores, sparse = m(adjacency, x)
+        assert sparse.layout is torch.sparse_coo
+        leaves = [x, adjacency] if layout is torch.sparse_coo else [x]
+        grads = torch.autograd.grad(loss_of(scores) + sparse.to_dense().square().sum(), leaves)
+        found.append([scores.detach(), sparse.detach().to_dense(), *(g.to_dense() for g in grads)])
+    for ours, theirs in zip(*found, strict=True):
+        tolerance = 1e-4 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
 def test_nan_in_a_sparse_buffer_is_found() -> None:
     model = Sparse(torch.sparse_coo)
     model.adjacency._values()[3] = math.nan
     with pytest.raises(ValueError, match="got NaN in adjacency"):
         FastAttackModel(model)
+
+
+def test_parameters_without_version_counters() -> None:
+    with torch.inference_mode():
+        model = Multimodal()
+        model.register_buffer("mean", torch.ones(1))
+    plain, x = Multimodal(), images(4)
+    ids = torch.zeros(4, 5).long()
+    found = []
+    for m in (FastAttackModel(model, **FLOAT32), plain):
+        leaf = x.clone().requires_grad_()
+        found.append(torch.autograd.grad(loss_of(m(ids, leaf)), leaf)[0])
+    torch.testing.assert_close(*found)
 
 
 # --- complex ----------------------------------------------------------------------------------------------------------
