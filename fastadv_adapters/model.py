@@ -1,7 +1,6 @@
 """``FastAttackModel``: a PyTorch model wrapped for fast attacks."""
 
 import sys
-from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,12 +11,11 @@ from .engines import EngineName
 from .modules import (
     COMMON_ERRORS,
     Anchor,
-    LeftOut,
+    Shell,
     accept_engine,
     accept_model,
     accept_options,
     accept_tensors,
-    hooks_of,
     shapes,
 )
 from .networks import Networks
@@ -26,7 +24,7 @@ from .report import summarise
 Decisions = Literal["auto", "exact", "fast"]
 
 
-class FastAttackModel(LeftOut, nn.Module):
+class FastAttackModel(Shell):
     """A copy of a model that is much faster at what attacks do: gradients with respect to the *input*.
 
     It behaves as the wrapped model in eval mode, so attack libraries take it as it is::
@@ -67,7 +65,6 @@ class FastAttackModel(LeftOut, nn.Module):
     """
 
     training: bool
-    _anchor: Anchor
 
     def __init__(
         self,
@@ -99,8 +96,7 @@ class FastAttackModel(LeftOut, nn.Module):
                 source, dtype=dtype, channels_last=channels_last, fuse_bn=fuse_bn, live=auto_update, engine=engine
             )
             self._see(decisions, logits_dtype, full_precision=False)
-        # Libraries read a model's device off its parameters; this one is empty, frozen and in no state_dict.
-        self.register_parameter("_anchor", Anchor.on(self.device))
+        self._drop_anchor(self.device)
 
     def _see(self, decisions: Decisions, logits_dtype: torch.dtype, *, full_precision: bool) -> None:
         self._decisions: Decisions = decisions
@@ -252,55 +248,10 @@ class FastAttackModel(LeftOut, nn.Module):
             )
         return self
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """One empty, frozen parameter on the model's device: there is nothing here to train."""
-        if self._anchor.device != self.device:
-            self._anchor = Anchor.on(self.device)
-        return super().named_parameters(*args, **kwargs)
-
     def extra_repr(self) -> str:
         """Name of the wrapped class and what it runs in."""
         precision = self._networks.precision
         return f"{type(self.wrapped).__name__}, dtype={precision.dtype}, device={precision.device}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "FastAttackModel":
-        # Device and dtype follow the wrapped model. A parent that is moved finds all its parameters moved.
-        device = fn(self._anchor.detach()).device
-        if device != self._anchor.device:
-            self._anchor = Anchor.on(device)
-        return self
-
-    @property
-    def _is_full_backward_hook(self) -> bool | None:
-        """What PyTorch notes beside the backward hooks, which views share."""
-        full: bool | None = vars(self)["_kind_of_hooks"].get("full")
-        return full
-
-    @_is_full_backward_hook.setter
-    def _is_full_backward_hook(self, full: bool | None) -> None:
-        vars(self).setdefault("_kind_of_hooks", {})["full"] = full
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        pass  # a checkpoint holds the wrapped model, not its copies
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load nothing, which is all that a fast model saves.
-
-        Raises:
-            RuntimeError: there are weights; they belong into :attr:`wrapped`.
-        """
-        if state_dict:
-            raise RuntimeError(
-                f"expected weights for the wrapped model, got {next(iter(state_dict))} for a fast model, which has "
-                f"none of its own: load them with fast.wrapped.load_state_dict(), and the fast model follows"
-            )
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        _, unexpected, _ = lists  # of a parent, which makes an error of them if it is strict
-        unexpected += [key for key in state_dict if key.startswith(prefix)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (), self._state()
@@ -308,8 +259,7 @@ class FastAttackModel(LeftOut, nn.Module):
     def _state(self) -> dict[str, Any]:
         """What a view shares, and a copy has its own of."""
         seen = (self._decisions, self._logits_dtype, self._full_precision)
-        hooks = {**hooks_of(self), "_kind_of_hooks": vars(self)["_kind_of_hooks"]}
-        shared = {"networks": self._networks, "given": self._given, "hooks": hooks}
+        shared = {"networks": self._networks, "given": self._given, "hooks": self._hooks()}
         return {**shared, "seen": seen, "anchor": self._anchor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -318,7 +268,7 @@ class FastAttackModel(LeftOut, nn.Module):
         vars(self).update(state["hooks"])
         decisions, logits_dtype, full_precision = state["seen"]
         self._see(decisions, logits_dtype, full_precision=full_precision)
-        self.register_parameter("_anchor", Anchor.on(state["anchor"].device))  # the model may not be there yet
+        self._drop_anchor(state["anchor"].device)  # the model may not be there yet
 
 
 def _blank() -> FastAttackModel:

@@ -5,7 +5,8 @@
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes;
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;
-``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that tells the device.
+``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
+tells the device, in a ``shell`` without others.
 """
 
 from .anchor import Anchor
@@ -30,6 +31,7 @@ from .leaving_out import LeftOut, is_left_out
 from .notices import FastAttackWarning, notify
 from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, resolve
 from .randomness import host_state, random_state_kept
+from .shell import Shell
 
 __all__ = [
     "COMMON_ERRORS",
@@ -39,6 +41,7 @@ __all__ = [
     "FastAttackWarning",
     "LeftOut",
     "Precision",
+    "Shell",
     "accept_engine",
     "accept_model",
     "accept_options",
