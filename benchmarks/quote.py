@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report import OUT
+from benchmarks.shared.report import OUT
 
 ROOT = OUT.parent.parent
 

@@ -26,8 +26,7 @@ def main() -> None:
     _, clipped, success = SafeLinfPGD(steps=10, rel_stepsize=0.25)(fmodel, x, y, epsilons=0.1)
     print(f"SafeLinfPGD, fast:           {(~success).float().mean().item():.1%}")
 
-    # Attacks that look for the smallest perturbation read decisions from forwards with gradient: ask for exact ones.
-    fmodel = FastPyTorchModel(model, bounds=(0, 1), decisions="exact")
+    # Attacks that look for the smallest perturbation read decisions from forwards with gradient: they get exact ones.
     _, clipped, success = foolbox.attacks.L2DeepFoolAttack()(fmodel, x, y, epsilons=None)
     print(f"L2DeepFool, median distance: {(clipped - x).flatten(1).norm(dim=1).median().item():.3f}")
 

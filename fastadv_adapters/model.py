@@ -7,21 +7,22 @@ import torch
 from torch import nn
 
 from .boundary import Call, Crossing, Engine, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
-from .engines import EngineName
 from .modules import (
     COMMON_ERRORS,
     Anchor,
+    Decisions,
+    EngineName,
+    RunBy,
     Shell,
     accept_engine,
     accept_model,
     accept_options,
     accept_tensors,
+    called_by_reader,
     shapes,
 )
 from .networks import Networks
 from .report import summarise
-
-Decisions = Literal["auto", "exact", "fast"]
 
 
 class FastAttackModel(Shell):
@@ -47,9 +48,10 @@ class FastAttackModel(Shell):
         loss_scale: ``"per-sample"``: each sample's gradient at the logits is scaled by its own power of two;
             ``"per-call"``: all by the same one; a number: by that; None: not at all.
         decisions: whose values a forward pass returns. ``"auto"``: the twin's where no gradient is needed, the fast
-            network's otherwise. ``"exact"``: always the twin's, with the fast network's gradients, for attacks that
-            read decisions from gradient passes (minimum-norm attacks: DeepFool, C&W, FAB, DDN, FMN, EAD, ...).
-            ``"fast"``: always the fast network's.
+            network's otherwise; but the twin's always while a torchattacks or foolbox attack runs that reads decisions
+            from gradient passes (minimum-norm attacks: DeepFool, C&W, FAB, DDN, FMN, EAD, ...). ``"exact"``: always
+            the twin's, with the fast network's gradients: for such attacks from elsewhere. ``"fast"``: always the fast
+            network's.
         logits_dtype: dtype of floating outputs, ``torch.float32`` or ``torch.float64``. In float64 the cross entropy
             of a confident model does not saturate.
         engine: what runs the fast network. ``"eager"``: one operator after the other. ``"compile"``: as
@@ -158,7 +160,7 @@ class FastAttackModel(Shell):
         return Call(
             fast=engine.bind(arguments),
             twin=networks.twin.engine.bind(arguments),
-            exact_values=self._decisions == "exact" and not self._full_precision,
+            exact_values=self._exact_values() and not self._full_precision,
             crossing=Crossing(
                 logits_dtype=self._logits_dtype,
                 loss_scale="per-call" if loss_scale == "per-sample" and not networks.samples_apart else loss_scale,
@@ -168,6 +170,9 @@ class FastAttackModel(Shell):
             is_current=lambda: networks.generation == generation,
             twin_is_current=networks.twin_is_current,
         )
+
+    def _exact_values(self) -> bool:
+        return self._decisions == "exact" or (self._decisions == "auto" and called_by_reader())
 
     def update(self) -> "FastAttackModel":
         """Bring the fast model up to date with the wrapped model, in place; returns it.
@@ -215,7 +220,7 @@ class FastAttackModel(Shell):
         return self._networks.precision.dtype
 
     @property
-    def engine(self) -> str:
+    def engine(self) -> RunBy:
         """What runs the fast network: ``"eager"``, ``"compile"`` or ``"cudagraph"``."""
         return self._networks.fast.name
 

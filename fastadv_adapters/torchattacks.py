@@ -5,14 +5,16 @@ torchattacks is by Kim 2020, https://arxiv.org/abs/2010.01950.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .attack import LossFunction
+from .attack import LossFunction, LossName, Norm
 from .attack import safe_pgd as pgd
 from .model import FastAttackModel
+from .modules import reads_decisions
+from .options import FastAttackOptions
 
 try:
     import torchattacks
@@ -22,16 +24,17 @@ except ImportError as error:
         "expected the package torchattacks to be installed, got none: pip install 'fastadv_adapters[torchattacks]'"
     ) from error
 
-# These move or stop by decisions that they read off the logits of gradient passes. (APGD reads them too, but only to
-# choose among its candidates.) TPGD compares such logits with those of a pass without gradient: they start so near to
-# each other that half precision in one of them hides the difference.
-EXACT = ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA", "TPGD")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+AttackT = TypeVar("AttackT", bound=Attack)
+
 # FAB fails on float64 logits, by dtype errors of its own. With the others the same seed would be another attack than on
 # the plain model: Jitter draws noise in the dtype of the logits, and black-box attacks now get the very same logits.
 FLOAT32 = ("FAB", "Jitter", "SPSA", "Square", "OnePixel", "Pixle")
 
 
-def accelerate(attack: Attack, **options: Any) -> Attack:
+def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> AttackT:
     """Swap a fast model into an attack that exists, and into all attacks inside it.
 
     One fast copy is made per wrapped model. Each attack gets a view of it that suits that attack, unless ``options``
@@ -92,17 +95,17 @@ def _attacks_in(attack: Attack) -> Iterator[Attack]:
             yield part
 
 
-def _view_for(attack: Attack, fast: FastAttackModel, options: dict[str, Any]) -> FastAttackModel:
+def _view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:
     """The view of ``fast`` that this one attack is strongest on, by the class of torchattacks that it derives from."""
     names = {kind.__name__ for kind in type(attack).__mro__ if kind.__module__.startswith("torchattacks.")}
-    suits: dict[str, Any] = {"decisions": "exact" if names.intersection(EXACT) else "auto"}
+    suits: dict[str, Any] = {"decisions": "exact" if reads_decisions(attack) else "auto"}
     own = type(attack).__module__.startswith("torchattacks.")
     if own and not names.intersection(FLOAT32) and fast.device.type != "mps":
         suits["logits_dtype"] = torch.float64
     return fast.view(**{name: value for name, value in suits.items() if name not in options})
 
 
-def _on_fast_ensemble(attack_class: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+def _on_fast_ensemble(attack_class: Callable[..., Any], options: FastAttackOptions) -> Callable[..., Any]:
     """What LGV makes its inner attack with, on fast copies of the models that it has collected."""
 
     @functools.wraps(attack_class, updated=())
@@ -147,10 +150,10 @@ class SafePGD(Attack):  # type: ignore[misc]
         alpha: float | None = None,
         steps: int = 10,
         *,
-        norm: str = "linf",
+        norm: Norm = "linf",
         random_start: bool = True,
         restarts: int = 1,
-        loss: str | LossFunction = "ce",
+        loss: LossName | LossFunction = "ce",
         early_stop: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -184,7 +187,7 @@ class SafePGD(Attack):  # type: ignore[misc]
         if id(self.model) not in wrapped:
             wrapped.clear()
             wrapped[id(self.model)] = self.model if isinstance(self.model, FastAttackModel) else pgd.plain(self.model)
-        return pgd.SafePGD(
+        attack = pgd.SafePGD(
             wrapped[id(self.model)],
             eps=self.eps,
             alpha=self.alpha,
@@ -196,5 +199,7 @@ class SafePGD(Attack):  # type: ignore[misc]
             loss=self.loss,
             early_stop=self.early_stop,
             generator=self.generator,
-            _before=self.normalize if self._normalization_applied is False else None,
         )
+        if self._normalization_applied is False:
+            attack.before = self.normalize
+        return attack

@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from fastadv_adapters.model import FastAttackModel
-from tests.engines import use_engine
-from tests.tools import fingerprint
-from tests.watch import Watch
+from tests.support.engines import use_engine
+from tests.support.own_process import put_last, pytest_pyfunc_call  # noqa: F401  # pytest finds the hook here
+from tests.support.tools import fingerprint
+from tests.support.watch import Watch
 
 # The models are tiny, and the runner uses a process per core.
 torch.set_num_threads(1)
 
-# Property tests: the same 200 examples at every run, or many new ones with --hypothesis-profile=thorough.
+# Property tests: the same 200 examples at every run; as many of another seed with HYPOTHESIS_PROFILE=other and
+# --hypothesis-seed; or many new ones with HYPOTHESIS_PROFILE=thorough.
 hypothesis.settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None, print_blob=False)
+hypothesis.settings.register_profile("other", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("thorough", max_examples=5000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -31,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    put_last(items)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

@@ -7,7 +7,6 @@ from benchmarks.matrix.cases import Case, Norm, Row
 TARGETED_BUDGET = 2.0
 NOISE_BUDGET = 3.0
 """Noise needs more than a gradient."""
-EXACT = {"decisions": "exact"}
 
 
 def _both(case: Case) -> tuple[Case, ...]:
@@ -21,7 +20,7 @@ def _gradient(norm: Norm, /, **settings: Any) -> Case:
 
 
 def _least(norm: Norm, /, **settings: Any) -> Case:
-    return Case("minimum-norm", norm, settings, options=EXACT)
+    return Case("minimum-norm", norm, settings)
 
 
 def _noise(norm: Norm, /, **settings: Any) -> Case:
@@ -50,7 +49,7 @@ STARTED = "It is given starting points, training images of another class."
 
 ROWS = (
     _row("L2ContrastReductionAttack", _noise("l2"), note="It asks no model."),
-    _row("VirtualAdversarialAttack", _gradient("l2", steps=5, xi=0.1).but(options=EXACT)),
+    _row("VirtualAdversarialAttack", _gradient("l2", steps=5, xi=0.1)),
     _row("DDNAttack", *_both(_least("l2", steps=100))),
     *_stepping("ProjectedGradientDescentAttack"),
     *_stepping("AdamProjectedGradientDescentAttack"),
@@ -98,7 +97,7 @@ ROWS = (
     _row("L2BrendelBethgeAttack", *_both(_least("l2", **BRENDEL).but(start=True)), note=STARTED),
     _row("LinfinityBrendelBethgeAttack", *_both(_least("linf", **BRENDEL).but(start=True)), note=STARTED),
     _row("L0FMNAttack", *_both(_least("l0", steps=100))),
-    _row("L1FMNAttack", *_both(_least("l1", steps=100).but(full_precision=True))),
+    _row("L1FMNAttack", *_both(_least("l1", steps=100))),
     _row("L2FMNAttack", *_both(_least("l2", steps=100))),
     _row("LInfFMNAttack", *_both(_least("linf", steps=100))),
     _row(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.device import describe_device, versions
 from benchmarks.matrix.cases import LOOKS, Case, Row
 from benchmarks.matrix.cells import DTYPES, PLAIN, Outcome
 from benchmarks.matrix.plan import ROWS
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.subjects import RECIPES
-from benchmarks.report import Table
+from benchmarks.shared.device import describe_device, versions
+from benchmarks.shared.report import Table
 
 _KEPT = (
     "robust",

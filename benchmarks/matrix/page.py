@@ -6,13 +6,13 @@ from pathlib import Path
 import foolbox as fb
 import torch
 
-from benchmarks.device import describe_device, versions
 from benchmarks.matrix.cases import Case, Library, Row
 from benchmarks.matrix.cells import DTYPES, MOVE, Outcome
 from benchmarks.matrix.numbers import write_numbers
 from benchmarks.matrix.plan import ROWS, Plan
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.subjects import RECIPES, WIDTH
+from benchmarks.shared.device import describe_device, versions
 
 NAME = "compatibility.md"
 COLUMNS = ("attack", "compared as", "works", *DTYPES, "options", "notes")

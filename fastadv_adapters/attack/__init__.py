@@ -6,9 +6,9 @@ with ``losses`` to climb, ``steps`` of some size and ``balls`` to project onto; 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """
 
-from .balls import Ball, ball_around
+from .balls import Ball, Norm, ball_around
 from .checks import accept_bounds, accept_inputs, accept_size
-from .losses import Loss, LossFunction, resolve_loss
+from .losses import Loss, LossFunction, LossName, resolve_loss
 from .safe_pgd import SafePGD
 from .steps import step_sizes
 
@@ -16,6 +16,8 @@ __all__ = [
     "Ball",
     "Loss",
     "LossFunction",
+    "LossName",
+    "Norm",
     "SafePGD",
     "accept_bounds",
     "accept_inputs",

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -18,20 +18,24 @@ from .rounding import has_float64, toward
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+Norm = Literal["linf", "l2", "l1"]
+"""How a perturbation is measured: by its largest value, its Euclidean length, or the sum of its absolute values."""
+
 _L1_SHARE = 0.25  # of the range between the bounds, by which one L1 step moves a coordinate at most
 _LARGEST_RADIUS = 1e30  # keeps sums of a few of them finite in float32
 _LEAST_SQUARED = 1e-12  # a length whose square is far inside float32's range, also a million times longer or shorter
 _SLACK = 1e-5  # relative, of a norm that was measured in float32
 
 
-def accept_norm(norm: str) -> str:
+def accept_norm(norm: object) -> Norm:
     """The norm's name if there is one of that name; raises ValueError otherwise."""
-    if norm not in tuple(_BALLS):
-        raise ValueError(f"expected norm to be one of {', '.join(map(repr, _BALLS))}, got {norm!r}. Choose one of them")
-    return norm
+    for known in _BALLS:
+        if norm == known:
+            return known
+    raise ValueError(f"expected norm to be one of {', '.join(map(repr, _BALLS))}, got {norm!r}. Choose one of them")
 
 
-def ball_around(norm: str, x: Tensor, *, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> "Ball":
+def ball_around(norm: Norm, x: Tensor, *, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> "Ball":
     """The ball of radius ``eps`` around each sample of ``x``, cut to ``bounds``.
 
     Args:
@@ -112,7 +116,9 @@ class Ball(ABC):
         wide = torch.float64 if exact else torch.float32
         delta = x.to(wide) - self.origin.to(wide)
         length, eps = self._length(delta), self.eps if exact else self.eps * (1 - _SLACK)
-        return toward(self.origin, delta * torch.where(length > eps, eps / length, 1.0))
+        found = toward(self.origin, delta * torch.where(length > eps, eps / length, 1.0))
+        # A delta is a rounded difference: the sum may lie one value past a bound that x was at.
+        return found.clamp_(self.lower, self.upper)
 
     @abstractmethod
     def random_start(self, generator: Generator | None = None) -> Tensor:
@@ -254,7 +260,7 @@ class L1Ball(Ball):
         x.addcmul_(gradient.sign(), torch.zeros_like(room).scatter_(1, order, amount).view(x.shape))
 
 
-_BALLS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
+_BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 
 
 def _norm(v: Tensor, order: float) -> Tensor:

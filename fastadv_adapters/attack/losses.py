@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 Ascent = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Logits (N, C) and labels (N,) to the values of a loss (N,) and its gradient at the logits (N, C)."""
 
-LOSSES = ("ce", "dlr", "margin")
+LossName = Literal["ce", "dlr", "margin"]
 """The names that :func:`resolve_loss` knows."""
+
+LOSSES: tuple[LossName, ...] = get_args(LossName)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Loss:
         return values.detach(), direction
 
 
-def resolve_loss(loss: str | LossFunction, targeted: bool = False) -> Loss:
+def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
     """The loss that a user asked for.
 
     Args:

@@ -1,6 +1,6 @@
 """The samples that ``SafePGD`` attacks, and the best candidate of each."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ class Pool:
     x: Tensor
     best: Best
     broken: Tensor
-    _padding: Padding | None = None
+    _padding: Padding | None = field(default=None, init=False)
 
     def take(self, index: Tensor) -> "Pool":
         """The samples at ``index``, in this pool's order."""

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..model import FastAttackModel
 from ..modules import LeftOut
-from .balls import accept_norm, ball_around
+from .balls import Norm, accept_norm, ball_around
 from .checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_size
-from .losses import LossFunction, resolve_loss
+from .losses import LossFunction, LossName, resolve_loss
 from .pool import Best
 from .rounding import has_float64
 from .search import Search, Settings
@@ -51,7 +51,8 @@ class SafePGD(LeftOut):
         alpha: as given: None, or the size of every step.
         model: the fast model; a plain one is wrapped once, here.
         exact: its view with exact decisions.
-        before: a differentiable function between x and the model, or None.
+        before: None, or set after construction, a differentiable function of x (N, ...) whose result the model is given
+            in the place of x.
 
     Raises:
         TypeError, ValueError: a setting, the model or an input is not as described.
@@ -64,15 +65,14 @@ class SafePGD(LeftOut):
         eps: float,
         alpha: float | None = None,
         steps: int = 10,
-        norm: str = "linf",
+        norm: Norm = "linf",
         random_start: bool = True,
         restarts: int = 1,
         targeted: bool = False,
-        loss: str | LossFunction = "ce",
+        loss: LossName | LossFunction = "ce",
         bounds: tuple[float, float] = (0.0, 1.0),
         early_stop: bool = False,
         generator: torch.Generator | None = None,
-        _before: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.eps = accept_size("eps", eps)
         self.steps = accept_count("steps", steps, least=0)
@@ -85,7 +85,7 @@ class SafePGD(LeftOut):
         self.bounds = accept_bounds(bounds)
         self.early_stop = early_stop
         self.generator = accept_generator(generator)
-        self.before = _before
+        self.before: Callable[[Tensor], Tensor] | None = None
         self.model = model if isinstance(model, FastAttackModel) else plain(model)
         wide = torch.float64 if has_float64(self.model.device) else torch.float32
         self._fast = self.model.view(decisions="fast", logits_dtype=wide)

@@ -1,13 +1,15 @@
 """How long the steps of ``SafePGD`` are, and how many rows a batch has that the network sees."""
 
-FIRST = {"linf": 2.0, "l2": 2.0, "l1": 1.0}
+from .balls import Norm
+
+FIRST: dict[Norm, float] = {"linf": 2.0, "l2": 2.0, "l1": 1.0}
 """The first of the default steps, as a multiple of eps, by norm."""
 
 LEAST_ROWS = 8
 """The smallest batch that is filled up to: halving goes on until here, since every shape is compiled or recorded."""
 
 
-def step_sizes(norm: str, *, eps: float, steps: int, alpha: float | None) -> tuple[float, ...]:
+def step_sizes(norm: Norm, *, eps: float, steps: int, alpha: float | None) -> tuple[float, ...]:
     """The size of each step, in units of the inputs and of the norm.
 
     Args:

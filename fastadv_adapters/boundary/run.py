@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..modules import Precision
+from ..modules import Precision, RunBy
 from .crossing import Crossing, Pulled
 from .packing import Packed
 
@@ -55,7 +55,7 @@ class Engine(Protocol):
         precision: how the network computes.
     """
 
-    name: str
+    name: RunBy
     precision: Precision
 
     def bind(self, arguments: Packed) -> Run:

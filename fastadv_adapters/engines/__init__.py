@@ -4,7 +4,7 @@
 would not be the same when it is replayed.
 """
 
-from .choosing import EngineName, make_engine
+from .choosing import make_engine
 from .eager import EagerEngine
 
-__all__ = ["EagerEngine", "EngineName", "make_engine"]
+__all__ = ["EagerEngine", "make_engine"]

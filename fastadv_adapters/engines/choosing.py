@@ -2,18 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal
 
 from torch import nn
 
 from ..boundary import Engine
-from ..modules import Precision
+from ..modules import EngineName, Precision
 from .compiled import CompileEngine
 from .eager import EagerEngine
 from .graphs import CudaRecorder
 from .replay import ReplayEngine
-
-EngineName = Literal["auto", "eager", "compile", "cudagraph"]
 
 
 def make_engine(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boundary import Crossing, Packed, Pulled, Run, Tape
-from ..modules import Precision
+from ..modules import Precision, RunBy
 
 
 class EagerEngine:
@@ -22,7 +22,7 @@ class EagerEngine:
         convert: whether inputs are brought to the precision's base dtype and memory format first.
     """
 
-    name = "eager"
+    name: RunBy = "eager"
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """The engine that records forward and backward pass once per shape and replays them into the same memory.
 
-On CUDA the recorder is :class:`fastadv_adapters.graphs.CudaRecorder`. Nothing here knows of CUDA: the bookkeeping
-(which forward pass the memory holds, what has to be run again) is the same for any recorder that reuses its buffers.
+On CUDA the recorder is :class:`~fastadv_adapters.engines.graphs.CudaRecorder`. Nothing here knows of CUDA: the
+bookkeeping (which forward pass the memory holds, what has to be run again) is the same for any recorder that reuses
+its buffers.
 """
 
 import threading
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..boundary import Crossing, Packed, Pulled, Tape, UnbalancedFoldError
 from ..modules import Precision, is_out_of_memory, random_state_kept
 from .eager import EagerEngine, EagerRun, EagerTape
-from .unchanging import CannotRecordError, memory_kept, refuse_what_changes
+from .unchanging import CannotRecordError, addresses, memory_kept, refuse_what_changes
 
 MOST = 32
 """How many kinds of calls (shapes, dtypes, flags) are recorded; others run eager."""
@@ -32,11 +33,21 @@ class Recorder(Protocol):
     def turn(self) -> AbstractContextManager[None]:
         """A context for recording and replaying, after all that was replayed before."""
 
+    def uses(self, tensors: Sequence[Tensor]) -> None:
+        """These tensors, made outside of the recordings, are about to be read or written in this turn."""
+
     def warm(self, work: Callable[[], object]) -> None:
-        """Run the work off the record, so that libraries make their choices and allocations."""
+        """Run the work off the record, so that libraries make their choices and allocations.
+
+        Raises:
+            CannotRecordError: the work waits for the device.
+        """
 
     def capture(self, work: Callable[[], object]) -> Replay:
         """Record the work; whatever it allocates stays where it is."""
+
+    def start_anew(self) -> None:
+        """The recordings are forgotten, or one was not finished; those to come share no memory with them."""
 
 
 class ReplayEngine(EagerEngine):
@@ -67,7 +78,7 @@ class ReplayEngine(EagerEngine):
         self._give_up = give_up
         self._lock = threading.RLock()
         self._recordings: dict[Any, Recording] = {}
-        self._addresses: list[int] = []
+        self._addresses: list[Any] = []
 
     def bind(self, arguments: Packed) -> "ReplayRun":
         """The run for one call."""
@@ -76,13 +87,17 @@ class ReplayEngine(EagerEngine):
     def follow(self) -> None:
         """Forget the recordings if a tensor of the network has moved."""
         with self._lock:
-            if self._recordings and self._addresses != _addresses(self.network):
+            if self._recordings and self._addresses != self._now_at():
                 self._forget()
 
     def _forget(self) -> None:
         self._recordings.clear()
         self._addresses = []
         self.held = None
+        self.recorder.start_anew()
+
+    def _now_at(self) -> list[Any]:
+        return addresses(self.network, self.precision.device)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -104,7 +119,7 @@ class ReplayEngine(EagerEngine):
 
     def keep(self, key: Any, recording: "Recording") -> None:
         """Add a recording."""
-        self._addresses = self._addresses or _addresses(self.network)
+        self._addresses = self._addresses or self._now_at()
         self._recordings[key] = recording
 
     def give_up(self, error: Exception) -> None:
@@ -157,18 +172,23 @@ class ReplayRun(EagerRun):
         engine = self._engine
         engine.held = None  # recording may run the work
         device = engine.precision.device
-        with (
-            crossing.state.kept(),
-            random_state_kept(device),
-            memory_kept(engine.network),
-            refuse_what_changes(engine.network),
-        ):
-            run = engine.plain().bind(self._arguments.holding([]))  # without the first batch, and what it came from
-            return Recording(run, tensors, needs, crossing, engine.recorder)
+        try:
+            with (
+                crossing.state.kept(),
+                random_state_kept(device),
+                memory_kept(engine.network),
+                refuse_what_changes(engine.network),
+            ):
+                run = engine.plain().bind(self._arguments.holding([]))  # without the first batch, and what it came from
+                return Recording(run, tensors, needs, crossing, engine.recorder)
+        except BaseException:
+            engine.recorder.start_anew()  # a graph that was made may have been the only one in its memory
+            raise
 
     def _key(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Any:
-        constants = self._arguments.constants
-        if constants is None or any(t.numel() == 0 for t in tensors):
+        constants, device = self._arguments.constants, self._engine.precision.device
+        # A recording would keep the value of a number that lies on the host.
+        if constants is None or any(t.numel() == 0 or t.device != device for t in tensors):
             return None
         return crossing, constants, tuple(needs), tuple((t.shape, t.dtype) for t in tensors)
 
@@ -180,6 +200,7 @@ class Recording:
         self, run: EagerRun, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, recorder: Recorder
     ) -> None:
         self._run, self._needs, self._crossing = run, list(needs), crossing
+        self._uses = recorder.uses
         self._inputs = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
         recorder.warm(self._forward)
         self.differentiable = self._tape.differentiable
@@ -203,6 +224,7 @@ class Recording:
 
     def forward(self, tensors: Sequence[Tensor]) -> Packed:
         """Replay on these inputs; what is returned is no part of the memory."""
+        self._uses(self._inputs)
         for own, tensor in zip(self._inputs, tensors, strict=True):
             own.copy_(tensor.detach())
         self._replay_forward()
@@ -211,6 +233,7 @@ class Recording:
 
     def backward(self, grads: Sequence[Tensor | None]) -> Pulled:
         """Replay from these gradients, after :meth:`forward`; what is returned is no part of the memory."""
+        self._uses(self._grads)
         for own, grad in zip(self._grads, grads, strict=True):
             if grad is None:
                 own.zero_()
@@ -231,18 +254,14 @@ class ReplayTape:
         self.differentiable = recording.differentiable
 
     def pull(self, grads: Sequence[Tensor | None], *, keep: bool) -> Pulled | None:
-        """The backward pass, or None if another forward or backward pass has run in the same memory."""
+        """The backward pass, or None if the memory was used by another pass, or the caller records this one himself."""
+        if self._engine.recorder.busy():
+            return None
         with self._engine.turn():
             if self._engine.held is not self._own:
                 return None
             self._engine.held = None  # a recorded backward pass reuses the memory of what it has read
             return self._recording.backward(grads)
-
-
-def _addresses(network: nn.Module) -> list[int]:
-    found = [t for part in network.modules() for t in (*part.parameters(False), *part.buffers(False))]
-    found += [t for part in network.modules() for t in vars(part).values() if isinstance(t, Tensor)]
-    return [t.data_ptr() for t in found]
 
 
 def _in_words(error: Exception) -> str:

@@ -52,6 +52,16 @@ def memory_kept(network: nn.Module) -> Iterator[None]:
                     tensor.copy_(value)
 
 
+def addresses(network: nn.Module, device: torch.device) -> list[Any]:
+    """Where the network's tensors lie; a recording is of use as long as this stays the same.
+
+    A number that lies elsewhere than on ``device`` is recorded with its value, so its version counts too.
+    """
+    found = [t for part in network.modules() for t in (*part.parameters(False), *part.buffers(False))]
+    found += [t for part in network.modules() for t in vars(part).values() if isinstance(t, Tensor)]
+    return [t.data_ptr() if t.device == device else (t.data_ptr(), t._version) for t in found]
+
+
 def _attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
     """For each part: tensors by identity, containers and data objects by their contents, all else by itself."""
     return {name: {k: _fixed(v) for k, v in vars(part).items()} for name, part in network.named_modules()}

@@ -100,7 +100,7 @@ class Tracer(fx.Tracer):
         if not self._leaves(m) and has_hooks(m):
             self.hooked[name] = None
         elif not self._leaves(m):
-            last = next(reversed(self.graph.nodes), None)
+            last = next(iter(reversed(self.graph.nodes)), None)  # a list in PyTorch 2.11 and older
             try:
                 return forward(*args, **kwargs)
             except Exception as error:

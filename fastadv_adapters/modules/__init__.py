@@ -6,17 +6,21 @@
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;
 ``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
-tells the device, in a ``shell`` without others.
+tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking.
 """
 
 from .anchor import Anchor
 from .anomalies import without_anomaly_mode
+from .callers import called_by_reader, reads_decisions
 from .checkpoints import without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in
 from .holding import held_by, own_tensors, tensors_in_containers
 from .inputs import (
     COMMON_ERRORS,
+    Decisions,
+    EngineName,
+    RunBy,
     accept_engine,
     accept_model,
     accept_options,
@@ -38,9 +42,12 @@ __all__ = [
     "HALF",
     "MATRIX_LAYERS",
     "Anchor",
+    "Decisions",
+    "EngineName",
     "FastAttackWarning",
     "LeftOut",
     "Precision",
+    "RunBy",
     "Shell",
     "accept_engine",
     "accept_model",
@@ -48,6 +55,7 @@ __all__ = [
     "accept_tensors",
     "alias",
     "become",
+    "called_by_reader",
     "cast_ahead_names",
     "clone",
     "copy_module",
@@ -69,6 +77,7 @@ __all__ = [
     "own_tensors",
     "pointer",
     "random_state_kept",
+    "reads_decisions",
     "refuse_unfit",
     "resolve",
     "same_memory",

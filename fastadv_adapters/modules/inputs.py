@@ -1,7 +1,7 @@
 """What comes in from outside, checked once at the border: models, options, arguments."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from .layouts import pieces
 from .leaving_out import LeftOut
 from .notices import notify
 
-DECISIONS = ("auto", "exact", "fast")
-ENGINES = ("auto", "eager", "compile", "cudagraph")
+Decisions = Literal["auto", "exact", "fast"]
+RunBy = Literal["eager", "compile", "cudagraph"]
+EngineName = Literal["auto", RunBy]
+DECISIONS: tuple[Decisions, ...] = get_args(Decisions)
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 LOGITS_DTYPES = (torch.float32, torch.float64)
 COMMON_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # by exact type: these can be told with more words
 _IN_FLOAT = ("FloatFunctional", "FXFloatFunctional")  # these stand among PyTorch's quantised modules

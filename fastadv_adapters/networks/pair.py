@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..boundary import Packed, State, outside_of_transforms
-from ..engines import EngineName, make_engine
+from ..engines import make_engine
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import Anchor, notify, number_of_samples, refuse_unfit, resolve
+from ..modules import Anchor, EngineName, notify, number_of_samples, refuse_unfit, resolve
 from .freshness import Change, Freshness
 from .selfcheck import Verdict, check, few
 from .twin import Twin, writes_parameters

@@ -21,14 +21,11 @@ from ..modules import (
     random_state_kept,
     without_anomaly_mode,
 )
+from .nearness import Outcome, difference, lost
 
 _SAMPLES = 4
-_LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
 _HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
-_COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
-
-_Outcome = tuple[list[Tensor], list[Tensor]] | str
-"""Outputs and input gradients, or what was raised."""
+_LAST_DIGITS = 4  # by so many units in the last place weights are moved, to see what rounding alone does
 
 
 @dataclass
@@ -97,23 +94,27 @@ def _check(source: nn.Module, plan: Trace | None, precision: Precision, argument
 
 
 def _check_folding(
-    verdict: Verdict, trial: "_Trial", single: Precision, found: _Outcome, reference: tuple[list[Tensor], list[Tensor]]
+    verdict: Verdict, trial: "_Trial", single: Precision, found: Outcome, reference: tuple[list[Tensor], list[Tensor]]
 ) -> None:
     """Find the most daring way of folding that computes what the wrapped model computes."""
-    if single.channels_last and _difference(trial.plain(draws=1), reference) is not None:
+    if single.channels_last and difference(trial.plain(draws=1), reference) is not None:
         # A random model draws in memory order: compare in the layout of the reference.
         single = replace(single, channels_last=False)
         found = trial.fast(verdict.plan, single)
-    if _difference(trial.plain(), reference) is not None:
+    if difference(trial.plain(), reference) is not None:
         return  # it is random in a way that no seed controls
-    verdict.folding_error = _difference(found, reference)
+    if difference(found, reference) is None:
+        return
+    # A gradient that cancels (a mean over normalised values) is rounding, which has no direction to compare.
+    moved = trial.moved()
+    verdict.folding_error = difference(found, reference, moved)
     if verdict.folding_error is None:
         return
     without_linear = verdict.plan and verdict.plan.without((nn.Linear,), trial.source)
     without_layers = verdict.plan and verdict.plan.without((nn.Module,), trial.source)
     for plan in (without_linear, without_layers, None):
         verdict.plan = plan
-        if _difference(trial.fast(plan, single), reference) is None:
+        if difference(trial.fast(plan, single), reference, moved) is None:
             break
     else:
         verdict.unexplained = True
@@ -129,11 +130,20 @@ class _Trial:
         self.tensors = [t.detach() for t in tensors]
         self.in_half = any(p.dtype in HALF for p in source.parameters())
 
-    def plain(self, *, draws: int = 0) -> _Outcome:
+    def plain(self, *, draws: int = 0) -> Outcome:
         """The wrapped model's outcome in at least float32, after ``draws`` random numbers."""
         return self._outcome(self._plain_engine(), draws)
 
-    def fast(self, plan: Trace | None, precision: Precision) -> _Outcome:
+    def moved(self) -> Outcome:
+        """The wrapped model's outcome with every weight moved in its last digits: what differs then is rounding."""
+        engine = self._plain_engine()
+        for tensor in (*engine.network.parameters(), *engine.network.buffers()):
+            if tensor.is_floating_point():
+                signs = torch.arange(tensor.numel(), device=tensor.device).cos().view(tensor.shape).to(tensor.dtype)
+                tensor.mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
+        return self._outcome(engine)
+
+    def fast(self, plan: Trace | None, precision: Precision) -> Outcome:
         """The fast network's outcome."""
         return self._outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
 
@@ -148,7 +158,7 @@ class _Trial:
                     largest = _HEADROOM * 2.0 ** (exponent + 1)
                     weights = [(_weights(o).float() * largest).to(o.dtype) for o in outputs]
                     grads = torch.autograd.grad(outputs, wanted, weights, retain_graph=True, materialize_grads=True)
-                    if not any(_lost(g, f) for g, f in zip(grads, full, strict=True)):
+                    if not any(lost(g, f) for g, f in zip(grads, full, strict=True)):
                         return exponent
         except Exception as error:
             if is_out_of_memory(error):
@@ -198,7 +208,7 @@ class _Trial:
         copied = in_one_block(copy_module(self.source, clone))
         return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
 
-    def _outcome(self, engine: EagerEngine, draws: int = 0) -> _Outcome:
+    def _outcome(self, engine: EagerEngine, draws: int = 0) -> Outcome:
         """Outputs, and input gradients under fixed weights of the outputs; or the text of what was raised."""
         try:
             with self._gradients(draws) as leaves:
@@ -233,34 +243,3 @@ def _weights(output: Tensor) -> Tensor:
     row = output[0] if output.ndim else output
     ramp = torch.arange(row.numel(), device=output.device, dtype=torch.float32)
     return torch.cos(1.0 + 1.7 * ramp).view(row.shape).expand_as(output).to(output.dtype)
-
-
-def _difference(found: _Outcome, reference: tuple[list[Tensor], list[Tensor]]) -> str | None:
-    """In words how far ``found`` is from ``reference``, or None if it is near enough."""
-    if isinstance(found, str):
-        return f"the folded model raised {found}"
-    for ours, theirs in zip(found[0], reference[0], strict=True):
-        off, whole = _rows(ours.double() - theirs.double()).abs().amax(1), _rows(theirs).isfinite().all(1)
-        near = off <= _LOGITS_WITHIN * _rows(theirs.double()).abs().amax(1) + 1e-30  # NaN is not near
-        if bool((~near & whole).any()):
-            return f"the folded model's outputs differ by up to {float(off.max()):.2g} in float32"
-    for ours, theirs in zip(found[1], reference[1], strict=True):
-        cosine = torch.cosine_similarity(_normalised(ours), _normalised(theirs), dim=1)
-        both_zero = (_rows(ours) == 0).all(1) & (_rows(theirs) == 0).all(1)
-        if bool((~(cosine >= _COSINE_ABOVE) & ~both_zero & _rows(theirs).isfinite().all(1)).any()):
-            return f"the folded model's gradients differ, cosine {float(cosine.min()):.3f} in float32"
-    return None
-
-
-def _lost(gradient: Tensor, full: Tensor) -> bool:
-    """Whether a sample has entries that are not finite though in full precision all are."""
-    return bool((~_rows(gradient).isfinite().all(1) & _rows(full).isfinite().all(1)).any())
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.view(1, 1)
-
-
-def _normalised(tensor: Tensor) -> Tensor:
-    rows = _rows(tensor.double())
-    return rows / rows.abs().amax(1, keepdim=True).clamp(min=1e-300)

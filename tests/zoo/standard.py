@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import VisionTransformer, WideResNet, resnet18, resnet50
+from benchmarks.shared.networks import VisionTransformer, WideResNet, resnet18, resnet50
 from tests.zoo.registry import CLASSES, Headed, classifier, register
 
 

@@ -1,0 +1,180 @@
+"""Measuring in turn: A B B A ..., warm-up apart, medians with quartiles, synchronised on GPUs."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.shared.deadline import deadline
+
+NO_TIME = "left out, for the time was used up; --minutes gives more"
+"""Why something is not measured."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing the work that is compared.
+
+    Attributes:
+        run: does the work once; timed.
+        prepare: called before every `run`, not timed (changes weights before an update, say).
+    """
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The measured seconds of one way, warm-up left out."""
+
+    seconds: tuple[float, ...]
+    warmup_seconds: float = 0.0
+
+    @property
+    def median(self) -> float:
+        """Median, in seconds."""
+        return statistics.median(self.seconds)
+
+    def and_then(self, other: "Timing") -> "Timing":
+        """This one, and what was measured of the same way later."""
+        return Timing(self.seconds + other.seconds, self.warmup_seconds + other.warmup_seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Lower and upper quartile, in seconds: the spread that is reported."""
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return lower, upper
+
+
+class Budget:
+    """Seconds that a part of a benchmark may take.
+
+    Args:
+        seconds: from now on.
+        hard: whether :meth:`held` stops what takes longer; shares of a hard budget are hard, too.
+    """
+
+    def __init__(self, seconds: float, *, hard: bool = False) -> None:
+        self.seconds = seconds
+        self.hard = hard
+        self.start = time.perf_counter()
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; negative once it is used up."""
+        return self.seconds - (time.perf_counter() - self.start)
+
+    def share(self, part: float) -> "Budget":
+        """A budget of its own with a part, 0 to 1, of what is left."""
+        return Budget(max(self.left, 0.0) * part, hard=self.hard)
+
+    def held(self) -> AbstractContextManager[None]:
+        """A context that a hard budget ends when it is used up, with an OutOfTimeError."""
+        return deadline(self.left) if self.hard else nullcontext()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all work that was given to it; nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with the device idle on both sides of the clock."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def measure_in_turn(
+    ways: Mapping[str, Way | Callable[[], object]],
+    *,
+    device: torch.device,
+    repeats: int = 7,
+    warmup: int = 1,
+    budget: Budget | None = None,
+    failures: dict[str, str] | None = None,
+) -> dict[str, Timing]:
+    """Time every way `repeats` times, in turn, so that a slow phase of the machine meets all of them alike.
+
+    Args:
+        ways: name to `Way`, or to a callable without preparation.
+        device: whose work is waited for on both sides of the clock.
+        repeats: timed rounds, at least 1.
+        warmup: rounds before them, timed apart: compilation, allocation, caches.
+        budget: after the second timed round no further one is begun that would not fit into it.
+        failures: where the reason is put if a way raises; it is left out from then on. None: the error is raised.
+
+    Returns:
+        Name to `Timing`, in the order given, ways that failed left out.
+
+    Raises:
+        ValueError: if `repeats` is below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"expected repeats of at least 1, got {repeats}; give a larger number")
+    rounds = _Rounds(ways, device, failures)
+    for _ in range(warmup):
+        rounds.one()
+    warm, longest = rounds.collect(), 0.0
+    for index in range(repeats):
+        if index >= 2 and budget is not None and budget.left < longest:
+            break
+        longest = max(longest, rounds.one())
+    return {name: Timing(tuple(values), sum(warm[name])) for name, values in rounds.collect().items()}
+
+
+class _Rounds:
+    """Runs all ways once a round, forwards and backwards by turns, and keeps their seconds."""
+
+    def __init__(
+        self,
+        ways: Mapping[str, Way | Callable[[], object]],
+        device: torch.device,
+        failures: dict[str, str] | None,
+    ) -> None:
+        self.ways = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
+        self.device = device
+        self.failures = failures
+        self.seconds: dict[str, list[float]] = {name: [] for name in ways}
+        self._backwards = False
+
+    def one(self) -> float:
+        """Run every way once; returns the seconds of the whole round."""
+        start = time.perf_counter()
+        names = list(self.ways)
+        # A B B A: what a way leaves behind (a hot core, a heap in pieces) falls upon both of its neighbours.
+        for name in reversed(names) if self._backwards else names:
+            try:
+                self.seconds[name].append(self._measure(self.ways[name]))
+            except Exception as error:
+                if self.failures is None:
+                    raise
+                self.failures[name] = reason(error)
+                del self.ways[name], self.seconds[name]
+        self._backwards = not self._backwards
+        return time.perf_counter() - start
+
+    def _measure(self, way: Way) -> float:
+        if way.prepare is not None:
+            way.prepare()
+        return seconds_of(way.run, self.device)
+
+    def collect(self) -> dict[str, list[float]]:
+        """Seconds per way since the last call."""
+        found, self.seconds = self.seconds, {name: [] for name in self.ways}
+        return found
+
+
+def reason(error: Exception) -> str:
+    """An error in one short line: its type and the first line of its text."""
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0]}".replace("|", "/")[:160]

@@ -1,0 +1,157 @@
+"""Attacks of foolbox made fast as a whole: they run on a fast copy of whatever model they are called with."""
+
+import inspect
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import foolbox
+import torch
+from foolbox.attacks.base import Attack, Repeated
+from foolbox.models import Model
+from torch import nn
+
+from ..model import FastAttackModel
+from ..modules import reads_decisions
+from ..options import FastAttackOptions
+from .models import Call, around
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+AttackT = TypeVar("AttackT", bound=Attack)
+# Attacks on a cross entropy, which does not saturate in float64. Others may fail on float64 logits, by dtype errors of
+# their own or of the attack that they begin with, and the losses of C&W, FMN and EAD do not saturate.
+FLOAT64 = ("BaseGradientDescent", "DDNAttack")
+
+
+def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> AttackT:
+    """Make an attack that runs on a fast copy of whatever model it is called with.
+
+    ::
+
+        attack = accelerate(foolbox.attacks.L2CarliniWagnerAttack())
+        raw, clipped, success = attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)
+
+    One fast copy is made per ``foolbox.PyTorchModel``, follows its model and is freed with it. Bounds, preprocessing
+    and wrappers stay. The attack gets a view of the copy that suits it, unless ``options`` say otherwise:
+    ``decisions="exact"`` if it reads decisions off gradient passes (every ``MinimizationAttack``) or compares their
+    logits with clean ones (``VirtualAdversarialAttack``), and float64 logits, which do not saturate, for foolbox's own
+    gradient descent and DDN.
+
+    Args:
+        attack: a foolbox attack; it stays as it is. (Called on a model that is fast already, the new one leaves that
+            with its own options.)
+        **options: as of :class:`~fastadv_adapters.FastAttackModel`.
+
+    Returns:
+        A new attack, of a class that derives from the given one's: with its settings and methods, fit to be repeated
+        or to be the ``init_attack`` of another. Calling it, or its ``run``, raises TypeError for a model that is no
+        ``PyTorchModel``, and ValueError for options and a model that is fast already.
+
+    Raises:
+        TypeError: not a foolbox attack, or an unknown option.
+        ValueError: options for an attack that is accelerated already.
+    """
+    if not isinstance(attack, Attack):
+        raise TypeError(f"expected a foolbox attack, got {type(attack).__name__}: make the attack first")
+    if unknown := set(options).difference(FastAttackOptions.__annotations__):
+        raise TypeError(f"expected options of FastAttackModel, got {', '.join(sorted(unknown))}: check the name")
+    if isinstance(attack, Repeated):
+        return type(attack)(accelerate(attack.attack, **options), attack.times)
+    kind: Any = type(attack)
+    if issubclass(kind, _Accelerated):
+        if options:
+            raise ValueError(
+                f"expected no options for an attack that is accelerated already, got {', '.join(options)}: accelerate "
+                f"the attack that it was made of"
+            )
+        return attack
+    namespace = {"__module__": __name__, "_plain": kind, "_options": options}
+    fast = type(kind)(f"Fast{kind.__name__}", (_Accelerated, kind), namespace)
+    other: AttackT = _made_into(fast, attack)
+    return other
+
+
+class _Accelerated:
+    """What an accelerated attack does otherwise than the attack whose class stands behind this one."""
+
+    _plain: type[Attack]
+    _options: FastAttackOptions
+
+    def __call__(self, model: Model, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(self._on_fast(model), *args, **kwargs)  # type: ignore[misc]
+
+    def run(self, model: Model, *args: Any, **kwargs: Any) -> Any:
+        """Run the attack as another attack runs the one that it begins with."""
+        return super().run(self._on_fast(model), *args, **kwargs)  # type: ignore[misc]
+
+    def _on_fast(self, model: Model) -> Model:
+        inner = getattr(model, "_model", None)
+        if isinstance(inner, Model):
+            return around(model, self._on_fast(inner))
+        if isinstance(inner, _Swapped):
+            return model
+        source = inner.fast if isinstance(inner, Call) else _module_in(model)
+        if not isinstance(source, FastAttackModel):
+            return around(model, _Swapped(_copy_of(source, inner, self._options).view(**self._suits(model))))
+        if self._options:
+            raise ValueError(
+                f"expected no options for an attack on a model that is fast already, got {', '.join(self._options)}: "
+                f"give them to FastAttackModel, or call the attack on a foolbox.PyTorchModel of the plain model"
+            )
+        return model
+
+    def _suits(self, model: Any) -> dict[str, Any]:
+        """The options of the view that this attack is strongest on, but for those that were given."""
+        suits: dict[str, Any] = {"decisions": "exact" if reads_decisions(self) else "auto"}
+        names = {kind.__name__ for kind in self._plain.__mro__ if kind.__module__.startswith("foolbox.")}
+        own = self._plain.__module__.startswith("foolbox.")  # one of the user's may not be written for float64
+        if own and names.intersection(FLOAT64) and model.device.type != "mps":
+            suits["logits_dtype"] = torch.float64
+        return {name: value for name, value in suits.items() if name not in self._options}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _accelerated, (_made_into(self._plain, self), self._options)
+
+
+class _Swapped(Call):
+    """Put into a model by an accelerated attack, and left by those inside it."""
+
+
+_copies: weakref.WeakKeyDictionary[Any, dict[str, FastAttackModel]] = weakref.WeakKeyDictionary()
+
+
+def _copy_of(source: nn.Module, owner: Any, options: FastAttackOptions) -> FastAttackModel:
+    """The one fast copy with these options for ``owner``, the function by which a ``PyTorchModel`` calls its model.
+
+    Copies of a ``PyTorchModel`` share that function, and it refers to the model: the fast copy, which does so too,
+    lives as long as the last of them.
+    """
+    made = _copies.setdefault(owner, {})
+    key = repr(sorted(options.items()))
+    if key not in made:
+        made[key] = FastAttackModel(source, **options)
+    return made[key]
+
+
+def _module_in(model: Model) -> nn.Module:
+    """The module that a ``PyTorchModel`` calls, which only the function that it was put into knows."""
+    call = getattr(model, "_model", None)
+    module = inspect.getclosurevars(call).nonlocals.get("model") if inspect.isfunction(call) else None
+    if not isinstance(model, foolbox.PyTorchModel) or not isinstance(module, nn.Module):
+        raise TypeError(
+            f"expected a foolbox.PyTorchModel, or a wrapper with one in its _model, got {type(model).__name__}: make "
+            f"one of the module, or call the attack itself on a FastPyTorchModel"
+        )
+    return module
+
+
+def _made_into(kind: Any, attack: Any) -> Any:
+    """An attack of this class with the settings of the other one."""
+    made = kind.__new__(kind)
+    vars(made).update(vars(attack))
+    return made
+
+
+def _accelerated(attack: Attack, options: FastAttackOptions) -> Attack:
+    return accelerate(attack, **options)

@@ -1,0 +1,107 @@
+"""PGD attacks of foolbox that no saturated loss and no broken gradient makes weaker."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import eagerpy as ep
+import foolbox
+from foolbox.attacks.base import get_criterion
+from foolbox.attacks.gradient_descent_base import BaseGradientDescent
+from foolbox.criteria import Criterion, Misclassification, TargetedMisclassification
+from foolbox.models import Model
+
+from ..attack import accept_inputs, accept_size
+from ..boundary import watch_gradients
+from .models import in_full_precision
+
+T = TypeVar("T")
+
+
+class _SafeSteps(BaseGradientDescent):
+    """foolbox's gradient descent with a loss that does not saturate and a gradient without NaN and infinities.
+
+    Works on any foolbox model of a PyTorch model. On a :class:`FastPyTorchModel`, samples whose gradient was not
+    finite in some step are attacked once more in full precision.
+    """
+
+    def __call__(self, model: Model, inputs: Any, criterion: Any, *, epsilons: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+        """Run the attack as every foolbox attack is run, after a look at what came in.
+
+        Raises:
+            TypeError, ValueError: labels, budgets or inputs that cannot be attacked; the text says why.
+        """
+        for epsilon in epsilons if isinstance(epsilons, Iterable) else [epsilons]:
+            accept_size("epsilons", epsilon)
+        x = ep.astensor(inputs).raw
+        device = getattr(model, "device", x.device)
+        accept_inputs(x, _classes(get_criterion(criterion)).raw, device, (model.bounds.lower, model.bounds.upper))
+        return super().__call__(model, inputs, criterion, epsilons=epsilons, **kwargs)
+
+    def get_loss_fn(self, model: Model, labels: ep.Tensor) -> Callable[[ep.Tensor], ep.Tensor]:
+        """M = logsumexp of the other logits - own logit, summed over the batch.
+
+        Cross entropy is softplus(m): its gradient has the same direction in every sample, but vanishes where m is very
+        negative. The steps of these attacks are normalised, so m gives the same attack without the vanishing.
+        """
+        largest = int(labels.max().item()) if len(labels) else -1
+
+        def loss_fn(inputs: ep.Tensor) -> ep.Tensor:
+            logits = model(inputs)
+            if largest >= logits.shape[-1]:
+                raise ValueError(
+                    f"expected labels below {logits.shape[-1]}, the number of classes, got {largest}: count from 0"
+                )
+            own = ep.onehot_like(logits, labels) > 0
+            others = ep.where(own, -ep.inf, logits)
+            peak = others.max(axis=-1, keepdims=True)
+            spread = (others - peak).exp().sum(axis=-1).log() + peak.squeeze(axis=-1)
+            return (spread - ep.where(own, logits, 0.0).sum(axis=-1)).sum()
+
+        return loss_fn
+
+    def value_and_grad(self, loss_fn: Callable[[ep.Tensor], ep.Tensor], x: ep.Tensor) -> tuple[ep.Tensor, ep.Tensor]:
+        """Loss and gradient, with 0 for what is not finite."""
+        loss, gradient = super().value_and_grad(loss_fn, x)
+        return loss, ep.where(gradient.abs() < ep.inf, gradient, 0.0)
+
+    def run(self, model: Model, inputs: T, criterion: Any, *, epsilon: float, **kwargs: Any) -> T:
+        """Attack, then once more in full precision what lost gradient entries on the way."""
+        x0, restore_type = ep.astensor_(inputs)
+        criterion = get_criterion(criterion)
+        with watch_gradients() as watch:
+            x: ep.Tensor = super().run(model, x0, criterion, epsilon=epsilon, **kwargs)
+        full = in_full_precision(model)
+        if full is not None and watch.broken is not None and bool(watch.broken.any()):
+            index = ep.astensor((watch.broken & ~criterion(x, model(x)).raw).nonzero().flatten())
+            if len(index):
+                again: Any = super().run(full, x0[index], _subset(criterion, index), epsilon=epsilon, **kwargs)
+                x = ep.astensor(x.raw.index_copy(0, index.raw, again.raw))
+        restored: T = restore_type(x)
+        return restored
+
+
+def _classes(criterion: Criterion) -> ep.Tensor:
+    """The labels to leave, or the targets to reach."""
+    if isinstance(criterion, Misclassification):
+        return criterion.labels
+    if isinstance(criterion, TargetedMisclassification):
+        return criterion.target_classes
+    raise TypeError(
+        f"expected labels, Misclassification or TargetedMisclassification as criterion, got {type(criterion).__name__}"
+    )
+
+
+def _subset(criterion: Criterion, index: ep.Tensor) -> Criterion:
+    return type(criterion)(_classes(criterion)[index])  # type: ignore[call-arg]
+
+
+class SafeLinfPGD(_SafeSteps, foolbox.attacks.LinfProjectedGradientDescentAttack):
+    """foolbox's ``LinfPGD`` with safe steps; arguments as there: rel_stepsize, abs_stepsize, steps, random_start."""
+
+
+class SafeL2PGD(_SafeSteps, foolbox.attacks.L2ProjectedGradientDescentAttack):
+    """foolbox's ``L2PGD`` with safe steps; arguments as there: rel_stepsize, abs_stepsize, steps, random_start."""
+
+
+class SafeL1PGD(_SafeSteps, foolbox.attacks.L1ProjectedGradientDescentAttack):
+    """foolbox's ``L1PGD`` with safe steps; arguments as there: rel_stepsize, abs_stepsize, steps, random_start."""

@@ -1,0 +1,79 @@
+"""How near two outcomes of the same call are: outputs by their size, gradients by their direction."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
+COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
+
+Outcome = tuple[list[Tensor], list[Tensor]] | str
+"""Outputs and input gradients, or what was raised."""
+
+
+def difference(
+    found: Outcome, reference: tuple[list[Tensor], list[Tensor]], moved: Outcome | None = None
+) -> str | None:
+    """In words how far ``found`` is from ``reference``, or None if it is near enough.
+
+    Args:
+        found: outputs and gradients, or what was raised.
+        reference: what they should be.
+        moved: the reference again after a change of the size of rounding; samples that this moves too far are not
+            compared. None compares all.
+    """
+    if isinstance(found, str):
+        return f"the folded model raised {found}"
+    nothing: tuple[list[Tensor | None], list[Tensor | None]] = ([None] * len(reference[0]), [None] * len(reference[1]))
+    outputs, gradients = nothing if moved is None or isinstance(moved, str) else moved
+    for ours, theirs, other in zip(found[0], reference[0], outputs, strict=True):
+        if bool((_outputs_differ(ours, theirs) & ~_is_rounding(_outputs_differ, other, theirs)).any()):
+            off = float(rows(ours.double() - theirs.double()).abs().max())
+            return f"the folded model's outputs differ by up to {off:.2g} in float32"
+    for ours, theirs, other in zip(found[1], reference[1], gradients, strict=True):
+        differ = _gradients_differ(ours, theirs) & ~_is_rounding(_gradients_differ, other, theirs)
+        if bool(differ.any()):
+            cosine = float(cosines(ours, theirs)[differ].min())
+            return f"the folded model's gradients differ, cosine {cosine:.3f} in float32"
+    return None
+
+
+def _is_rounding(differ: Callable[[Tensor, Tensor], Tensor], moved: Tensor | None, theirs: Tensor) -> Tensor:
+    """Which samples differ from themselves after a change of the size of rounding."""
+    if moved is None:
+        return torch.zeros(len(rows(theirs)), dtype=torch.bool, device=theirs.device)
+    return differ(moved, theirs)
+
+
+def _outputs_differ(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Which samples' outputs are too far apart, bool (N,)."""
+    off = rows(ours.double() - theirs.double()).abs().amax(1)
+    near = off <= LOGITS_WITHIN * rows(theirs.double()).abs().amax(1) + 1e-30  # NaN is not near
+    return ~near & rows(theirs).isfinite().all(1)
+
+
+def _gradients_differ(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Which samples' gradients point elsewhere, bool (N,)."""
+    both_zero = (rows(ours) == 0).all(1) & (rows(theirs) == 0).all(1)
+    return ~(cosines(ours, theirs) >= COSINE_ABOVE) & ~both_zero & rows(theirs).isfinite().all(1)
+
+
+def cosines(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The cosine of each sample's two gradients, float64 (N,); NaN if one of them is not finite."""
+    return torch.cosine_similarity(_normalised(ours), _normalised(theirs), dim=1)
+
+
+def lost(gradient: Tensor, full: Tensor) -> bool:
+    """Whether a sample has entries that are not finite though in full precision all are."""
+    return bool((~rows(gradient).isfinite().all(1) & rows(full).isfinite().all(1)).any())
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """One row per sample, (N, entries)."""
+    return tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.view(1, 1)
+
+
+def _normalised(tensor: Tensor) -> Tensor:
+    wide = rows(tensor.double())
+    return wide / wide.abs().amax(1, keepdim=True).clamp(min=1e-300)

@@ -1,0 +1,160 @@
+"""Losses: values by hand, gradients that do not vanish, and a fallback where those of other losses do."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastadv_adapters.attack.losses import Loss, LossFunction, LossName, resolve_loss
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LOGITS = torch.tensor([[1.0, 4.0, 2.0, 0.5, -1.0], [3.0, -2.0, 0.0, 2.5, 1.0]], dtype=torch.float64)
+LABELS = torch.tensor([1, 2])
+
+
+def directions(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """Directions at the logits, each of length one."""
+    _, direction = loss.ascent(logits, labels)
+    assert not direction.requires_grad
+    return F.normalize(direction.double(), dim=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "targeted", "expected"),
+    [
+        ("margin", False, [-2.0, 3.0]),
+        ("margin", True, [2.0, -3.0]),
+        ("dlr", False, [-2.0 / 3.0, 3.0 / 2.0]),
+        ("dlr", True, [2.0 / (4 - 0.75), -3.0 / (3 - 0.5)]),
+    ],
+)
+def test_values_are_those_worked_out_by_hand(name: LossName, targeted: bool, expected: list[float]) -> None:
+    values = resolve_loss(name, targeted)(LOGITS, LABELS)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_softplus_of_ce_is_the_cross_entropy() -> None:
+    values = resolve_loss("ce")(LOGITS, LABELS)
+    torch.testing.assert_close(F.softplus(values), F.cross_entropy(LOGITS, LABELS, reduction="none"))
+    torch.testing.assert_close(resolve_loss("ce", targeted=True)(LOGITS, LABELS), -values)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_ce_has_the_direction_of_the_cross_entropy(targeted: bool) -> None:
+    logits = LOGITS.clone().requires_grad_()
+    sign = -1 if targeted else 1
+    (gradient,) = torch.autograd.grad(sign * F.cross_entropy(logits, LABELS, reduction="sum"), logits)
+    torch.testing.assert_close(directions(resolve_loss("ce", targeted), LOGITS, LABELS), F.normalize(gradient, dim=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 16.0, 1000.0])
+@pytest.mark.parametrize("name", ["ce", "dlr", "margin"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_no_direction_vanishes_however_sure_the_model(
+    name: LossName, scale: float, dtype: torch.dtype, targeted: bool
+) -> None:
+    logits = (LOGITS * scale).to(dtype)
+    loss = resolve_loss(name, targeted)
+    _, direction = loss.ascent(logits, LABELS)
+    assert bool(direction.isfinite().all())
+    peaks = direction.abs().amax(1)
+    assert bool((peaks > 0.1).all())
+    if name != "dlr":  # the label's entry is not a difference of nearly equal numbers: it is there in full
+        own = direction.gather(1, LABELS[:, None]).squeeze(1)
+        assert bool((own == (1 if targeted else -1)).all())
+
+
+def saturating(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def flat(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits * 0).sum(1)
+
+
+def nan_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits - logits).sum(1).sqrt()
+
+
+@pytest.mark.parametrize("function", [flat, nan_gradient])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_gradient_that_is_zero_or_not_finite_gives_way_to_the_margin(function: LossFunction, targeted: bool) -> None:
+    found = directions(resolve_loss(function, targeted), LOGITS, LABELS)
+    assert torch.equal(found, directions(resolve_loss("margin", targeted), LOGITS, LABELS))
+
+
+def test_the_fallback_is_chosen_sample_by_sample() -> None:
+    logits = LOGITS * torch.tensor([[1000.0], [1.0]], dtype=torch.float64)  # the first is saturated in float64 too
+    found = directions(resolve_loss(saturating), logits, LABELS)
+    torch.testing.assert_close(found[0], directions(resolve_loss("margin"), logits, LABELS)[0])
+    torch.testing.assert_close(found[1], directions(resolve_loss("ce"), logits, LABELS)[1])
+
+
+def test_dlr_on_its_plateau_gives_way_to_the_margin() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, -4.0]])  # with the third as label the ratio is 1 all around
+    found = directions(resolve_loss("dlr"), logits, torch.tensor([2]))
+    torch.testing.assert_close(found, directions(resolve_loss("margin"), logits, torch.tensor([2])))
+
+
+@pytest.mark.parametrize("name", ["ce", "dlr", "margin"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_equal_logits_give_finite_values_and_directions(name: LossName, targeted: bool) -> None:
+    values, direction = resolve_loss(name, targeted).ascent(torch.zeros(2, 5), torch.tensor([0, 4]))
+    assert bool(values.isfinite().all())
+    assert bool(direction.isfinite().all())
+    assert bool((direction != 0).any(1).all())
+
+
+def test_directions_exist_without_grad_mode_and_leave_the_logits_alone() -> None:
+    logits = LOGITS.clone()
+    with torch.no_grad():
+        values, direction = resolve_loss("ce").ascent(logits, LABELS)
+    assert not values.requires_grad
+    assert not logits.requires_grad
+    assert direction.shape == logits.shape
+
+
+@pytest.mark.parametrize("loss", ["CE", "cw", ""])
+def test_an_unknown_name_lists_the_choices(loss: str) -> None:
+    with pytest.raises(ValueError, match=rf"one of 'ce', 'dlr', 'margin' or a callable .* got '{loss}'. Choose"):
+        resolve_loss(loss)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [None, 3])
+def test_what_is_neither_name_nor_callable_is_an_error(loss: Any) -> None:
+    with pytest.raises(TypeError, match=rf"expected loss to be one of .* got {type(loss).__name__}. Pass one"):
+        resolve_loss(loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "targeted", "classes", "least"),
+    [("ce", False, 1, 2), ("margin", True, 1, 2), ("dlr", False, 2, 3), ("dlr", True, 3, 4)],
+)
+def test_too_few_classes_are_an_error(name: LossName, targeted: bool, classes: int, least: int) -> None:
+    with pytest.raises(ValueError, match=rf"C of at least {least} for the loss {name}.*got shape \(2, {classes}\)"):
+        resolve_loss(name, targeted)(torch.zeros(2, classes), torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [
+        (F.cross_entropy, r"\(\)"),
+        (lambda logits, labels: logits, r"\(2, 5\)"),
+        (lambda logits, labels: 0.0, "float"),
+    ],
+)
+def test_a_loss_that_is_not_one_value_per_sample_is_an_error(function: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"one value per sample, shape \(2,\), got {got}. Return it without"):
+        resolve_loss(function)(LOGITS, LABELS)
+
+
+def test_a_loss_without_gradient_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"differentiated by the logits, got values of accuracy without a gradient"):
+        resolve_loss(accuracy).ascent(LOGITS, LABELS)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) != labels).double()

@@ -1,0 +1,144 @@
+"""How far folding reaches: one model with every kind of batch norm there is a way for, and no batch norm operator."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv_adapters import FastAttackModel
+from tests.support.tools import CountOperators, reference, settle
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """With an activation as a layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.SiLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self.act(super().forward(input))
+        return out
+
+
+class DroppedNorm(nn.BatchNorm2d):
+    """With dropout and an activation, both optional, and the bookkeeping of training written out, as libraries do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout2d(0.5), nn.LeakyReLU(0.1, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        by_batch = True if self.training else self.running_mean is None and self.running_var is None
+        mean = self.running_mean if not self.training or self.track_running_stats else None
+        variance = self.running_var if not self.training or self.track_running_stats else None
+        x = F.batch_norm(x, mean, variance, self.weight, self.bias, by_batch, momentum, self.eps)
+        out: Tensor = self.act(self.drop(x))
+        return out
+
+
+class FunctionalDrop(nn.BatchNorm1d):
+    """With dropout as a function, which does nothing in eval mode."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout(F.relu(super().forward(input)), 0.5, self.training)
+
+
+class Undecided(nn.Module):
+    """Looks at its values, so that it does not trace; its parts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.Dropout(), nn.Identity(), nn.BatchNorm2d(6))
+        self.second = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x)
+        if float(y.detach().abs().max()) > -1:
+            y = self.second(y)
+        return y
+
+
+class Everything(nn.Module):
+    """Images (N, 4, 8, 8) to logits, through one of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activated = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), ActivatedNorm(6))
+        self.dropped = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=3), DroppedNorm(6))
+        self.chain = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Dropout(), nn.Identity(), nn.Dropout2d(), nn.BatchNorm2d(6))
+        self.transposed = nn.Sequential(nn.ConvTranspose2d(6, 6, 2, stride=2, groups=2), nn.BatchNorm2d(6), nn.ReLU())
+        self.undecided = Undecided()
+        self.before = nn.ModuleList([nn.BatchNorm2d(6), ActivatedNorm(6), DroppedNorm(6)])  # behind sums, so frozen
+        self.conv = nn.Conv2d(6, 6, 3, stride=2, bias=False)
+        self.sync = nn.SyncBatchNorm(6)
+        self.line = nn.Sequential(nn.Conv1d(6, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.ConvTranspose1d(6, 5, 2))
+        self.line_norm = nn.BatchNorm1d(5)
+        self.head = nn.Sequential(nn.Linear(5, 8, bias=False), FunctionalDrop(8), nn.Linear(8, 5), nn.BatchNorm1d(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropped(self.activated(x))
+        x = self.undecided(self.transposed(F.relu(self.chain(x))))
+        for norm in self.before:
+            x = x + norm(x)
+        x = self.sync(self.conv(x))
+        x = self.line_norm(self.line(x.flatten(2)))
+        out: Tensor = self.head(x.mean(2))
+        return out
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return settle(Everything()).eval()
+
+
+def counted(model: nn.Module, x: Tensor) -> CountOperators:
+    operators = CountOperators()
+    with operators:
+        model(x.clone().requires_grad_())
+    return operators
+
+
+def norms_in(operators: CountOperators) -> int:
+    return sum(number for name, number in operators.calls.items() if "batch_norm" in name)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_batch_norm_operator_is_left(net: nn.Module, dtype: torch.dtype) -> None:
+    x = torch.rand(3, 4, 8, 8)
+    assert norms_in(counted(net, x)) == 14
+    fast = FastAttackModel(net, dtype=dtype, engine="eager")
+    fast(x.clone().requires_grad_())  # the self-check at the first call runs the plain network too
+    operators = counted(fast, x)
+    assert norms_in(operators) == 0, fast.summary()
+    assert not fast._networks.notes
+    done = [text.split()[0] for text in fast._networks.folded.report.values()]
+    assert Counter(done) == {"folded": 10, "frozen": 4}
+
+
+def test_every_fold_is_right(net: nn.Module) -> None:
+    outcomes = []
+    for model, dtype in ((FastAttackModel(net, dtype=torch.float32), torch.float32), (reference(net), torch.float64)):
+        x = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        output = model(x)
+        outcomes.append((output.detach().double(), torch.autograd.grad(output.sin().sum(), x)[0].double()))
+    for found, wanted in zip(*outcomes, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_frozen_norms_work_in_the_dtype_of_what_they_read(dtype: torch.dtype) -> None:
+    body = [layer for _ in range(3) for layer in (nn.BatchNorm2d(4), nn.ReLU())]
+    net = settle(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), *body, nn.Flatten()))
+    fast = FastAttackModel(net, dtype=dtype, engine="eager")
+    x = torch.rand(2, 4, 10, 10)
+    fast(x.clone().requires_grad_())
+    assert counted(fast, x).dtypes["addcmul"] == [(dtype,) * 4] * 3

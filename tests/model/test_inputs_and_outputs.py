@@ -1,0 +1,273 @@
+"""What models take and what they give: several inputs, integers, data classes, odd batches, layouts and dtypes."""
+
+from collections import namedtuple
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv_adapters import FastAttackModel, FastAttackWarning, SafePGD
+from tests.support.agreement import agrees, weighed
+from tests.support.tools import batch, cosine, fingerprint, input_gradient, reference, settle, small_net
+
+FLOAT32: Any = {"dtype": torch.float32}
+
+
+# --- several inputs ---------------------------------------------------------------------------------------------------
+
+
+class Conditioned(nn.Module):
+    """Images with the class that they are of, a mask, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.classes = small_net(), nn.Embedding(7, 10)
+
+    def forward(self, x: Tensor, which: Tensor, *, mask: Tensor, steps: int = 1) -> Tensor:
+        out: Tensor = self.net(x) * steps + self.classes(which) * mask
+        return out
+
+
+def test_integer_and_boolean_inputs_after_the_first() -> None:
+    net, (x, _) = Conditioned().eval(), batch(5)
+    which, mask = torch.tensor([0, 6, 3, 3, 1]), torch.rand(5, 10) > 0.5
+    fast, before = FastAttackModel(net, **FLOAT32), fingerprint(net)
+    for steps in (1, 2):
+        torch.testing.assert_close(fast(x, which, mask=mask, steps=steps), net(x, which, mask=mask, steps=steps))
+    leaf = x.clone().requires_grad_()
+    for model in (fast, fast.view(decisions="exact"), fast.view(full_precision=True)):
+        (found,) = torch.autograd.grad(weighed(model(leaf, which, mask=mask, steps=2)), leaf)
+        (expected,) = torch.autograd.grad(weighed(net(leaf, which, mask=mask, steps=2)), leaf)
+        assert (cosine(found, expected) > 0.9999).all()
+    assert fingerprint(net) == before
+
+
+def test_only_the_inputs_that_want_a_gradient_get_one() -> None:
+    net = nn.Bilinear(4, 3, 5)
+    a, b = torch.rand(2, 4), torch.rand(2, 3, requires_grad=True)
+    fast = FastAttackModel(net, **FLOAT32)
+    torch.testing.assert_close(torch.autograd.grad(weighed(fast(a, b)), b), torch.autograd.grad(weighed(net(a, b)), b))
+    assert a.grad is None
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+Pair = namedtuple("Pair", "logits features")
+
+
+@dataclass
+class Output:
+    """As model libraries write them: some fields unused, one computed from another."""
+
+    logits: Tensor
+    hidden: Any = None
+    loss: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.probabilities = self.logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Cannot be written to."""
+
+    values: Tensor
+
+
+class Giving(nn.Module):
+    """Gives its logits in whatever ``form`` makes of them."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.net = small_net()
+        vars(self)["form"] = form
+
+    def forward(self, x: Any) -> Any:
+        form: Any = self.form
+        return form(self.net(x.values if isinstance(x, Frozen) else x))
+
+
+def test_data_classes_as_outputs() -> None:
+    def form(logits: Tensor) -> tuple[Output, int]:
+        return Output(logits, hidden=[Frozen(logits.tanh()), {"more": logits * 2}], names=["a"]), 3
+
+    net, (x, _) = Giving(form).eval(), batch(3)
+    fast, x = FastAttackModel(net, dtype=torch.float32, logits_dtype=torch.float64), x.requires_grad_()
+    (ours, number), (theirs, _) = fast(x), net(x)
+    assert (number, ours.names, ours.loss) == (3, ["a"], None)
+    assert type(ours) is Output
+    assert isinstance(ours.hidden[0], Frozen)
+    picks: list[Any] = [
+        lambda out: out.logits,
+        lambda out: out.probabilities,
+        lambda out: out.hidden[0].values + out.hidden[1]["more"],
+    ]
+    for pick in picks:
+        assert pick(ours).dtype == torch.float64
+        torch.testing.assert_close(pick(ours), pick(theirs).double(), rtol=1e-4, atol=1e-5)
+        (found,) = torch.autograd.grad(weighed(pick(ours)), x, retain_graph=True)
+        (expected,) = torch.autograd.grad(weighed(pick(theirs)), x, retain_graph=True)
+        assert (cosine(found, expected) > 0.9999).all()
+
+
+def test_data_classes_as_inputs() -> None:
+    net, (x, _) = Giving(lambda logits: logits).eval(), batch(3)
+    fast, leaf = FastAttackModel(net, **FLOAT32), x.requires_grad_()
+    given = Frozen(leaf)
+    (found,) = torch.autograd.grad(weighed(fast(given)), leaf)
+    assert (cosine(found, torch.autograd.grad(weighed(net(given)), leaf)[0]) > 0.9999).all()
+    assert given.values is leaf
+
+
+def test_named_tuples_and_lists_as_outputs() -> None:
+    net, (x, _) = Giving(lambda logits: [Pair(logits, (logits.exp(),))]).eval(), batch(3)
+    fast, x = FastAttackModel(net, **FLOAT32), x.requires_grad_()
+    (ours,), (theirs,) = fast(x), net(x)
+    assert isinstance(ours, Pair)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    (found,) = torch.autograd.grad(weighed(ours.features[0]), x)
+    assert (cosine(found, torch.autograd.grad(weighed(theirs.features[0]), x)[0]) > 0.9999).all()
+
+
+class Box:
+    """A class that PyTorch does not look into."""
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+
+class Record(list[Tensor]):
+    """Likewise, though a list."""
+
+
+@pytest.mark.parametrize("form", [lambda logits: (logits, Box(logits)), lambda logits: (logits, Record([logits]))])
+def test_a_tensor_hidden_beside_others_is_an_error_where_its_gradient_would_be_lost(form: Any) -> None:
+    net, (x, _) = Giving(form), batch(3)
+    fast = FastAttackModel(net, **FLOAT32)
+    with pytest.raises(TypeError, match=r"expected an output of tensors, .* got tensors inside a (Box|Record): return"):
+        fast(x.clone().requires_grad_())
+    with torch.no_grad():
+        fast(x)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_changing_size(dtype: torch.dtype) -> None:
+    """A whole epoch with a smaller last batch, one sample, and none."""
+    net = small_net().eval()
+    fast = FastAttackModel(net, dtype=dtype)
+    close = {torch.float32: 0.9999, torch.bfloat16: 0.5}[dtype]  # in so small a network one ReLU that flips is visible
+    for samples in (8, 8, 3, 1, 0, 8):
+        part, labels = batch(samples, seed=samples)
+        found = input_gradient(fast, part, labels)
+        expected = input_gradient(net, part, labels)
+        assert (cosine(found, expected) > close).all()
+        assert SafePGD(fast, eps=0.03, steps=1)(part, labels).shape == part.shape
+    assert fast.gradient_stats.nonfinite == 0
+
+
+class FixedBatch(nn.Module):
+    """Takes batches of six only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.conv(x).view(6, -1))
+        return out
+
+
+def test_a_model_for_one_batch_size_is_checked_on_the_whole_batch() -> None:
+    net, (x, y) = FixedBatch(), batch(6)
+    fast = FastAttackModel(net, **FLOAT32)
+    with pytest.warns(FastAttackWarning, match="contiguous layout, since channels-last it raised"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(net, x, y)) > 0.9999).all()
+
+
+def test_an_input_that_the_model_refuses_does_not_count_as_checked() -> None:
+    net, (x, y) = FixedBatch(), batch(6)
+    fast = FastAttackModel(net, **FLOAT32)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="refused an input of shape"):
+            input_gradient(fast, x[:5], y[:5])
+    assert "due at the first gradient pass" in fast.summary()
+    with pytest.warns(FastAttackWarning, match="contiguous layout"):
+        input_gradient(fast, x, y)
+
+
+# --- layouts and dtypes -----------------------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, Any] = {
+    "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "every second pixel": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "cut out of a larger image": lambda x: F.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2],
+    "one image for all": lambda x: x[:1].expand(4, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_inputs_in_any_layout_get_contiguous_gradients(layout: Any, channels_last: bool) -> None:
+    net, (x, y) = small_net().eval(), batch(4)
+    fast = FastAttackModel(net, **FLOAT32, channels_last=channels_last)
+    given = layout(x)
+    assert not given.is_contiguous()
+    leaf = given.detach().requires_grad_()
+    (found,) = torch.autograd.grad(F.cross_entropy(fast(leaf), y), leaf)
+    assert found.is_contiguous()
+    assert (cosine(found, input_gradient(net, given.contiguous(), y)) > 0.9999).all()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(given), net(given))
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float64, torch.float32])
+def test_a_float64_model(dtype: Any, given: torch.dtype) -> None:
+    net, (x, y) = small_net().double().eval(), batch(4)
+    fast = FastAttackModel(net, dtype=dtype, logits_dtype=torch.float64)
+    expected = input_gradient(net, x.to(given).double(), y)
+    found = input_gradient(fast, x.to(given), y)
+    assert found.dtype == given
+    assert (cosine(found, expected) > {torch.float64: 1 - 1e-6, torch.float32: 0.9999}.get(dtype, 0.95)).all()
+    with torch.no_grad():
+        assert torch.equal(fast(x.to(given)), net(x.to(given).double())), "the exact path is in the model's own dtype"
+
+
+def test_a_float64_model_is_attacked_in_float64() -> None:
+    net, (x, y) = small_net().double().eval(), batch(4)
+    adversarial = SafePGD(net, eps=0.03, steps=2)(x.double(), y)
+    assert adversarial.dtype == torch.float64
+    losses = [F.cross_entropy(net(images), y) for images in (x.double(), adversarial)]
+    assert losses[1] > losses[0]
+
+
+class Queries(nn.Module):
+    """As detectors give them: (queries, N, classes), the batch in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(36, 5)
+        settle(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.conv(x)).relu().flatten(2)
+        out: Tensor = self.head(maps).transpose(0, 1)
+        return out
+
+
+@pytest.mark.parametrize("samples", [3, 6])
+def test_outputs_with_the_batch_in_the_middle(samples: int) -> None:
+    net, x = Queries().eval(), batch(samples)[0]
+    loss = lambda out, _: (out * 10.0 ** torch.arange(6)[:, None, None]).sum()  # noqa: E731
+    found = input_gradient(FastAttackModel(net, **FLOAT32), x, x, loss)
+    assert (cosine(found, input_gradient(reference(net), x.double(), x, loss)) > 0.9999).all()
+    agrees(FastAttackModel(net, **FLOAT32), net, x)

@@ -1,0 +1,237 @@
+"""Exceptions and Ctrl-C in the middle of anything: both models go on, and a half-done update is never used."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+import foolbox
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+import fastadv_adapters
+from fastadv_adapters import FastAttackModel, SafePGD
+from fastadv_adapters.foolbox import FastPyTorchModel
+from tests.support.tools import batch, cosine, fingerprint, input_gradient, settle
+
+FLOAT32: Any = {"dtype": torch.float32}
+PACKAGE = str(Path(fastadv_adapters.__file__).parent)
+
+
+class Fragile(nn.Module):
+    """Raises from the pass on that is asked for, on the way forth or back."""
+
+    countdown: ClassVar[dict[str, float]] = {"forward": inf, "backward": inf}
+    error: BaseException
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
+        settle(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count("forward")
+        y = torch.relu(self.norm(self.conv(x)))
+        if y.requires_grad:
+            y.register_hook(lambda grad: self.count("backward"))
+        out: Tensor = self.head(y.mean((2, 3)))
+        return out
+
+    def count(self, way: str) -> None:
+        self.countdown[way] -= 1
+        if self.countdown[way] <= 0:
+            raise Fragile.error
+
+
+def mend() -> None:
+    Fragile.countdown.update(forward=inf, backward=inf)
+
+
+@pytest.fixture(autouse=True)
+def mended() -> Iterator[None]:
+    yield
+    mend()
+
+
+def right(fast: FastAttackModel, net: nn.Module) -> None:
+    """What is computed, fast and exactly, is what ``net`` computes now."""
+    x, y = batch(3)
+    training = [part.training for part in net.modules()]
+    fast_gradient, fast_values = input_gradient(fast, x, y), fast.view(decisions="fast")
+    with torch.no_grad():
+        found, found_fast = fast(x), fast_values(x)
+        expected = net.eval()(x)
+    assert (cosine(fast_gradient, input_gradient(net, x, y)) > 0.9999).all()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_fast, expected, rtol=1e-4, atol=1e-5)
+    for part, mode in zip(net.modules(), training, strict=True):
+        part.training = mode
+
+
+Attack = Callable[[FastAttackModel, Tensor, Tensor], Tensor]
+ATTACKS: dict[str, Attack] = {
+    "torchattacks": lambda fast, x, y: torchattacks.PGD(fast, steps=6)(x, y),
+    "foolbox": lambda fast, x, y: by_foolbox(FastPyTorchModel(fast, (0, 1)), x, y),
+    "SafePGD": lambda fast, x, y: SafePGD(fast, eps=0.1, steps=6)(x, y),
+}
+
+
+def by_foolbox(model: FastPyTorchModel, x: Tensor, y: Tensor) -> Tensor:
+    clipped: Tensor = foolbox.attacks.LinfPGD(steps=6)(model, x, y, epsilons=0.1)[1]
+    return clipped
+
+
+def seeded(attack: Attack, fast: FastAttackModel, x: Tensor, y: Tensor) -> Tensor:
+    torch.manual_seed(2)
+    return attack(fast, x, y)
+
+
+ERRORS = [(KeyboardInterrupt(), 1), (KeyboardInterrupt(), 5), (MemoryError(), 1), (RuntimeError("broken"), 5)]
+
+
+@pytest.mark.parametrize(("error", "at"), ERRORS, ids=lambda value: str(getattr(type(value), "__name__", value)))
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+def test_an_attack_that_is_broken_off_leaves_both_models_usable(
+    error: BaseException, at: int, way: str, attack: Attack
+) -> None:
+    """In the self-check, which makes the first passes, or in the attack's own steps."""
+    net, (x, y) = Fragile().train(), batch(3)
+    before = fingerprint(net)
+    fast = FastAttackModel(net, **FLOAT32, engine="eager")  # a recording would not run what raises
+    if at > 1:
+        input_gradient(fast, x, y)
+    Fragile.error = error
+    Fragile.countdown[way] = at
+    with pytest.raises(type(error)):
+        attack(fast, x, y)
+    mend()
+    assert fingerprint(net) == before
+    right(fast, net)
+    found, expected = (seeded(attack, model, x, y) for model in (fast, FastAttackModel(net, **FLOAT32, engine="eager")))
+    assert not torch.equal(found, x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+# --- at every line of the package -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def interrupted_at(line: int) -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at the n-th line that the package runs; counts the lines that it did run.
+
+    Just before the end of a `with` block Python loses its `__exit__` to an interrupt, so PyTorch's modes are put back.
+    """
+    lines = [0]
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            lines[0] += 1
+            if lines[0] == line:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+        torch.set_grad_enabled(True)
+        torch.set_autocast_enabled("cpu", False)
+
+
+def lines_of(work: Callable[[], Any]) -> int:
+    with interrupted_at(-1) as lines:
+        work()
+    return lines[0]
+
+
+def spread(total: int, most: int) -> list[int]:
+    """At most so many of the lines from 1 to total, evenly."""
+    return sorted({1 + i * (total - 1) // most for i in range(most)})
+
+
+def new_values(net: Fragile, step: int) -> None:
+    """In a way that is not noticed by itself, so that only a finished update can have seen it."""
+    net.conv.weight.data.copy_(torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step)))
+    net.norm.weight.data.neg_()
+
+
+def new_structure(net: Fragile, step: int) -> None:
+    """Noticed, and both networks are built anew."""
+    new_values(net, step)
+    vars(net)["step"] = step
+
+
+@pytest.mark.parametrize("auto_update", [True, False])
+@pytest.mark.parametrize(("change", "most"), [(new_values, 40), (new_structure, 16)])
+def test_an_update_that_is_interrupted_at_any_line_is_finished_before_the_next_pass(
+    change: Callable[[Fragile, int], None], most: int, auto_update: bool
+) -> None:
+    net, (x, y) = Fragile().eval(), batch(3)
+    fast = FastAttackModel(net, **FLOAT32, auto_update=auto_update)
+    right(fast, net)
+    change(net, -1)
+    seen = set()
+    for line in spread(lines_of(fast.update), most):
+        old = input_gradient(fast, x, y)
+        change(net, line)
+        new = input_gradient(net, x, y)
+        with interrupted_at(line), pytest.raises(KeyboardInterrupt):
+            fast.update()
+        begun = fast._networks.unfinished
+        seen.add(begun)
+        found = input_gradient(fast, x, y)
+        followed = begun or (auto_update and change is new_structure)
+        assert (cosine(found, new if followed else old) > 0.9999).all(), f"line {line}"
+        assert not fast._networks.unfinished
+        right(fast.update(), net)
+    assert seen == {True, False}
+
+
+class Viewing(nn.Module):
+    """Makes the self-check build the fast network anew, in another layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.conv(x).view(len(x), -1))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:.*contiguous layout")
+def test_a_self_check_that_is_interrupted_at_any_line_is_made_again() -> None:
+    net, (x, y) = Viewing().eval(), batch(3)
+    before, expected = fingerprint(net), input_gradient(net, x, y)
+    state = torch.get_rng_state()
+    first = FastAttackModel(net, **FLOAT32)
+    for line in spread(lines_of(lambda: input_gradient(first, x, y)), 40):
+        fast = FastAttackModel(net, **FLOAT32)
+        with interrupted_at(line), pytest.raises(KeyboardInterrupt):
+            input_gradient(fast, x, y)
+        assert (cosine(input_gradient(fast, x, y), expected) > 0.9999).all(), f"line {line}"
+        right(fast, net)
+    assert fingerprint(net) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_pass_that_is_interrupted_at_any_line_changes_nothing(dtype: torch.dtype) -> None:
+    net, (x, y) = Fragile().eval(), batch(3)
+    fast, before = FastAttackModel(net, dtype=dtype), fingerprint(net)
+    expected = input_gradient(fast, x, y)
+    for line in spread(lines_of(lambda: input_gradient(fast, x, y)), 100):
+        with interrupted_at(line), pytest.raises(KeyboardInterrupt):
+            input_gradient(fast, x, y)
+        assert torch.equal(input_gradient(fast, x, y), expected), f"line {line}"
+    assert fingerprint(net) == before

@@ -1,0 +1,49 @@
+"""The self-check compares no directions of rounding: a gradient that cancels has none."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.networks.nearness import difference
+
+
+class Constant(nn.Module):
+    """The mean over positions of normalised values is constant: the gradient at the input is 0 but for rounding."""
+
+    def __init__(self, dimensions: int, gain: float) -> None:
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+        norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimensions - 1]
+        torch.manual_seed(0)
+        self.body = nn.Sequential(convolution(3, 4, 3, padding=1), nn.GroupNorm(4, 4), convolution(4, 6, 1), norm(6))
+        self.last = nn.Linear(6, 5)
+        self.gain = gain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.body(x).flatten(2).mean(2) * self.gain)
+        return logits
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e4])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_a_gradient_that_cancels_unfolds_nothing(dimensions: int, gain: float) -> None:
+    model = Constant(dimensions, gain).eval()
+    x = torch.rand(4, 3, *(4,) * dimensions, requires_grad=True)
+    fast = FastAttackModel(model, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FastAttackWarning)
+        fast(x).logsumexp(1).sum().backward()
+    assert fast._networks.folded.report == {"body.3": "folded into body.2"}
+
+
+def test_what_rounding_moves_is_not_compared_and_the_rest_is() -> None:
+    logits, gradients = torch.ones(2, 3), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    turned, moved = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    reference = [logits], [gradients]
+    assert difference(([logits], [turned]), reference) is not None
+    assert difference(([logits], [turned]), reference, ([logits], [moved])) is None
+    assert difference(([logits], [turned.flip(0)]), reference, ([logits], [moved])) is not None
+    assert difference(([logits], [turned]), reference, "RuntimeError: refused") is not None
