@@ -1,7 +1,6 @@
 """``FastAttackModel``: a PyTorch model wrapped for fast attacks."""
 
 import sys
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from .modules import (
     Decisions,
     EngineName,
     RunBy,
+    Shell,
     accept_engine,
     accept_model,
     accept_options,
@@ -25,7 +25,7 @@ from .networks import Networks
 from .report import summarise
 
 
-class FastAttackModel(nn.Module):
+class FastAttackModel(Shell):
     """A copy of a model that is much faster at what attacks do: gradients with respect to the *input*.
 
     It behaves as the wrapped model in eval mode, so attack libraries take it as it is::
@@ -39,7 +39,7 @@ class FastAttackModel(nn.Module):
     never changed: not its weights, gradients, modes, hooks or attributes.
 
     Args:
-        model: any ``nn.Module`` whose first input is a floating-point tensor (N, ...). Stays the caller's; train it
+        model: any ``nn.Module`` with a floating-point tensor (N, ...) among its inputs. Stays the caller's; train it
             on, and the fast model follows.
         dtype: what the fast network computes in: ``torch.float16``, ``torch.bfloat16``, ``torch.float32`` or
             ``"auto"``, the fastest that the device has in hardware.
@@ -67,7 +67,6 @@ class FastAttackModel(nn.Module):
     """
 
     training: bool
-    _anchor: Anchor
 
     def __init__(
         self,
@@ -99,24 +98,24 @@ class FastAttackModel(nn.Module):
                 source, dtype=dtype, channels_last=channels_last, fuse_bn=fuse_bn, live=auto_update, engine=engine
             )
             self._see(decisions, logits_dtype, full_precision=False)
+        self._drop_anchor(self.device)
 
     def _see(self, decisions: Decisions, logits_dtype: torch.dtype, *, full_precision: bool) -> None:
         self._decisions: Decisions = decisions
         self._logits_dtype = logits_dtype
         self._full_precision = full_precision
         self.training = False
-        # Libraries read a model's device off its parameters; this one is empty, frozen and in no state_dict.
-        self.register_parameter("_anchor", Anchor.on(self.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the wrapped model in eval mode, floating ones in ``logits_dtype``.
 
         Args:
-            *args: what the wrapped model takes; the first a floating-point tensor (N, ...) on the model's device.
+            *args: what the wrapped model takes, on the model's device, a floating-point tensor (N, ...) among it. (If
+                gradients are disabled, integers alone will do.)
             **kwargs: likewise.
 
         Raises:
-            TypeError: the first input is not a floating-point tensor.
+            TypeError: no input is a floating-point tensor.
             ValueError: an input on another device.
             RuntimeError: the model's own error (or another type), with the shapes that it refused.
         """
@@ -201,7 +200,9 @@ class FastAttackModel(nn.Module):
         full_precision = self._full_precision if full_precision is None else full_precision
         decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
         accept_options(decisions, logits_dtype, self._given["loss_scale"])
-        return _restore(self._networks, self._given, (decisions, logits_dtype, full_precision))
+        fast = _blank()
+        fast.__setstate__({**self._state(), "seen": (decisions, logits_dtype, full_precision)})
+        return fast
 
     @property
     def wrapped(self) -> nn.Module:
@@ -211,7 +212,7 @@ class FastAttackModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the wrapped model lives; move that, and the fast model follows."""
-        return next(self.wrapped.parameters()).device
+        return next(p.device for p in self.wrapped.parameters() if not isinstance(p, Anchor))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -252,37 +253,29 @@ class FastAttackModel(nn.Module):
             )
         return self
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """One empty, frozen parameter on the model's device: there is nothing here to train."""
-        if self._anchor.device != self.device:
-            self._anchor = Anchor.on(self.device)
-        return super().named_parameters(*args, **kwargs)
-
     def extra_repr(self) -> str:
         """Name of the wrapped class and what it runs in."""
         precision = self._networks.precision
         return f"{type(self.wrapped).__name__}, dtype={precision.dtype}, device={precision.device}"
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "FastAttackModel":
-        # Device and dtype follow the wrapped model. A parent that is moved finds all its parameters moved.
-        self._anchor = Anchor.on(fn(self._anchor.detach()).device)
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        pass  # a checkpoint holds the wrapped model, not its copies
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        pass
-
     def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (), self._state()
+
+    def _state(self) -> dict[str, Any]:
+        """What a view shares, and a copy has its own of."""
         seen = (self._decisions, self._logits_dtype, self._full_precision)
-        return _restore, (self._networks, self._given, seen)
+        shared = {"networks": self._networks, "given": self._given, "hooks": self._hooks()}
+        return {**shared, "seen": seen, "anchor": self._anchor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self._given, self._networks = state["given"], state["networks"]
+        vars(self).update(state["hooks"])
+        decisions, logits_dtype, full_precision = state["seen"]
+        self._see(decisions, logits_dtype, full_precision=full_precision)
+        self._drop_anchor(state["anchor"].device)  # the model may not be there yet
 
 
-def _restore(networks: Networks, given: dict[str, Any], seen: tuple[Decisions, torch.dtype, bool]) -> FastAttackModel:
-    """Build a view, or a deep-copied or unpickled fast model, on networks that exist."""
-    fast = FastAttackModel.__new__(FastAttackModel)
-    nn.Module.__init__(fast)
-    fast._given, fast._networks = given, networks
-    fast._see(seen[0], seen[1], full_precision=seen[2])
-    return fast
+def _blank() -> FastAttackModel:
+    """What becomes a view, or a copied or unpickled fast model, once its state is there, which may hold it again."""
+    return FastAttackModel.__new__(FastAttackModel)

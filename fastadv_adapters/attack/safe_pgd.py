@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
+from ..modules import LeftOut
 from .balls import Norm, accept_norm, ball_around
 from .checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_size
 from .losses import LossFunction, LossName, resolve_loss
@@ -15,7 +16,7 @@ from .search import Search, Settings
 from .steps import step_sizes
 
 
-class SafePGD:
+class SafePGD(LeftOut):
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083) in the L-infinity, L2 or L1 norm.
 
     Safe means: the loss does not saturate and is computed in float64; samples whose gradient was not finite in any

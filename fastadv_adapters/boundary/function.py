@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..modules import without_anomaly_mode, without_reentrant_checkpoints
 from .crossing import Crossing
 from .packing import Packed
 from .run import Run, Tape
@@ -105,7 +106,8 @@ class Boundary(torch.autograd.Function):
                 "backward() before the weights change"
             )
         # An autocast region around backward() would lower the products of a network in full precision.
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        autocast = torch.autocast(tensors[0].device.type, enabled=False)
+        with autocast, without_anomaly_mode(), without_reentrant_checkpoints():
             if again:
                 return None, *_differentiable(call, tensors, needs, grads)
             tape: Tape | None = ctx.tape

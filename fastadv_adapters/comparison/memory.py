@@ -9,7 +9,16 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..boundary import Packed
 from ..model import FastAttackModel
-from ..modules import accept_model, accept_tensors, alias, copy_module, kind_of, random_state_kept, tensors_in
+from ..modules import (
+    accept_model,
+    accept_tensors,
+    alias,
+    copy_module,
+    kind_of,
+    number_of_samples,
+    random_state_kept,
+    tensors_in,
+)
 from ..networks import Networks
 
 
@@ -49,7 +58,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
         Bytes per sample: those of the pass, divided by N.
 
     Raises:
-        TypeError: ``model`` is not a module, or the first input is not a floating-point tensor.
+        TypeError: ``model`` is not a module, or no input is a floating-point tensor.
         ValueError: an input on another device, or without samples; a model that cannot be copied.
     """
     networks = model._networks if isinstance(model, FastAttackModel) else None
@@ -57,7 +66,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
     arguments = Packed((args, kwargs))
     device = next(source.parameters()).device
     accept_tensors(arguments.tensors, device)
-    samples = len(arguments.tensors[0])
+    samples = number_of_samples(arguments.tensors)
     if not samples:
         raise ValueError("expected at least one sample, got none: what is kept is counted per sample")
     counter = _Counter()

@@ -5,7 +5,7 @@ its tensors up to date with the model's: ``scales`` computes batch norms, ``writ
 """
 
 from .build import Folded, build_fast
-from .following import ReplaceTensor
+from .following import CopyHeld, ReplaceTensor
 from .tracing import Trace, trace
 
-__all__ = ["Folded", "ReplaceTensor", "Trace", "build_fast", "trace"]
+__all__ = ["CopyHeld", "Folded", "ReplaceTensor", "Trace", "build_fast", "trace"]

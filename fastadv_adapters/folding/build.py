@@ -31,8 +31,19 @@ from ..modules import (
     copy_module,
     has_hooks,
     in_one_block,
+    tensors_in_containers,
 )
-from .following import CopyTensor, Fold, FollowNorms, KeepNone, Refresh, ReplaceTensor, ScaleAndShift, outputs_of
+from .following import (
+    CopyHeld,
+    CopyTensor,
+    Fold,
+    FollowNorms,
+    KeepNone,
+    Refresh,
+    ReplaceTensor,
+    ScaleAndShift,
+    outputs_of,
+)
 from .inplace import run_in_place
 from .scales import channels_of
 from .tracing import Trace, batch_norm_input, without_batch_norm
@@ -101,7 +112,9 @@ class _Affine:
     scale_and_shift: ScaleAndShift
 
     def forward(self, input: Tensor) -> Tensor:
-        scale, shift = self.scale_and_shift[input.dtype]
+        own = self.scale_and_shift
+        # Another dtype comes out of an autocast region of the model's own.
+        scale, shift = own[input.dtype] if input.dtype in own else next(iter(own.values())).to(input.dtype)
         shape = (-1,) + (1,) * (input.ndim - 2)
         return torch.addcmul(shift.view(shape), input, scale.view(shape))
 
@@ -142,11 +155,12 @@ class _Builder:
 
     def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool) -> None:
         registered = {id(t) for t in (*source.parameters(), *source.buffers())}
-        network = copy_module(source, lambda t: alias(t) if id(t) in registered else clone(t))
+        held = CopyHeld(tensors_in_containers(source))
+        network = copy_module(source, lambda t: alias(t) if id(t) in registered else held.note(t, clone(t)))
         pairs = zip(source.named_modules(), list(network.modules()), strict=True)
         self.parts = {name: (part, original) for (name, original), part in pairs}
         self.trace, self.precision, self.lays_out_ahead = trace, precision, lays_out_ahead
-        self.result = Folded(network)
+        self.result = Folded(network, [held])
         self.remade: set[str] = set()  # layers with a weight and a bias made by a fold
         self.folds: list[Fold] = []
         self.frozen: list[tuple[_BatchNorm, ScaleAndShift]] = []
@@ -272,6 +286,8 @@ class _Builder:
 
     def _empty(self, tensor: Tensor, *, ahead: bool, spatial: bool) -> Tensor:
         dtype = self.precision.dtype_for(tensor, cast_ahead=ahead)
+        if tensor.layout is not torch.strided:
+            return clone(tensor.to(dtype))
         memory_format = self.precision.memory_format(tensor.ndim, spatial=spatial)
         return torch.empty(tensor.shape, dtype=dtype, device=tensor.device, memory_format=memory_format)
 

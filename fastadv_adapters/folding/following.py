@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..modules import Precision, clone
+from ..modules import Precision, clone, write
 from .scales import Scales
 from .writing import Writing, room_for
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 ScaleAndShift = dict[torch.dtype, Tensor]
-"""A batch norm frozen: for each dtype that its input may have, (2, channels)."""
+"""A batch norm frozen: for each dtype that its input is expected to have, the widest first, (2, channels)."""
 
 
 class Refresh(Protocol):
@@ -42,6 +42,10 @@ class CopyTensor:
         if self.own.shape != theirs.shape:  # that pass has resized it
             self.own = clone(theirs.to(self.own.dtype))
         self.ours[self.name] = self.own
+        if theirs.layout is not torch.strided:
+            if not write(self.own, theirs):
+                self.ours[self.name] = self.own = clone(theirs.to(self.own.dtype))
+            return
         if self.writing is None or not self.writing.is_between(theirs, self.own):
             self.writing = Writing(theirs, self.own)
         self.writing()
@@ -60,10 +64,31 @@ class ReplaceTensor:
     def __call__(self) -> None:
         """Copy in place, or clone where another tensor is in that place (which somebody else may hold)."""
         theirs, own = self.theirs[self.name], self.own
-        if own is not None and self.ours[self.name] is own and theirs.shape == own.shape:
-            own.copy_(theirs)
-        else:
+        if own is None or self.ours[self.name] is not own or not write(own, theirs):
             self.ours[self.name] = self.own = clone(theirs.to(self.dtype))
+
+
+class CopyHeld:
+    """Follow tensors that only containers hold, or objects that are data.
+
+    Args:
+        theirs: the wrapped model's.
+    """
+
+    def __init__(self, theirs: list[Tensor]) -> None:
+        self._wanted = set(map(id, theirs))
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def note(self, theirs: Tensor, ours: Tensor) -> Tensor:
+        """Take down what one of them becomes in a copy; returns that."""
+        if id(theirs) in self._wanted:
+            self._pairs.append((theirs, ours))
+        return ours
+
+    def __call__(self) -> None:
+        """Copy in place."""
+        for theirs, ours in self._pairs:
+            write(ours, theirs)
 
 
 @dataclass
@@ -124,7 +149,7 @@ class FollowNorms:
         self._room = room_for(fold.weight for fold in folds)
         channels = self._scales.channels[len(folds) :]
         self._scales_of_frozen = self._scales.now[:, self._scales.now.shape[1] - sum(channels) :]
-        dtypes = {precision.base, precision.dtype}  # that inputs of batch norms may have
+        dtypes = dict.fromkeys((precision.base, precision.dtype))  # that inputs of batch norms have; the widest first
         self._own = [torch.empty(2, sum(channels), dtype=dtype, device=precision.device) for dtype in dtypes]
         for tensor in self._own:
             for (_, own), part in zip(frozen, tensor.split(channels, dim=1), strict=True):
@@ -136,8 +161,8 @@ class FollowNorms:
         for tensor in self._own:
             tensor.copy_(self._scales_of_frozen)
         # All that is small comes first: after each large weight the cache is empty.
-        for write in [fold.prepare(scale, shift, self._room) for fold, (scale, shift) in self._folds]:
-            write()
+        for writing in [fold.prepare(scale, shift, self._room) for fold, (scale, shift) in self._folds]:
+            writing()
 
 
 def outputs_of(layer: nn.Module) -> int:

@@ -1,15 +1,21 @@
 """What can be asked of, and done to, any ``nn.Module``: the ground floor, which knows nothing of fast models.
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
+``reaching_back`` says what a copy must not have, ``rebinding`` and ``weak`` what it has anew, ``leaving_out`` what not;
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes;
-``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that tells the device;
-``callers`` finds out which attack is asking.
+``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
+mode; ``checkpoints`` runs reentrant ones otherwise;
+``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
+tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking.
 """
 
 from .anchor import Anchor
+from .anomalies import without_anomaly_mode
 from .callers import called_by_reader, reads_decisions
+from .checkpoints import without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in
+from .holding import held_by, own_tensors, tensors_in_containers
 from .inputs import (
     COMMON_ERRORS,
     Decisions,
@@ -20,12 +26,16 @@ from .inputs import (
     accept_options,
     accept_tensors,
     is_out_of_memory,
+    number_of_samples,
     refuse_unfit,
     shapes,
 )
+from .layouts import differ, kind, pointer, same_memory, write
+from .leaving_out import LeftOut, is_left_out
 from .notices import FastAttackWarning, notify
 from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, resolve
 from .randomness import host_state, random_state_kept
+from .shell import Shell
 
 __all__ = [
     "COMMON_ERRORS",
@@ -35,8 +45,10 @@ __all__ = [
     "Decisions",
     "EngineName",
     "FastAttackWarning",
+    "LeftOut",
     "Precision",
     "RunBy",
+    "Shell",
     "accept_engine",
     "accept_model",
     "accept_options",
@@ -47,20 +59,32 @@ __all__ = [
     "cast_ahead_names",
     "clone",
     "copy_module",
+    "differ",
     "has_hooks",
+    "held_by",
     "hooks_of",
     "host_state",
     "ieee_float32",
     "in_one_block",
     "inside_of",
     "is_data",
+    "is_left_out",
     "is_out_of_memory",
+    "kind",
     "kind_of",
     "notify",
+    "number_of_samples",
+    "own_tensors",
+    "pointer",
     "random_state_kept",
     "reads_decisions",
     "refuse_unfit",
     "resolve",
+    "same_memory",
     "shapes",
     "tensors_in",
+    "tensors_in_containers",
+    "without_anomaly_mode",
+    "without_reentrant_checkpoints",
+    "write",
 ]

@@ -1,7 +1,10 @@
 """The one parameter of a fast model, by which libraries find its device."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 
 class Anchor(nn.Parameter):
@@ -15,3 +18,14 @@ class Anchor(nn.Parameter):
     def requires_grad_(self, requires_grad: bool = True) -> "Anchor":
         """Change nothing."""
         return self
+
+
+def _refuse_to_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if all(isinstance(p, Anchor) for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            f"expected an optimizer of the wrapped model's parameters, got {type(optimizer).__name__} of a fast "
+            f"model's, which has none to train: make it of fast.wrapped.parameters(), and the fast model follows"
+        )
+
+
+register_optimizer_step_pre_hook(_refuse_to_step)

@@ -1,12 +1,18 @@
-"""What a module is: its class, its hooks, and the module inside if it is a wrapper."""
+"""What a module is: its class, its hooks, and the module inside if it is a wrapper.
 
-from types import ModuleType
+A module is looked at through ``vars()``: a user's ``__getattr__`` may ask the module inside for what it lacks.
+"""
+
+from types import MethodType, ModuleType
 from typing import Any
 
 from torch import nn
 
+from .leaving_out import TRAINING
+
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def become(part: nn.Module, mixin: type) -> None:
@@ -21,8 +27,24 @@ def kind_of(part: nn.Module) -> type[nn.Module]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling this module runs more than its forward."""
-    return any(getattr(module, kind) for kind in HOOKS)
+    """Whether calling this module runs more than the forward of its class: hooks, or another forward."""
+    if any(vars(module)[kind] for kind in HOOKS):
+        return True
+    return "forward" in vars(module) and not is_bound_as_it_was(module) and inside_of(module) is None
+
+
+def is_bound_as_it_was(module: nn.Module) -> bool:
+    """Whether the forward on the instance is that of its class, as libraries leave it behind that patched it once."""
+    forward = vars(module)["forward"]
+    forward = getattr(forward, "_torchdynamo_orig_callable", forward)  # what torch.compile was given
+    if not isinstance(forward, MethodType):
+        return False
+    return forward.__self__ is module and forward.__func__ is type(module).forward
+
+
+def attributes_of(module: nn.Module) -> dict[str, Any]:
+    """What a module has in addition to what every module has."""
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
 def hooks_of(module: nn.Module) -> dict[str, Any]:
@@ -33,14 +55,17 @@ def hooks_of(module: nn.Module) -> dict[str, Any]:
 def inside_of(module: nn.Module) -> nn.Module | None:
     """The module inside, if this one only runs it elsewhere or otherwise (DataParallel, torch.compile); else None."""
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner: nn.Module = module.module
-        return inner
-    compiled = getattr(module, "_orig_mod", None)  # what torch.compile keeps; its class is slow to import
-    return compiled if isinstance(compiled, nn.Module) else None
+        return module._modules["module"]
+    return module._modules["_orig_mod"] if _is_compiled(type(module)) else None
+
+
+def _is_compiled(kind: type) -> bool:
+    """Whether this is the class of what ``torch.compile`` returns, which is slow to import."""
+    return any(k.__name__ == "OptimizedModule" and k.__module__.startswith("torch.") for k in kind.__mro__)
 
 
 def is_data(value: object) -> bool:
     """Whether an object holds data and does nothing, as a configuration."""
-    if not hasattr(value, "__dict__") or callable(value) or isinstance(value, ModuleType):
+    if not hasattr(value, "__dict__") or callable(value) or isinstance(value, (ModuleType, *TRAINING)):
         return False
     return not any(callable(item) for item in vars(value).values())

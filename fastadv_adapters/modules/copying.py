@@ -1,8 +1,9 @@
 """A copy of a module with its tensors as told: aliases of the original's, or clones of them."""
 
 import copy
-import dis
+import functools
 import gc
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .classes import ALL_HOOKS, HOOKS, hooks_of, inside_of
+from .classes import ALL_HOOKS, hooks_of, inside_of
+from .leaving_out import in_place_of, is_left_out
+from .reaching_back import refuse_what_reaches_back
+from .rebinding import rebind
+from .weak import is_weak, redirect
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
+_LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -29,7 +35,7 @@ def clone(tensor: Tensor) -> Tensor:
 
 
 def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy in eval mode that shares nothing with ``module`` but what ``tensor_for`` shares.
+    """A copy in eval mode that shares nothing with ``module`` but what ``tensor_for`` shares, and owners of hooks.
 
     Every tensor that can be reached is replaced by ``tensor_for(tensor)``, stored activations and the recomputed
     weights of weight norm too, on which a plain ``copy.deepcopy`` raises. Mode flags are set one by one: ``eval()``
@@ -39,17 +45,33 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
         ValueError: the module cannot be copied without reaching back into the original.
     """
     refuse_what_reaches_back(module)
-    memo: dict[int, Any] = {id(t): tensor_for(t) for t in tensors_in(module)}
+    parts = list(module.modules())
+    memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
+    for item in _reached(module, memo):
+        if is_weak(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
+            memo[id(item)] = item
+        elif isinstance(item, Tensor):
+            memo[id(item)] = tensor_for(item)
+        elif is_left_out(item):
+            memo[id(item)] = in_place_of(item)
+        elif isinstance(item, torch.Generator):
+            memo[id(item)] = torch.Generator(item.device).set_state(item.get_state())
+        elif type(item) in _LOCKS:
+            memo[id(item)] = _LOCKS[type(item)]()
     try:
         with torch.no_grad():
-            _copy_wrappers(module, memo)
+            _copy_wrappers(parts, memo)
+            _copy_by_state(parts, memo)
             copied: nn.Module = copy.deepcopy(module, memo)
+            pairs = [(part, memo[id(part)]) for part in parts]
+            rebind(pairs, memo)
     except Exception as error:
         raise ValueError(
             f"expected a model that can be copied, but copying {type(module).__name__} raised "
-            f"{type(error).__name__}: {error}. Remove what cannot be copied (locks, open files, handles) from the "
+            f"{type(error).__name__}: {error}. Remove what cannot be copied (open files, iterators, handles) from the "
             f"model's attributes, or give the class a __deepcopy__ that honours its memo"
         ) from error
+    redirect(pairs)
     for part in copied.modules():
         part.training = False
         if type(part) in _RECURRENT:
@@ -74,91 +96,73 @@ class _Wrapped(nn.Module):
         return inside(*args, **kwargs)
 
 
-def _copy_wrappers(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Put into the memo what stands for the wrappers in ``module``, which can only be copied with what they run on."""
-    wrappers = [part for part in module.modules() if inside_of(part) is not None]
+def _copy_wrappers(parts: list[nn.Module], memo: dict[int, Any]) -> None:
+    """Put into the memo what stands for the wrappers, which can only be copied with what they run on."""
+    wrappers = [part for part in parts if inside_of(part) is not None]
     memo.update({id(wrapper): _Wrapped() for wrapper in wrappers})
     for wrapper in wrappers:
         own = {"_modules": wrapper._modules, **hooks_of(wrapper)}
         vars(memo[id(wrapper)]).update(copy.deepcopy(own, memo))
 
 
+def _copy_by_state(parts: list[nn.Module], memo: dict[int, Any]) -> None:
+    """Put into the memo copies of those modules on which ``copy.deepcopy`` goes wrong.
+
+    It asks the instance for ``__deepcopy__``, and a forwarding ``__getattr__`` hands out that of the module inside. And
+    what is in ``__slots__`` is nothing that ``nn.Module`` can be restored from.
+    """
+    for part in reversed(parts):  # a module comes before those inside
+        kind = type(part)
+        slots = {name for k in kind.__mro__ for name in _slots(k)} - {"__dict__", "__weakref__"}
+        forwards = hasattr(part, "__deepcopy__") and not hasattr(kind, "__deepcopy__")
+        if id(part) in memo or not (slots or forwards):
+            continue
+        memo[id(part)] = made = kind.__new__(kind)
+        vars(made).update(copy.deepcopy(vars(part), memo))
+        for name in slots:
+            if hasattr(part, name):
+                object.__setattr__(made, name, copy.deepcopy(getattr(part, name), memo))
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _hooks_of_others(module: nn.Module, parts: list[nn.Module]) -> Iterator[object]:
+    """Hooks, and what partials among them hold, that do not belong to the model: their owners look for what they store.
+
+    Functions are not copied anyway. What the model holds in an attribute, too, belongs to it.
+    """
+    pieces = [p for part in parts for kind in ALL_HOOKS for hook in vars(part)[kind].values() for p in _pieces(hook)]
+    owners = [(p, p.__self__ if isinstance(p, types.MethodType) else p) for p in pieces]
+    if owners:
+        dicts = {id(vars(part)[kind]): None for part in parts for kind in ALL_HOOKS}
+        own = {id(module), *map(id, _reached(module, dicts))}
+        yield from (piece for piece, owner in owners if id(owner) not in own)
+
+
+def _pieces(hook: Any) -> Iterator[object]:
+    if isinstance(hook, functools.partial):
+        for held in (hook.func, *hook.args, *hook.keywords.values()):
+            yield from _pieces(held)
+    elif not isinstance(hook, _OPAQUE):
+        yield hook
+
+
 def tensors_in(root: object) -> Iterator[Tensor]:
     """Every tensor that a deep copy of ``root`` would meet."""
+    return (item for item in _reached(root, {}) if isinstance(item, Tensor))
+
+
+def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
+    """Every object that a deep copy of ``root`` meets, without those in ``passed_over`` and what is behind them."""
     seen, stack = {id(root)}, [root]
     while stack:
         for item in gc.get_referents(stack.pop()):
-            if id(item) in seen or isinstance(item, _OPAQUE):
+            if id(item) in seen or id(item) in passed_over or isinstance(item, _OPAQUE):
                 continue
             seen.add(id(item))
-            if isinstance(item, Tensor):
-                yield item
-            elif gc.is_tracked(item):
+            yield item
+            if gc.is_tracked(item) and not is_weak(item) and not isinstance(item, Tensor) and not is_left_out(item):
                 stack.append(item)
-
-
-def refuse_what_reaches_back(module: nn.Module) -> None:
-    """Raise ValueError where a copy's code would still run on, or write into, the original."""
-    own = {id(m) for m in module.modules()}
-    for name, part in module.named_modules():
-        where = f"{type(part).__name__}" + (f" ({name})" if name else "")
-        if inside_of(part) is None:
-            _refuse_functions(part, where, own)
-        for hook in (h for kind in HOOKS for h in getattr(part, kind).values()):
-            if any(id(value) in own for value in _captured(hook)):
-                raise ValueError(
-                    f"expected hooks that reach their module through their arguments, got {_name(hook)} on {where}, "
-                    f"which captures a part of the model itself and would write into it from the copy. Remove the "
-                    f"hook before wrapping, or use the module that the hook is handed"
-                )
-
-
-def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
-    if "forward" in vars(part):
-        raise ValueError(
-            f"expected forward to be a method of the class, got one patched on the instance of {where}, whose "
-            f"copy would still run the original. Define a subclass with that forward and wrap it"
-        )
-    for name, value in vars(part).items():
-        if name in ALL_HOOKS or name == "_compiled_call_impl":  # the latter is not copied
-            continue
-        held = tuple(value.values()) if isinstance(value, dict) else value
-        functions = held if isinstance(held, (list, tuple, set)) else (held,)
-        if any(id(captured) in own for function in functions for captured in _captured(function)):
-            raise ValueError(
-                f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
-                f"captures a part of it and would run on the original from the copy. Make it a method of the class "
-                f"(and compile the whole model instead of one method)"
-            )
-
-
-def _captured(function: object) -> Iterator[object]:
-    """What a function reaches besides its arguments: closures, and the globals that its own code reads."""
-    seen, stack = set[int](), [function]
-    while stack:
-        inner = stack.pop()
-        if id(inner) in seen or not isinstance(inner, types.FunctionType):
-            continue  # a bound method or an object: deepcopy takes it along with the copy
-        seen.add(id(inner))
-        values = [cell.cell_contents for cell in inner.__closure__ or () if _filled(cell)]
-        yield from (value.__self__ if isinstance(value, types.MethodType) else value for value in values)
-        yield from (inner.__globals__.get(name) for name in _globals_read(inner.__code__))
-        stack += values
-
-
-def _globals_read(code: types.CodeType) -> Iterator[str]:
-    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _globals_read(constant)
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def _name(hook: object) -> str:
-    return str(getattr(hook, "__qualname__", type(hook).__name__))

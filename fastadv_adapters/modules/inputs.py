@@ -1,13 +1,15 @@
 """What comes in from outside, checked once at the border: models, options, arguments."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .classes import has_hooks, inside_of
+from .layouts import pieces
+from .leaving_out import LeftOut
 from .notices import notify
 
 Decisions = Literal["auto", "exact", "fast"]
@@ -29,7 +31,7 @@ def accept_model(model: object) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}: wrap the model itself")
-    if any(type(part).__name__ == "FastAttackModel" for part in model.modules()):
+    if any(isinstance(part, LeftOut) and not _is_owned(part, model) for part in model.modules()):
         raise ValueError(
             f"expected a plain model, got {type(model).__name__} with a FastAttackModel in it: wrap the whole plain "
             f"model instead, normalisation included"
@@ -41,6 +43,11 @@ def accept_model(model: object) -> nn.Module:
     refuse_unfit(model)
     refuse_nan(_tensors(model))
     return model
+
+
+def _is_owned(fast: Any, model: nn.Module) -> bool:
+    """Whether a fast model inside is one of the model itself, or of a part: it is kept there, to attack with."""
+    return any(part is fast.wrapped for part in model.modules())
 
 
 def refuse_unfit(model: nn.Module) -> None:
@@ -91,7 +98,7 @@ def refuse_nan(tensors: dict[str, Tensor]) -> None:
     floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
     if not floating:
         return
-    flags = torch.stack([torch.isnan(t.detach()).any() for t in floating.values()])
+    flags = torch.stack([torch.isnan(pieces(t.detach())[-1]).any() for t in floating.values()])
     if bool(flags.any()):
         names = [name for name, flag in zip(floating, flags.tolist(), strict=True) if flag]
         raise ValueError(
@@ -125,16 +132,23 @@ def accept_options(decisions: object, logits_dtype: object, loss_scale: object, 
 
 def accept_tensors(tensors: Sequence[Tensor], device: torch.device) -> None:
     """Raise TypeError or ValueError for arguments that the model cannot be attacked with."""
-    if not tensors or not tensors[0].is_floating_point():
+    floating = [t for t in tensors if t.is_floating_point()]
+    if not floating and (not tensors or torch.is_grad_enabled()):  # without gradients nobody can mean to attack
         got = f"{tensors[0].dtype}" if tensors else "no tensor"
-        raise TypeError(f"expected the first input to be a floating-point tensor, got {got}: convert it with .float()")
-    if tensors[0].ndim == 0:
-        raise ValueError("expected the first input to have a batch dimension, got a 0-d tensor: add one with [None]")
+        raise TypeError(f"expected an input that is a floating-point tensor, got {got}: convert it with .float()")
+    if not any(t.ndim for t in floating or tensors):
+        raise ValueError("expected an input with a batch dimension, got a 0-d tensor: add one with [None]")
     for tensor in tensors:
         if tensor.device != device and tensor.ndim:
             raise ValueError(
                 f"expected inputs on the model's device {device}, got one on {tensor.device}: move it with .to()"
             )
+
+
+def number_of_samples(tensors: Sequence[Tensor]) -> int:
+    """How many samples a call has: the length of its first floating input, for others may be no rows of samples."""
+    rows = [t for t in tensors if t.ndim]
+    return len(next((t for t in rows if t.is_floating_point()), rows[0]))
 
 
 def shapes(tensors: Sequence[Tensor]) -> str:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import without_reentrant_checkpoints
+
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -57,9 +59,10 @@ class Precision:
     def context(self) -> Iterator[None]:
         """Autocast as the fast network needs it; an autocast region of the caller's is switched off or replaced."""
         # The cache of autocast holds casts of leaves that require a gradient; here no weight does.
-        with torch.autocast(
+        autocast = torch.autocast(
             self.device.type, dtype=self.dtype if self.half else None, enabled=self.half, cache_enabled=False
-        ):
+        )
+        with autocast, without_reentrant_checkpoints():
             yield
 
     def dtype_for(self, tensor: Tensor, *, cast_ahead: bool = False) -> torch.dtype:

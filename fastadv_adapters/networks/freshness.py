@@ -4,14 +4,13 @@ import enum
 import operator
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..modules import hooks_of, inside_of, is_data
+from ..modules import held_by, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer
 
 
 class Change(enum.Enum):
@@ -80,13 +79,17 @@ class Freshness:
 
     def _take_structure(self) -> None:
         self._modules = list(self.module.modules())
+        self._classes: list[Any] = list(map(type, self._modules))
+        self._forwards = [(cls, cls.forward) for cls in set(self._classes)]
         self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
         self._snapshots = list(map(_snapshot, self._looked_at))
-        held = [item for m in self._modules for item in _held_by(m)]
+        held = [item for m in self._modules for item in held_by(m)]
         self._objects = [(o, _freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
-        self._nested = [t for t in held if isinstance(t, Tensor)]
-        self._nested_pins = [t.detach() for t in self._nested]
-        self._nested_state = list(map(_state, self._nested))
+        own = set(map(id, own_tensors(self.module)))
+        self._holds_own = any(id(item) in own for item in held)
+        self._held = [t for t in held if isinstance(t, Tensor) and id(t) not in own]
+        self._held_pins = [t.detach() for t in self._held]
+        self._held_kinds = list(map(_place, self._held))
         self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
         self._names = [list(d) for d in self._dicts]
         self._places = [(vars(m), k) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
@@ -96,10 +99,12 @@ class Freshness:
         self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
         self._ids = set(map(id, self._tensors))
-        self._kinds = list(map(_kind, self._tensors))
+        self._kinds = list(map(kind, self._tensors))
         self._pins = [t.detach() for t in self._tensors]  # freed storage could come back at the same address
-        self._pointers = [t.data_ptr() for t in self._tensors]
-        self._versioned = [t for t in self._tensors if not t.is_inference()]
+        self._strided = [t for t in self._tensors if t.layout is torch.strided]
+        self._sparse = [t for t in self._tensors if t.layout is not torch.strided]
+        self._pointers = self._now_pointers()
+        self._versioned = [t for t in (*self._tensors, *self._held) if not t.is_inference()]
 
     def note_step(self, stepped: set[int]) -> None:
         """An optimizer has stepped the tensors with these ids."""
@@ -108,11 +113,15 @@ class Freshness:
 
     def change(self) -> Change:
         """The deepest change since :meth:`take`."""
+        if list(map(type, self._modules)) != self._classes:
+            return Change.STRUCTURE
+        if any(cls.forward is not forward for cls, forward in self._forwards):
+            return Change.STRUCTURE
         if not all(map(_same, self._looked_at, self._snapshots)):
             return Change.STRUCTURE
         if any(not _same(_freeze(vars(o)), frozen) for o, frozen in self._objects):
             return Change.STRUCTURE
-        if list(map(_state, self._nested)) != self._nested_state:  # no refresh follows these: all is built anew
+        if list(map(_place, self._held)) != self._held_kinds:  # by ``tensor.data = ...``; no refresh follows that
             return Change.STRUCTURE
         now = self._now_registered()
         replaced = len(now) != len(self._registered) or not all(map(operator.is_, now, self._registered))
@@ -121,22 +130,33 @@ class Freshness:
         others = [(tensor, a[key]) for a, key, tensor in self._attributes if a[key] is not tensor]
         if any(not isinstance(new, Tensor) or _family(new) != _family(old) for old, new in others):
             return Change.STRUCTURE
-        moved = [t.data_ptr() for t in self._tensors] != self._pointers
-        if list(map(_kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
+        moved = self._now_pointers() != self._pointers
+        if list(map(kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
             return Change.STRUCTURE
         if replaced or others or moved:
-            return Change.TENSORS
+            return Change.STRUCTURE if self._holds_own else Change.TENSORS
         stale = self._stepped or [t._version for t in self._versioned] != self._versions
         return Change.VALUES if stale else Change.NONE
 
     def _now_registered(self) -> list[Tensor | None]:
         return [t for d in self._dicts for t in d.values()]
 
+    def _now_pointers(self) -> list[Any]:
+        return [*(t.data_ptr() for t in self._strided), *map(pointer, self._sparse)]
+
     def _registered_changed(self, now: list[Tensor | None]) -> bool:
         if [list(d) for d in self._dicts] != self._names:
             return True
         pairs = zip(now, self._registered, strict=True)
         return any(_kind(new) != _kind(old) for new, old in pairs if new is not old)
+
+
+def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:
+    return None if tensor is None else kind(tensor)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return pointer(tensor), kind(tensor)
 
 
 def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
@@ -147,6 +167,8 @@ def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 def _attributes_of(module: nn.Module) -> list[dict[str, Any]]:
+    if is_left_out(module):
+        return []
     if inside_of(module) is None:
         return [vars(module)]
     # DataParallel and its kin: what they keep for themselves, and change in every forward pass, does not matter here.
@@ -173,41 +195,9 @@ def _shallow(value: Any) -> Any:
     return set(value) if isinstance(value, set) else value
 
 
-def _held_by(module: nn.Module) -> Iterator[Any]:
-    """What a dict comparison does not look into: tensors in containers, and objects that hold data and nothing else.
-
-    (A configuration is followed. A trainer, a logger or a data set that the module happens to hold is not: it changes
-    all the time.)
-    """
-    known = set(map(id, (*module.children(), *module.parameters(False), *module.buffers(False))))
-    if inside_of(module) is not None:
-        return
-    stack = [value for value in vars(module).values() if not isinstance(value, Tensor)]
-    while stack:
-        value = stack.pop()
-        if id(value) in known or isinstance(value, nn.Module):
-            continue
-        known.add(id(value))
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple, set, dict)):
-            stack += value.values() if isinstance(value, dict) else value
-        elif is_data(value):
-            yield value
-            stack += vars(value).values()
-
-
-def _state(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
 def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:
     return {key: _shallow(value) for key, value in attributes.items()}
 
 
 def _family(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.device, type(tensor)
-
-
-def _kind(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, type(tensor))

@@ -12,7 +12,7 @@ from torch import nn
 from ..boundary import Packed, State, outside_of_transforms
 from ..engines import make_engine
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import EngineName, notify, refuse_unfit, resolve
+from ..modules import Anchor, EngineName, notify, number_of_samples, refuse_unfit, resolve
 from .freshness import Change, Freshness
 from .selfcheck import Verdict, check, few
 from .twin import Twin, writes_parameters
@@ -30,6 +30,7 @@ _DIFFERS = (
 _WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
 _EAGER = "the engine is eager, since {}"
 _UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
+_building = threading.RLock()
 _COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
     "over the batch): one loss scale serves the whole call instead of one per sample"
@@ -85,7 +86,25 @@ class Networks:
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = ("_dtype", "_channels_last", "fuse_bn", "_live", "_engine")
-        return _again, (self.source, {name.strip("_"): getattr(self, name) for name in names})
+        return _blank, (), (self.source, {name.strip("_"): getattr(self, name) for name in names})
+
+    def __setstate__(self, state: tuple[nn.Module, dict[str, Any]]) -> None:
+        vars(self).update(zip(("source", "_unbuilt"), state, strict=True))
+
+    def __getattr__(self, name: str) -> Any:
+        """Build copied or unpickled networks at the first use: before, their copy of the source may not be whole."""
+        with _building, torch.inference_mode(False):
+            if "_unbuilt" in vars(self):
+                state = dict(vars(self))
+                try:
+                    Networks.__init__(self, self.source, **vars(self).pop("_unbuilt"))
+                except BaseException:
+                    vars(self).clear()
+                    vars(self).update(state)
+                    raise
+            if name in vars(self):
+                return vars(self)[name]
+        return super().__getattribute__(name)
 
     def refresh(self, *, unasked: bool = False) -> None:
         """Bring everything up to date with the source; ``unasked`` only if a change is noticed.
@@ -199,11 +218,11 @@ class Networks:
                 self.twin = Twin(self.source, self.precision, live=False)
                 self.notes.append(_WRITES)
                 self.unfinished = False
-            self._looked = writes is not None and len(arguments.tensors[0]) > 0
+            self._looked = writes is not None and number_of_samples(arguments.tensors) > 0
 
     def check_once(self, arguments: Packed) -> None:
         """At the first call of each kind, and again when there are two samples at last: is the fast run right?"""
-        samples = len(arguments.tensors[0])
+        samples = number_of_samples(arguments.tensors)
         kind = (arguments.kind, min(samples, 2))
         if samples == 0 or kind in self._checked or (kind[0], 2) in self._checked:
             return
@@ -250,10 +269,9 @@ class Networks:
         return remarks
 
 
-def _again(source: nn.Module, options: dict[str, Any]) -> Networks:
-    """Build deep-copied or unpickled networks around their own copy of the source; views of one model share them."""
-    with torch.inference_mode(False):
-        return Networks(source, **options)
+def _blank() -> Networks:
+    """What becomes deep-copied or unpickled networks around their own copy of the source; views share them."""
+    return Networks.__new__(Networks)
 
 
 def _ignore(reason: str) -> None:
@@ -266,7 +284,8 @@ def device_of(module: nn.Module) -> torch.device:
     Raises:
         ValueError: they are on several devices.
     """
-    devices = {t.device for t in (*module.parameters(), *module.buffers())}
+    tensors = (*module.parameters(), *module.buffers())
+    devices = {t.device for t in tensors if not isinstance(t, Anchor)}  # that of a fast model of its own follows later
     if len(devices) != 1:
         found = ", ".join(sorted(map(str, devices))) or "none at all"
         raise ValueError(

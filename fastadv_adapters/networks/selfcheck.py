@@ -19,6 +19,7 @@ from ..modules import (
     in_one_block,
     is_out_of_memory,
     random_state_kept,
+    without_anomaly_mode,
 )
 from .nearness import Outcome, difference, lost
 
@@ -63,7 +64,7 @@ def check(source: nn.Module, plan: Trace | None, precision: Precision, arguments
     Returns:
         What was found; None if the model itself refuses the input: its own error is the one to show.
     """
-    with ieee_float32(precision.device):
+    with ieee_float32(precision.device), without_anomaly_mode():
         return _check(source, plan, precision, arguments)
 
 

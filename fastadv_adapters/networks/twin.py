@@ -8,8 +8,20 @@ from torch import Tensor, nn
 
 from ..boundary import Packed
 from ..engines import EagerEngine
-from ..folding import ReplaceTensor
-from ..modules import Precision, alias, clone, copy_module, in_one_block, is_out_of_memory, random_state_kept
+from ..folding import CopyHeld, ReplaceTensor
+from ..modules import (
+    Precision,
+    alias,
+    clone,
+    copy_module,
+    differ,
+    in_one_block,
+    is_out_of_memory,
+    random_state_kept,
+    same_memory,
+    tensors_in_containers,
+    write,
+)
 
 
 class Twin:
@@ -26,7 +38,10 @@ class Twin:
     def __init__(self, source: nn.Module, precision: Precision, *, live: bool) -> None:
         self.live = live
         aliased = {id(p) for p in source.parameters()} if live else set()
-        network = copy_module(source, lambda tensor: alias(tensor) if id(tensor) in aliased else clone(tensor))
+        self._held = CopyHeld(tensors_in_containers(source))
+        network = copy_module(
+            source, lambda tensor: alias(tensor) if id(tensor) in aliased else self._held.note(tensor, clone(tensor))
+        )
         if not live:
             in_one_block(network)
         parts = list(zip(source.modules(), network.modules(), strict=True))
@@ -56,6 +71,7 @@ class Twin:
             self._follow_parameters(theirs, ours)
         for follow in self._buffers:
             follow()
+        self._held()
 
     def _follow_parameters(self, theirs: dict[str, nn.Parameter | None], ours: dict[str, nn.Parameter | None]) -> None:
         for name, parameter in theirs.items():
@@ -63,8 +79,9 @@ class Twin:
             if parameter is None or own is None:
                 continue
             if not self.live:
-                own.copy_(parameter)
-            elif not own.is_set_to(parameter):
+                if not write(own, parameter):
+                    ours[name] = clone(parameter)  # type: ignore[assignment]
+            elif not same_memory(own, parameter):
                 ours[name] = alias(parameter)  # type: ignore[assignment]
 
 
@@ -82,4 +99,4 @@ def writes_parameters(
             raise
         return None
     pairs = zip(source.parameters(), network.parameters(), strict=True)
-    return any(bool(((theirs != ours) & ~(theirs.isnan() & ours.isnan())).any()) for theirs, ours in pairs)
+    return any(differ(theirs, ours) for theirs, ours in pairs)

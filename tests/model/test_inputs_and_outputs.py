@@ -142,11 +142,11 @@ class Box:
         self.held = held
 
 
-class Record(dict[str, Tensor]):
-    """Likewise, though a dictionary."""
+class Record(list[Tensor]):
+    """Likewise, though a list."""
 
 
-@pytest.mark.parametrize("form", [lambda logits: (logits, Box(logits)), lambda logits: (logits, Record(a=logits))])
+@pytest.mark.parametrize("form", [lambda logits: (logits, Box(logits)), lambda logits: (logits, Record([logits]))])
 def test_a_tensor_hidden_beside_others_is_an_error_where_its_gradient_would_be_lost(form: Any) -> None:
     net, (x, _) = Giving(form), batch(3)
     fast = FastAttackModel(net, **FLOAT32)

@@ -23,11 +23,12 @@ def with_nan() -> nn.Module:
     return net
 
 
+PATCHED = small_net()
+
+
 def patched() -> nn.Module:
-    net = small_net()
-    original: Any = net.forward
-    vars(net)["forward"] = lambda x: original(x) / 2
-    return net
+    vars(PATCHED)["forward"] = lambda x: type(PATCHED).forward(PATCHED, x) / 2
+    return PATCHED
 
 
 def hooked_to_itself() -> nn.Module:
@@ -36,11 +37,9 @@ def hooked_to_itself() -> nn.Module:
     return net
 
 
-def with_lock() -> nn.Module:
-    import threading
-
+def with_iterator() -> nn.Module:
     net = small_net()
-    vars(net)["lock"] = threading.Lock()
+    vars(net)["rows"] = iter(net.children())
     return net
 
 
@@ -59,7 +58,7 @@ def on_two_devices() -> nn.Module:
         (with_nan, ValueError, "expected weights without NaN, got NaN in 7.bias: load a checkpoint"),
         (patched, ValueError, "forward to be a method of the class, got one patched on the instance of Sequential"),
         (hooked_to_itself, ValueError, "captures a part of the model itself.*Remove the hook before wrapping"),
-        (with_lock, ValueError, "expected a model that can be copied.*Remove what cannot be copied"),
+        (with_iterator, ValueError, "expected a model that can be copied.*Remove what cannot be copied"),
         (lambda: FastAttackModel(small_net()), ValueError, "with a FastAttackModel in it: wrap the whole plain model"),
         (lambda: nn.Sequential(FastAttackModel(small_net())), ValueError, "got Sequential with a FastAttackModel"),
     ],
@@ -128,8 +127,8 @@ def test_an_unknown_option_is_an_error() -> None:
     ("x", "error", "text"),
     [
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), TypeError, "floating-point tensor, got torch.int64: convert it"),
-        (3.0, TypeError, "expected the first input to be a floating-point tensor, got no tensor"),
-        (torch.tensor(1.0), ValueError, "expected the first input to have a batch dimension, got a 0-d tensor"),
+        (3.0, TypeError, "expected an input that is a floating-point tensor, got no tensor"),
+        (torch.tensor(1.0), ValueError, "expected an input with a batch dimension, got a 0-d tensor"),
         (torch.zeros(2, 3, 8, 8, device="meta"), ValueError, "on the model's device cpu, got one on meta: move it"),
         (
             torch.zeros(2, 5, 8, 8),

@@ -1,0 +1,146 @@
+"""What a copy must not have: code that would still run on, or write into, the original."""
+
+import dis
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from .classes import ALL_HOOKS, HOOKS, inside_of
+
+
+def refuse_what_reaches_back(module: nn.Module) -> None:
+    """Raise ValueError where a copy's code would still run on, or write into, the original."""
+    own = {id(m) for m in module.modules()}
+    for name, part in module.named_modules():
+        where = f"{type(part).__name__}" + (f" ({name})" if name else "")
+        if inside_of(part) is None:
+            _refuse_functions(part, where, own)
+        for hook in (h for kind in HOOKS for h in vars(part)[kind].values()):
+            if any(id(value) in own for value in _captured(hook, _read_by_methods(own))):
+                raise ValueError(
+                    f"expected hooks that reach their module through their arguments, got {_name(hook)} on {where}, "
+                    f"which captures a part of the model itself and would write into it from the copy. Remove the "
+                    f"hook before wrapping, or use the module that the hook is handed"
+                )
+
+
+def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
+    for name, value in vars(part).items():
+        if name in ALL_HOOKS or name == "_compiled_call_impl":  # the latter is not copied
+            continue
+        if name == "forward":
+            _refuse_forward(value, where, own)
+            continue
+        held = tuple(value.values()) if isinstance(value, dict) else value
+        functions = held if isinstance(held, (list, tuple, set)) else (held,)
+        if any(id(captured) in own for function in functions for captured in _captured(function, enclosed=False)):
+            raise ValueError(
+                f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
+                f"names a part of it as a global, or caches what it gives, and would run on the original from the "
+                f"copy. Make it a method of the class"
+            )
+
+
+def _refuse_forward(forward: object, where: str, own: set[int]) -> None:
+    """What it has enclosed is exchanged in a copy; what it names as a global, or caches, cannot be."""
+    compiled = getattr(forward, "_torchdynamo_orig_callable", None)
+    if any(id(value) in own for value in _captured(compiled or forward, enclosed=False)):
+        raise ValueError(
+            f"expected forward to be a method of the class, got one patched on the instance of {where}, whose "
+            f"copy would still run the original. Define a subclass with that forward and wrap it"
+        )
+
+
+_Objects = Callable[[object], Iterator[object]]
+
+
+def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclosed: bool = True) -> Iterator[object]:
+    """What a function reaches besides its arguments: closures, and the globals that its own code reads.
+
+    Args:
+        function: or a partial of one, or one with a cache; a deep copy takes other objects along, and bound methods.
+        others: what an object that is none of these reaches.
+        enclosed: whether modules in closures count.
+    """
+    seen, stack = set[int](), [function]
+    while stack:
+        inner = stack.pop()
+        if id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        if isinstance(inner, functools.partial):
+            stack += [inner.func, *(v for v in (*inner.args, *inner.keywords.values()) if callable(v))]
+        elif isinstance(inner, functools._lru_cache_wrapper):  # which a deep copy leaves as it is
+            cached = inner.__wrapped__
+            yield cached.__self__ if isinstance(cached, types.MethodType) else cached
+            stack.append(cached)
+        elif isinstance(inner, types.FunctionType):
+            values = [cell.cell_contents for cell in inner.__closure__ or () if _filled(cell)]
+            if enclosed:
+                yield from (value.__self__ if isinstance(value, types.MethodType) else value for value in values)
+            yield from (inner.__globals__.get(name) for name in _read(inner.__code__, "LOAD_GLOBAL"))
+            stack += values
+        elif isinstance(inner, types.MethodType):
+            if (
+                getattr(type(inner.__self__), getattr(inner, "__name__", ""), None) is not inner.__func__
+            ):  # made for this instance
+                stack.append(inner.__func__)
+            yield from others(inner)
+        else:
+            yield from others(inner)
+
+
+def _read_by_methods(own: set[int]) -> _Objects:
+    """What a hook that is a method, or an object, reads of its owner's attributes, which is no part of the model."""
+
+    def read(hook: object) -> Iterator[object]:
+        owner, names = hook, iter(["__call__"])
+        if isinstance(hook, types.MethodType):
+            owner, names = hook.__self__, _names_read(hook.__func__)
+        if id(owner) in own or not hasattr(owner, "__dict__"):
+            return
+        seen, stack = set[str](), list(names)
+        while stack:
+            name = stack.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            yield from _inside(vars(owner).get(name))
+            stack += _names_read(getattr(type(owner), name, None))
+
+    return read
+
+
+def _names_read(method: object) -> Iterator[str]:
+    if isinstance(method, property):
+        method = method.fget
+    code = getattr(method, "__code__", None)
+    if isinstance(code, types.CodeType):
+        yield from _read(code, "LOAD_ATTR", "LOAD_METHOD")
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, (list, tuple, set)) else [value]
+
+
+def _read(code: types.CodeType, *operations: str) -> Iterator[str]:
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in operations)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _read(constant, *operations)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _name(hook: object) -> str:
+    return str(getattr(hook, "__qualname__", type(hook).__name__))
