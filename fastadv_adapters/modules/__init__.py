@@ -17,12 +17,13 @@ from .inputs import (
     accept_model,
     accept_options,
     accept_tensors,
+    device_of,
     is_out_of_memory,
     refuse_unfit,
     shapes,
 )
 from .notices import FastAttackWarning, notify
-from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, resolve
+from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, is_in_hardware, resolve
 from .randomness import host_state, random_state_kept
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "cast_ahead_names",
     "clone",
     "copy_module",
+    "device_of",
     "has_hooks",
     "hooks_of",
     "host_state",
@@ -51,6 +53,7 @@ __all__ = [
     "in_one_block",
     "inside_of",
     "is_data",
+    "is_in_hardware",
     "is_out_of_memory",
     "kind_of",
     "notify",

@@ -86,6 +86,21 @@ def _is_quantised(module: str) -> bool:
     return names[0] in ("torch", "torchao") and "quantized" in names
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """The one device of a module's parameters and buffers.
+
+    Raises:
+        ValueError: they are on several devices.
+    """
+    devices = {t.device for t in (*module.parameters(), *module.buffers())}
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "none at all"
+        raise ValueError(
+            f"expected all parameters and buffers of the model on one device, got {found}. Move the model with .to()"
+        )
+    return devices.pop()
+
+
 def refuse_nan(tensors: dict[str, Tensor]) -> None:
     """Raise ValueError if a tensor holds NaN; reads the device once."""
     floating = {name: t for name, t in tensors.items() if t.is_floating_point()}

@@ -18,7 +18,7 @@ from fastadv_adapters import FastAttackModel, FastAttackWarning, watch_gradients
 from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
 from fastadv_adapters.kernels import prepacked
 from fastadv_adapters.networks import pair as networks
-from fastadv_adapters.networks import selfcheck
+from fastadv_adapters.networks import selfcheck, trial
 from fastadv_adapters.torchattacks import accelerate
 from tests.model.test_findings import steep
 from tests.support.engines import use_engine
@@ -117,7 +117,7 @@ def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began() -> 
 
 
 def test_where_no_scale_helps_it_stays_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "lost", lambda gradient, full: True)
+    monkeypatch.setattr(trial, "lost", lambda gradient, full: True)
     fast, (x, y) = FastAttackModel(small_net(), dtype=torch.float16), batch()
     input_gradient(fast, x, y)
     assert int(fast._networks.state.exponent) == START
