@@ -1,12 +1,13 @@
 """``FastAttackModel``: a PyTorch model wrapped for fast attacks."""
 
 import sys
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from .boundary import Call, Crossing, Engine, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
+from .boundary import Call, Crossing, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
 from .modules import (
     COMMON_ERRORS,
     Anchor,
@@ -138,37 +139,41 @@ class FastAttackModel(Shell):
     def _run(self, arguments: Packed) -> Any:
         tensors = arguments.tensors
         with torch.inference_mode(False):
-            self._networks.look_once(arguments)
+            self._networks.look_once(arguments, [t.requires_grad for t in tensors])
         twin = self._networks.twin.engine
         if is_transformed(tensors):
             return twin.bind(arguments)(tensors).tree()
-        with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        needs = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
+        with_gradient = any(needs)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
             with torch.inference_mode(False):
-                self._networks.check_once(arguments)
-        engine = twin if self._full_precision else self._networks.fast
-        call = self._call(engine, arguments)
+                self._networks.check_once(arguments, needs)
+        call = self._call(arguments, needs)
         if with_gradient:
             return call(tensors)
         with torch.no_grad():
             return call.values(tensors, exact=self._decisions != "fast")
 
-    def _call(self, engine: Engine, arguments: Packed) -> Call:
+    def _call(self, arguments: Packed, needs: list[bool]) -> Call:
         networks = self._networks
+        kind = networks.kind(arguments, needs)
+        engine = networks.twin.engine if self._full_precision else networks.engine_for(kind)
         generation = networks.generation
-        loss_scale: LossScale = self._given["loss_scale"]  # type: ignore[assignment]
+        crossing = Crossing(
+            logits_dtype=self._logits_dtype,
+            loss_scale=self._given["loss_scale"],  # type: ignore[arg-type]
+            can_overflow=engine.precision.dtype == torch.float16,
+            state=networks.state,
+            rows=replace(kind.rows, ends=None) if self._full_precision else kind.rows,
+        )
         return Call(
             fast=engine.bind(arguments),
             twin=networks.twin.engine.bind(arguments),
             exact_values=self._exact_values() and not self._full_precision,
-            crossing=Crossing(
-                logits_dtype=self._logits_dtype,
-                loss_scale="per-call" if loss_scale == "per-sample" and not networks.samples_apart else loss_scale,
-                can_overflow=engine.precision.dtype == torch.float16,
-                state=networks.state,
-            ),
+            crossing=crossing,
             is_current=lambda: networks.generation == generation,
             twin_is_current=networks.twin_is_current,
+            audit=None if self._full_precision else networks.auditor(kind, arguments, crossing),
         )
 
     def _exact_values(self) -> bool:

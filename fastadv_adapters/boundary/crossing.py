@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .ends import Cuts, Ends
+from .powers import times_power_of_two
 from .scaling import LossScale, State, row_peaks, scale, shift_for, unscale_and_filter
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""Tensors with their graph, and the gradients that come in at them."""
 
 
 class Pulled(NamedTuple):
@@ -23,6 +28,35 @@ class Pulled(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What one kind of call is known to do with samples, and where half precision ends in it.
+
+    Attributes:
+        ends: the last matrix layers; None if half precision reaches the outputs.
+        at_ends: whether what these give has a row per sample, whose gradient reaches that sample alone.
+        at_outputs: likewise, for each output.
+        higher: by how much, as a power of two, gradients that are scaled together may be scaled higher than others.
+    """
+
+    ends: Ends | None = None
+    at_ends: bool = True
+    at_outputs: tuple[bool, ...] | None = None
+    higher: int = 0
+
+    def apart(self, given: Sequence[bool], *, cut: bool) -> bool:
+        """Whether gradients may be scaled sample by sample.
+
+        Args:
+            given: at which outputs gradients come in.
+            cut: whether they are scaled at the ends.
+        """
+        if cut:
+            return self.at_ends
+        known = self.at_outputs
+        return known is None or all(row for row, come_in in zip(known, given, strict=False) if come_in)
+
+
+@dataclass(frozen=True)
 class Crossing:
     """The two ways across the boundary of one model, as engines run (or record) them together with the network.
 
@@ -31,6 +65,7 @@ class Crossing:
         loss_scale: how gradients are scaled.
         can_overflow: whether the network runs in float16.
         state: the model's memory between passes.
+        rows: what is known of this kind of call.
         counts_outputs: whether outputs are looked at: not where others are handed out in their place.
     """
 
@@ -38,6 +73,7 @@ class Crossing:
     loss_scale: LossScale
     can_overflow: bool
     state: State
+    rows: Rows = Rows()
     counts_outputs: bool = True
 
     def leave(self, outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -48,7 +84,13 @@ class Crossing:
         return left
 
     def pull(
-        self, outputs: Sequence[Tensor], leaves: Sequence[Tensor], grads: Sequence[Tensor | None], *, keep: bool
+        self,
+        outputs: Sequence[Tensor],
+        leaves: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        *,
+        keep: bool,
+        cuts: Cuts | None = None,
     ) -> Pulled:
         """One backward pass from the gradients at the outputs: scaled, unscaled, filtered, counted.
 
@@ -57,22 +99,57 @@ class Crossing:
             leaves: the inputs of that graph.
             grads: one per output; None, or for an output without a graph, is passed over.
             keep: whether the graph is needed again.
+            cuts: where the graph is in two parts. The gradient passes the upper part as it is, in full precision.
         """
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        given = [g is not None and o.requires_grad for o, g in zip(outputs, grads, strict=True)]
+        pairs = [(o, g) for o, g, come_in in zip(outputs, grads, given, strict=True) if g is not None and come_in]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        shift = shift_for(self.loss_scale, self.state, [g for _, g in pairs], wanted)
-        scaled = [scale(g, shift, self.loss_scale).to(o.dtype) for o, g in pairs]
+        shift: Tensor | None = None
+        past: Sequence[Tensor | None] = ()
+        if cuts is not None and cuts.above:
+            # What comes in may lie below the range even of the upper part.
+            pairs, shift, _ = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
+            pairs, past = _above(pairs, cuts, wanted, keep=keep)
+            if shift is not None:
+                past = [g if g is None else times_power_of_two(g, -shift) for g in past]
+            pairs, own, loss_scale = self._scaled(pairs, wanted, apart=self.rows.at_ends)
+            shift = own if shift is None or own is None else own + shift
+        else:
+            pairs, shift, loss_scale = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if pairs:
-            found = torch.autograd.grad([o for o, _ in pairs], wanted, scaled, retain_graph=keep, allow_unused=True)
+            tips, scaled = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
+            found = torch.autograd.grad(tips, wanted, scaled, retain_graph=keep, allow_unused=True)
         raw = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, wanted, strict=True)]
-        clean, broken = unscale_and_filter(self.loss_scale, self.state, raw, shift)
+        clean, broken = unscale_and_filter(loss_scale, self.state, raw, shift, past)
         if broken is not None and self.can_overflow:
             self.state.lower_after(broken & _entered_finite(pairs, broken))
         return Pulled(clean, broken)
 
+    def _scaled(self, pairs: Pairs, wanted: Sequence[Tensor], *, apart: bool) -> tuple[Pairs, Tensor | None, LossScale]:
+        """Gradients scaled for a way through the graph; by which exponents, and how that was done."""
+        together = self.loss_scale == "per-sample" and not apart
+        loss_scale: LossScale = "per-call" if together else self.loss_scale
+        higher = self.rows.higher if together else 0
+        shift = shift_for(loss_scale, self.state, [g for _, g in pairs], wanted, higher=higher)
+        return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
 
-def _entered_finite(pairs: Sequence[tuple[Tensor, Tensor]], broken: Tensor) -> Tensor:
+
+def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor], *, keep: bool) -> tuple[Pairs, Sequence[Tensor | None]]:
+    """The backward pass of what follows the last matrix layers.
+
+    Returns:
+        What those layers gave, with the gradients there; and the gradients that reach inputs past all of them.
+    """
+    found: Sequence[Tensor | None] = [None] * (len(cuts.above) + len(wanted))
+    if pairs:
+        outputs, grads = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
+        found = torch.autograd.grad(outputs, [*cuts.above, *wanted], grads, retain_graph=keep, allow_unused=True)
+    at_cuts = found[: len(cuts.above)]
+    return [(o, g) for o, g in zip(cuts.below, at_cuts, strict=True) if g is not None], found[len(cuts.above) :]
+
+
+def _entered_finite(pairs: Pairs, broken: Tensor) -> Tensor:
     """Which samples have finite outputs and came with a finite gradient: the others cannot tell of an overflow."""
     peaks = row_peaks([t.detach().float() for pair in pairs for t in pair])
     return broken if peaks is None or peaks.shape != broken.shape else peaks.isfinite()

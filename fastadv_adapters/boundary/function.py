@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..modules import without_anomaly_mode, without_reentrant_checkpoints
-from .crossing import Crossing
+from .crossing import Crossing, Pulled
 from .packing import Packed
 from .run import Run, Tape
 from .scaling import current_watches
+
+Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled], Pulled]
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Call:
         crossing: what is done with outputs and gradients.
         is_current: whether the fast network's weights are still those of the forward pass.
         twin_is_current: whether the twin's are, which may be the wrapped model's own.
+        audit: looks at each backward pass, and may put better gradients in the place of its own.
     """
 
     fast: Run
@@ -37,6 +40,7 @@ class Call:
     crossing: Crossing
     is_current: Callable[[], bool]
     twin_is_current: Callable[[], bool]
+    audit: Audit | None = None
     output: Packed | None = None
 
     def __post_init__(self) -> None:
@@ -140,6 +144,8 @@ def _pull(
     pulled = tape.pull(grads, keep=keep) if tape is not None else None
     while pulled is None:
         pulled = call.record(tensors, needs).pull(grads, keep=False)
+    if call.audit is not None:
+        pulled = call.audit(tensors, needs, grads, pulled)
     if pulled.broken is not None:
         call.crossing.state.count_samples(pulled.broken.numel())
         for watch in call.watches:

@@ -186,7 +186,9 @@ def current_watches() -> tuple[Watch, ...]:
     return _watches.get()
 
 
-def shift_for(loss_scale: LossScale, state: State, grads: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor | None:
+def shift_for(
+    loss_scale: LossScale, state: State, grads: Sequence[Tensor], leaves: Sequence[Tensor], *, higher: int = 0
+) -> Tensor | None:
     """The exponents of the powers of two by which this pass is scaled: (N,) per sample, () per call, None for none."""
     if loss_scale not in ("per-sample", "per-call") or not grads:
         return None
@@ -196,7 +198,7 @@ def shift_for(loss_scale: LossScale, state: State, grads: Sequence[Tensor], leav
         return None
     if loss_scale == "per-call" or len(lengths) != 1:
         peaks = torch.where(peaks.isfinite(), peaks, 0.0).amax()
-    return state.exponent + 1 - exponent_of(peaks)
+    return state.exponent + (1 + higher) - exponent_of(peaks)
 
 
 def scale(grad: Tensor, shift: Tensor | None, loss_scale: LossScale) -> Tensor:
@@ -209,9 +211,20 @@ def scale(grad: Tensor, shift: Tensor | None, loss_scale: LossScale) -> Tensor:
 
 
 def unscale_and_filter(
-    loss_scale: LossScale, state: State, grads: Sequence[Tensor], shift: Tensor | None
+    loss_scale: LossScale,
+    state: State,
+    grads: Sequence[Tensor],
+    shift: Tensor | None,
+    past: Sequence[Tensor | None] = (),
 ) -> tuple[list[Tensor], Tensor | None]:
     """Undo the scale, put 0 for what is not finite, and count.
+
+    Args:
+        loss_scale: how the gradients were scaled.
+        state: where to count.
+        grads: at the inputs, scaled.
+        shift: the exponents by which they were.
+        past: gradients at the inputs that were never scaled, to be added.
 
     Returns:
         The gradients in float32 (or float64), contiguous, and which samples lost entries: bool (N,), or None if the
@@ -225,10 +238,15 @@ def unscale_and_filter(
     peaks = row_peaks(grads)
     if peaks is None:
         return list(grads), None
-    broken = ~peaks.isfinite()
     if shift is not None:
         back = _back(shift, peaks, smallest, largest)
         grads = [times_power_of_two(g, back) for g in grads]
+    if any(g is not None for g in past):
+        grads = [g if other is None else g + other.to(g.dtype) for g, other in zip(grads, past, strict=True)]
+        peaks = row_peaks(grads)
+        if peaks is None:
+            return list(grads), None
+    broken = ~peaks.isfinite()
     state.count_pass(peaks, broken)
     return [g.nan_to_num(0.0, 0.0, 0.0).contiguous() for g in grads], broken
 

@@ -83,7 +83,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
 
 def _fast_copy(networks: Networks, arguments: Packed) -> nn.Module:
     networks.refresh(unasked=True)
-    networks.check_once(arguments)
+    networks.check_once(arguments, [t.is_floating_point() for t in arguments.tensors])
     return networks.throw_away_copy()
 
 

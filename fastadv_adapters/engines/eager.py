@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..boundary import Crossing, Packed, Pulled, Run, Tape
+from ..boundary import Crossing, Packed, Pulled, Run, Tape, ends_of
 from ..modules import Precision, RunBy
 
 
@@ -72,7 +72,7 @@ class EagerRun:
 
     def values(self, tensors: Sequence[Tensor], crossing: Crossing) -> Packed:
         """The output without gradients."""
-        with torch.no_grad():
+        with torch.no_grad(), ends_of(crossing.rows.ends, self._engine.precision.device.type):
             output = self(tensors)
             return output.holding(crossing.leave(output.tensors))
 
@@ -85,7 +85,8 @@ class EagerTape:
     """Leaves, outputs and the graph between them; see :class:`Tape`."""
 
     def __init__(self, run: Run, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> None:
-        with torch.enable_grad():
+        device = tensors[0].device.type
+        with torch.enable_grad(), ends_of(crossing.rows.ends, device, cut=True) as self._cuts:
             self._leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
             output = run(self._leaves)
         self._outputs = output.tensors
@@ -95,4 +96,4 @@ class EagerTape:
 
     def pull(self, grads: Sequence[Tensor | None], *, keep: bool) -> Pulled:
         """The backward pass."""
-        return self._crossing.pull(self._outputs, self._leaves, grads, keep=keep)
+        return self._crossing.pull(self._outputs, self._leaves, grads, keep=keep, cuts=self._cuts)

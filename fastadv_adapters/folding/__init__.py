@@ -1,7 +1,8 @@
 """From a copy of a model to a fast network, and its tensors followed in place.
 
-``tracing`` tells which layers fold; ``build`` changes the copy, ``inplace`` spares memory in it; ``following`` brings
-its tensors up to date with the model's: ``scales`` computes batch norms, ``writing`` casts and lays out.
+``tracing`` tells which layers fold, ``centring`` which streams have a mean to take out; ``build`` changes the copy, by
+the mixins in ``parts``, and ``inplace`` spares memory in it. ``following`` brings its tensors up to date with the
+model's: ``scales`` computes batch norms, ``writing`` casts and lays out.
 """
 
 from .build import Folded, build_fast

@@ -8,18 +8,17 @@ for y = W x + b that is the layer  (s W) x + (s (b - running_mean) + bias)  (Jac
 https://arxiv.org/abs/1712.05877, section 3.2).
 """
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..boundary import UnbalancedFoldError
+from ..boundary import UnbalancedFoldError, mark_ends
 from ..kernels import is_laid_out, keep_shape_only
 from ..modules import (
     MATRIX_LAYERS,
@@ -33,6 +32,7 @@ from ..modules import (
     in_one_block,
     tensors_in_containers,
 )
+from .centring import Centred
 from .following import (
     CopyHeld,
     CopyTensor,
@@ -45,17 +45,11 @@ from .following import (
     outputs_of,
 )
 from .inplace import run_in_place
+from .parts import Affine, Balance, Joined, Skipped, swap
 from .scales import channels_of
-from .tracing import Trace, batch_norm_input, without_batch_norm
+from .tracing import STOCK_NORMS, Trace, batch_norm_input, without_batch_norm
 
-_STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
-
-
-class Balance(threading.local):
-    """How often a folded layer was called more than its batch norm, in this thread's present run."""
-
-    more = 0
 
 
 @dataclass
@@ -68,6 +62,7 @@ class Folded:
         report: name of each batch norm -> what was done with it.
         balances: name of each folded layer -> its balance: a trace shows one branch, a later call may take another.
         in_place: names of activations that run in place where their sequence of layers calls them.
+        centred: names of layers out of whose bias the mean of a stream is taken.
     """
 
     network: nn.Module
@@ -75,6 +70,17 @@ class Folded:
     report: dict[str, str] = field(default_factory=dict)
     balances: dict[str, Balance] = field(default_factory=dict)
     in_place: list[str] = field(default_factory=list)
+    centred: list[str] = field(default_factory=list)
+
+    def end_at(self, layers: Iterable[str]) -> None:
+        """Let half precision end at these layers; linear ones keep their weights in full precision from now on."""
+        mark_ends(self.network, layers)
+        for name in layers:
+            part = self.network.get_submodule(name)
+            if isinstance(part, nn.Linear) and not isinstance(part, Joined):
+                for refresh in self.refreshes:
+                    if isinstance(refresh, CopyTensor) and refresh.ours is part._parameters:
+                        refresh.widen()
 
     @contextmanager
     def balanced(self) -> Iterator[None]:
@@ -84,50 +90,6 @@ class Folded:
         yield
         if wrong := [name for name, balance in self.balances.items() if balance.more]:
             raise UnbalancedFoldError(*wrong)
-
-
-class _Skipped:
-    """Mixin for a batch norm that is now part of the layer before it."""
-
-    balance: Balance
-
-    def forward(self, input: Tensor) -> Tensor:
-        self.balance.more -= 1
-        return input
-
-
-class _Joined:
-    """Mixin for a layer that a batch norm was folded into."""
-
-    balance: Balance
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.balance.more += 1
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
-
-
-class _Affine:
-    """Mixin for a batch norm frozen into ``input * scale + shift``, in the dtype of its input."""
-
-    scale_and_shift: ScaleAndShift
-
-    def forward(self, input: Tensor) -> Tensor:
-        own = self.scale_and_shift
-        # Another dtype comes out of an autocast region of the model's own.
-        scale, shift = own[input.dtype] if input.dtype in own else next(iter(own.values())).to(input.dtype)
-        shape = (-1,) + (1,) * (input.ndim - 2)
-        return torch.addcmul(shift.view(shape), input, scale.view(shape))
-
-
-class _Rewritten:
-    """Mixin for a batch norm subclass whose forward runs from its own trace, without the batch norm in it."""
-
-    balance: Balance
-    rewritten: fx.GraphModule
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.balance.more -= 1
-        return self.rewritten(*args, **kwargs)
 
 
 def build_fast(source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool = True) -> Folded:
@@ -173,7 +135,28 @@ class _Builder:
             if isinstance(part, _BatchNorm) and isinstance(original, _BatchNorm):
                 self.result.report[name] = self._treat(name, part, original, self.trace)
         if self.folds or self.frozen:
-            self.result.refreshes.append(FollowNorms(self.folds, self.frozen, self.precision))
+            follow = FollowNorms(self.folds, self.frozen, self.precision)
+            self._centre(follow, self.trace)
+            self.result.refreshes.append(follow)
+
+    def _centre(self, follow: FollowNorms, trace: Trace) -> None:
+        """Take the means out of streams whose batch norms have all been frozen."""
+        parts = {id(norm): part for norm, part in follow.frozen}
+        for stream in trace.streams:
+            norms = {name: self.parts[name][1] for name in stream.sums}
+            widths = {outputs_of(self.parts[name][1]) for name in stream.writers}
+            if len(widths) > 1 or not all(
+                id(norm) in parts and {channels_of(norm)} == widths for norm in norms.values()
+            ):
+                continue
+            layers: dict[str, tuple[nn.Module, Tensor]] = {}
+            for name in stream.writers:
+                part, original = self.parts[name]
+                own = torch.empty(*widths, dtype=self.precision.dtype, device=self.precision.device)
+                part.bias = nn.Parameter(own, requires_grad=False)
+                self.result.centred.append(name)
+                layers[name] = (original, part.bias)
+            follow.centred.append(Centred(stream, {n: (norm, parts[id(norm)]) for n, norm in norms.items()}, layers))
 
     def _treat(self, name: str, part: _BatchNorm, original: _BatchNorm, trace: Trace) -> str:
         """Take one batch norm out, as far as that can be done; returns what was done."""
@@ -182,7 +165,7 @@ class _Builder:
             return "kept: it has no running statistics and normalises over the batch"
         if has_hooks(part):
             return "kept: it has hooks"
-        if type(part) not in _STOCK_NORMS:
+        if type(part) not in STOCK_NORMS:
             try:
                 own_forward = without_batch_norm(part)
                 comes_first = batch_norm_input(own_forward[1]).op == "placeholder"
@@ -193,10 +176,10 @@ class _Builder:
             layer_name, why = None, "something comes before the batch norm in its own forward"
         if layer_name:
             vars(part)["balance"] = self._fold(layer_name, original)
-            _swap(part, None, own_forward)
+            swap(part, None, own_forward)
             return f"folded into {layer_name}"
         vars(part)["balance"] = Balance()
-        _swap(part, self._freeze(original), own_forward)
+        swap(part, self._freeze(original), own_forward)
         return f"frozen into scale and shift: {why}"
 
     def _layer_for(self, name: str, norm: _BatchNorm, trace: Trace) -> tuple[str | None, str]:
@@ -226,7 +209,7 @@ class _Builder:
         part.bias = nn.Parameter(bias, requires_grad=False)
         self.folds.append(Fold(original, norm, part.weight, part.bias))
         self.remade.add(layer_name)
-        become(part, _Joined)
+        become(part, Joined)
         vars(part)["balance"] = self.result.balances[layer_name] = Balance()
         return self.result.balances[layer_name]
 
@@ -240,7 +223,7 @@ class _Builder:
         """Lay out all other tensors and have them followed."""
         none: list[tuple[dict[str, Any], str]] = []  # another value in place of these is a change of structure
         for name, (part, original) in self.parts.items():
-            if isinstance(part, (_Skipped, _Affine)) and not self._may_be_read(name):
+            if isinstance(part, (Skipped, Affine)) and not self._may_be_read(name):
                 continue
             for key, value in vars(original).items():
                 if value is None:
@@ -254,7 +237,8 @@ class _Builder:
                     self.result.refreshes.append(CopyTensor(original._buffers, part._buffers, key))
             touched = self.trace is not None and name in self.trace.touched
             ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
-            self._own_parameters(part, original, ahead, () if name not in self.remade else ("weight", "bias"))
+            remade = ("weight", "bias") if name in self.remade else ("bias",) * (name in self.result.centred)
+            self._own_parameters(part, original, ahead, remade)
         self.result.refreshes.append(KeepNone(none))
 
     def _may_be_read(self, name: str) -> bool:
@@ -268,7 +252,7 @@ class _Builder:
         for part, original in self.parts.values():
             keep_shape_only(part, type(original))
         names = {id(part): name for name, (part, _) in self.parts.items()}
-        found = run_in_place(self.result.network, passing=_Skipped, fresh=_Affine)
+        found = run_in_place(self.result.network, passing=Skipped, fresh=Affine)
         self.result.in_place += [names[id(activation)] for activation in found]
 
     def _own_parameters(
@@ -290,29 +274,3 @@ class _Builder:
             return clone(tensor.to(dtype))
         memory_format = self.precision.memory_format(tensor.ndim, spatial=spatial)
         return torch.empty(tensor.shape, dtype=dtype, device=tensor.device, memory_format=memory_format)
-
-
-def _swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Graph, fx.Node] | None) -> None:
-    """Give a batch norm the class that does what is left of it."""
-    if own_forward is None:
-        become(part, _Skipped if affine is None else _Affine)
-        if affine is not None:
-            vars(part)["scale_and_shift"] = affine
-        return
-    graph, node = own_forward
-    if affine is None:
-        node.replace_all_uses_with(batch_norm_input(node))
-    else:
-        frozen = nn.Module()
-        become(frozen, _Affine)
-        vars(frozen)["scale_and_shift"] = affine
-        part.add_module("frozen_batch_norm", frozen)
-        with graph.inserting_before(node):
-            new = graph.call_module("frozen_batch_norm", (batch_norm_input(node),))
-        node.replace_all_uses_with(new)
-    graph.erase_node(node)
-    rewritten = fx.GraphModule(part, graph)
-    rewritten.graph.eliminate_dead_code()
-    rewritten.recompile()
-    become(part, _Rewritten)
-    part.rewritten = rewritten

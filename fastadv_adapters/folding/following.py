@@ -1,5 +1,6 @@
 """How a tensor of the fast network follows the wrapped model: in place, into storage that stays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..modules import Precision, clone, write
+from ..modules import HALF, Precision, clone, write
 from .scales import Scales
 from .writing import Writing, room_for
 
@@ -35,6 +36,14 @@ class CopyTensor:
 
     def __post_init__(self) -> None:
         self.own: Tensor = self.ours[self.name]
+
+    def widen(self) -> None:
+        """Hold the tensor in full precision from now on, in storage of its own."""
+        if self.own.dtype in HALF:
+            self.own, self.writing = clone(self.own.float()), None
+            self.own = nn.Parameter(self.own, requires_grad=False)
+            with torch.no_grad():
+                self()
 
     def __call__(self) -> None:
         """Copy, into the same tensor even where a forward pass of the network has put another in its place."""
@@ -140,6 +149,10 @@ class FollowNorms:
         folds: those that are folded.
         frozen: the others, each with a dict, empty as yet, that is given the norm's part of one tensor per dtype.
         precision: of the network.
+
+    Attributes:
+        frozen: each frozen norm with its scale and shift, (2, channels), as they are computed.
+        centred: what is done to these before they are handed on.
     """
 
     def __init__(self, folds: list[Fold], frozen: list[tuple[_BatchNorm, ScaleAndShift]], precision: Precision) -> None:
@@ -148,6 +161,8 @@ class FollowNorms:
         self._folds = list(zip(folds, split[: len(folds)], strict=True))
         self._room = room_for(fold.weight for fold in folds)
         channels = self._scales.channels[len(folds) :]
+        self.frozen = [(norm, part) for (norm, _), part in zip(frozen, split[len(folds) :], strict=True)]
+        self.centred: list[Callable[[], None]] = []
         self._scales_of_frozen = self._scales.now[:, self._scales.now.shape[1] - sum(channels) :]
         dtypes = dict.fromkeys((precision.base, precision.dtype))  # that inputs of batch norms have; the widest first
         self._own = [torch.empty(2, sum(channels), dtype=dtype, device=precision.device) for dtype in dtypes]
@@ -158,6 +173,8 @@ class FollowNorms:
     def __call__(self) -> None:
         """Fold and freeze."""
         self._scales.follow()
+        for centre in self.centred:
+            centre()
         for tensor in self._own:
             tensor.copy_(self._scales_of_frozen)
         # All that is small comes first: after each large weight the cache is empty.

@@ -2,9 +2,9 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..modules import clone, copy_module, has_hooks
+from .centring import Stream, find_stream
+from .tracer import Tracer, is_leaf
 
 DOES_NOTHING = (
     nn.Identity,
@@ -24,6 +26,9 @@ DOES_NOTHING = (
 )
 """Layers that hand their input on in eval mode, by exact type."""
 
+STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 _DROPOUT_FUNCTIONS = (nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d)
 
 
@@ -35,11 +40,17 @@ class Trace:
         producer: name of a batch norm -> name of the layer whose output it alone reads, in every call of both.
         touched: names of modules whose parameters are read by other code than their own forward.
         opaque: names of modules whose forward does not trace, with the reason.
+        streams: sums of layers that batch norms alone read.
     """
 
     producer: dict[str, str] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
+    streams: list[Stream] = field(default_factory=list)
+
+    def without_streams(self) -> "Trace":
+        """The same trace with no stream to be centred."""
+        return replace(self, streams=[])
 
     def without_layers(self, layers: Collection[str]) -> "Trace":
         """The same trace with these layers not joined to a batch norm."""
@@ -53,79 +64,6 @@ class Trace:
 
 # While torch.fx traces, it patches nn.Module for all threads, and warnings are off for all: one trace at a time.
 _alone = threading.RLock()
-
-
-class _Sized(fx.Proxy):
-    """A proxy with a length, which models ask for in ``view(len(x), -1)``; the trace is only read, never run."""
-
-    def __len__(self) -> int:
-        return 2
-
-
-class Tracer(fx.Tracer):
-    """A tracer that goes on where a module's forward does not trace, with that module as a leaf.
-
-    So are modules with hooks: a hook is the user's, and is not to be handed what stands for a value. What other
-    threads do meanwhile goes on as ever.
-
-    Attributes:
-        failed: name of each module that does not trace -> why.
-        hooked: names of the modules with hooks, to be traced by themselves.
-    """
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, leaves: Callable[[nn.Module], bool] | None = None) -> None:
-        super().__init__()
-        self._leaves = leaves or is_leaf
-        self.failed: dict[str, str] = {}
-        self.hooked: dict[str, None] = {}
-        self._thread = threading.get_ident()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """What stands for a value while tracing."""
-        return _Sized(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the call of this module stays one node."""
-        return self._leaves(m)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Trace into a module; if that fails, forget the attempt and record one opaque call."""
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        name = self.path_of_module(m)
-        if not self._leaves(m) and has_hooks(m):
-            self.hooked[name] = None
-        elif not self._leaves(m):
-            last = next(iter(reversed(self.graph.nodes)), None)  # a list in PyTorch 2.11 and older
-            try:
-                return forward(*args, **kwargs)
-            except Exception as error:
-                self.failed[name] = f"{type(error).__name__}: {error}".split("\n")[0]
-                self._forget_after(last)
-        return self.create_proxy("call_module", name, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """What stands for an attribute of a module."""
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def _forget_after(self, last: fx.Node | None) -> None:
-        for node in reversed(self.graph.nodes):
-            if node is last:
-                return
-            self.graph.erase_node(node)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is looked at from outside only: PyTorch's own, and all that derives from layers that fold."""
-    if isinstance(module, (_BatchNorm, _ConvNd, nn.Linear)):
-        return True
-    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
 
 
 def trace(module: nn.Module) -> Trace:
@@ -142,7 +80,39 @@ def trace(module: nn.Module) -> Trace:
             graphs.append((names[id(root)], graph))
             result.touched |= {_join(names[id(root)], owner) for owner in _owners_of_read_tensors(graph)}
     result.producer = _pair(copied, names, graphs)
+    result.streams = list(_streams(copied, names, graphs, result))
     return result
+
+
+def _streams(
+    root: nn.Module, names: dict[int, str], graphs: list[tuple[str, fx.Graph]], known: Trace
+) -> Iterator[Stream]:
+    """The streams of each graph, of convolutions and batch norms that are called in no other."""
+    called: list[str] = [
+        names[id(root.get_submodule(_join(prefix, str(node.target))))]
+        for prefix, graph in graphs
+        for node in graph.nodes
+        if node.op == "call_module"
+    ]
+    folded = {*known.producer, *known.producer.values()}
+
+    def name_in(prefix: str, kinds: tuple[type[nn.Module], ...], node: fx.Node) -> str:
+        if node.op != "call_module":
+            return ""
+        module = root.get_submodule(_join(prefix, str(node.target)))
+        name = names[id(module)]
+        fits = type(module) in kinds and not has_hooks(module) and name not in folded | known.touched
+        return name if fits and called.count(name) == 1 else ""
+
+    for prefix, graph in graphs:
+        stream = find_stream(
+            graph,
+            partial(name_in, prefix, CONVOLUTIONS),
+            partial(name_in, prefix, STOCK_NORMS),
+            partial(_passes_through, root=root, prefix=prefix),
+        )
+        if stream.sums:
+            yield stream
 
 
 def _devices(module: nn.Module) -> list[torch.device]:

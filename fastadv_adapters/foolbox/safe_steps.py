@@ -20,8 +20,8 @@ T = TypeVar("T")
 class _SafeSteps(BaseGradientDescent):
     """foolbox's gradient descent with a loss that does not saturate and a gradient without NaN and infinities.
 
-    Works on any foolbox model of a PyTorch model. On a :class:`~fastadv_adapters.foolbox.FastPyTorchModel`, samples whose
-    gradient was not finite in some step are attacked once more in full precision.
+    Works on any foolbox model of a PyTorch model. On a :class:`~fastadv_adapters.foolbox.FastPyTorchModel`, samples
+    whose gradient was not finite in some step are attacked once more in full precision.
     """
 
     def __call__(self, model: Model, inputs: Any, criterion: Any, *, epsilons: Any, **kwargs: Any) -> Any:  # type: ignore[misc]

@@ -25,6 +25,7 @@ from .inputs import (
     accept_model,
     accept_options,
     accept_tensors,
+    device_of,
     is_out_of_memory,
     number_of_samples,
     refuse_unfit,
@@ -33,7 +34,7 @@ from .inputs import (
 from .layouts import differ, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out
 from .notices import FastAttackWarning, notify
-from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, resolve
+from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, is_in_hardware, resolve
 from .randomness import host_state, random_state_kept
 from .shell import Shell
 
@@ -59,6 +60,7 @@ __all__ = [
     "cast_ahead_names",
     "clone",
     "copy_module",
+    "device_of",
     "differ",
     "has_hooks",
     "held_by",
@@ -68,6 +70,7 @@ __all__ = [
     "in_one_block",
     "inside_of",
     "is_data",
+    "is_in_hardware",
     "is_left_out",
     "is_out_of_memory",
     "kind",

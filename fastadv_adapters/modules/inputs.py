@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from .anchor import Anchor
 from .classes import has_hooks, inside_of
 from .layouts import pieces
 from .leaving_out import LeftOut
@@ -91,6 +92,22 @@ def _refuse_quantised(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 def _is_quantised(module: str) -> bool:
     names = module.split(".")
     return names[0] in ("torch", "torchao") and "quantized" in names
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The one device of a module's parameters and buffers.
+
+    Raises:
+        ValueError: they are on several devices.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    devices = {t.device for t in tensors if not isinstance(t, Anchor)}  # that of a fast model of its own follows later
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "none at all"
+        raise ValueError(
+            f"expected all parameters and buffers of the model on one device, got {found}. Move the model with .to()"
+        )
+    return devices.pop()
 
 
 def refuse_nan(tensors: dict[str, Tensor]) -> None:

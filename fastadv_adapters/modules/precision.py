@@ -131,12 +131,15 @@ def has_images(module: nn.Module) -> bool:
 
 
 def auto_dtype(device: torch.device) -> torch.dtype:
-    """The fastest dtype that the device computes in hardware: float16 needs tensor cores, bfloat16 AVX512 or AMX."""
+    """The fastest dtype that the device computes in hardware."""
+    return next((dtype for dtype in HALF if is_in_hardware(dtype, device)), torch.float32)
+
+
+def is_in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has products in this half precision: on CUDA tensor cores, on a CPU AVX512 or AMX."""
     if device.type == "cuda":
-        return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
-    if device.type == "cpu" and _cpu_has_bfloat16():
-        return torch.bfloat16
-    return torch.float32
+        return torch.cuda.get_device_capability(device)[0] >= (7 if dtype == torch.float16 else 8)
+    return device.type == "cpu" and dtype == torch.bfloat16 and _cpu_has_bfloat16()
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -2,39 +2,28 @@
 
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ..boundary import Packed, State, outside_of_transforms
-from ..engines import make_engine
+from ..boundary import Crossing, Engine, Packed, State, outside_of_transforms
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import Anchor, EngineName, notify, number_of_samples, refuse_unfit, resolve
+from ..modules import HALF, EngineName, device_of, is_in_hardware, notify, number_of_samples, refuse_unfit, resolve
+from . import remarks
+from .audit import Finding
+from .auditing import Auditor
+from .fast import Fast
 from .freshness import Change, Freshness
-from .selfcheck import Verdict, check, few
+from .kinds import Kind, key_of
+from .selfcheck import Verdict, check
+from .trial import few
 from .twin import Twin, writes_parameters
 
-_NOT_CHANNELS_LAST = (
-    "the model runs in the contiguous layout, since channels-last it raised {} (flatten(1) or reshape() in place of "
-    "view() would let it run faster)"
-)
-_NOT_HALF = "the model runs in float32, since in {} it raised {}"
-_NOT_FOLDED = "batch norm is folded into {1} layers only, since {0}"
-_DIFFERS = (
-    "the fast network differs from the wrapped model even where nothing is folded: {} (is the model random in a way "
-    'that no seed of PyTorch, Python or NumPy controls?); view(full_precision=True) and decisions="exact" are right'
-)
-_WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
-_EAGER = "the engine is eager, since {}"
-_UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
 _building = threading.RLock()
-_COUPLED = (
-    "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
-    "over the batch): one loss scale serves the whole call instead of one per sample"
-)
 
 
 class Networks:
@@ -50,12 +39,12 @@ class Networks:
 
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
+        kinds: what is known of each kind of call.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
         updates: how often the source was followed.
         generation: counts changes of the fast network; a backward pass belongs to the generation of its forward pass.
         unfinished: whether an update was interrupted; nothing may run before the next one.
-        samples_apart: whether no sample's gradient reaches another's, as far as was checked.
         notes: what was done otherwise than asked, for the summary.
     """
 
@@ -128,9 +117,8 @@ class Networks:
             return
         self._freshness.take(change)  # first: what changes meanwhile is seen the next time
         self.twin.follow()
-        for refresh in self.folded.refreshes:
-            refresh()
-        self.fast.follow()
+        for network in self._networks.values():
+            network.follow()
         if self.precision.dtype == torch.float16:  # in others the exponent is never lowered
             self.state.follow()
 
@@ -143,9 +131,8 @@ class Networks:
             self.state = State(device)
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
-        self._checked: set[Any] = set()
+        self.kinds: dict[Any, Kind] = {}
         self._looked = False
-        self.samples_apart = True
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
@@ -154,7 +141,38 @@ class Networks:
     @property
     def checked(self) -> bool:
         """Whether the self-check has been made."""
-        return bool(self._checked)
+        return bool(self.kinds)
+
+    @property
+    def fast(self) -> Engine:
+        """What runs the fast network."""
+        return self._networks[self.precision.dtype].engine
+
+    @property
+    def folded(self) -> Folded:
+        """The fast network."""
+        return self._networks[self.precision.dtype].folded
+
+    def engine_for(self, kind: Kind) -> Engine:
+        """What runs calls of this kind."""
+        return self._network_in(kind.dtype).engine
+
+    def _network_in(self, dtype: torch.dtype) -> Fast:
+        if dtype not in self._networks:
+            # Without live following everything is of the last update, which the twin holds: it stands for the source.
+            source = self.source if self._live else self.twin.engine.network
+            gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
+            told: Callable[[str], None] = lambda reason: (gave_up() or _ignore)(reason)  # noqa: E731
+            with torch.inference_mode(False), torch.no_grad():
+                precision = replace(self.precision, dtype=dtype)
+                self._networks[dtype] = Fast(source, self._trace, precision, self._engine, give_up=told)
+            for kind in self.kinds.values():
+                self._let_end(kind)
+        return self._networks[dtype]
+
+    def _let_end(self, kind: Kind) -> None:
+        if kind.rows.ends is not None and kind.dtype in self._networks:
+            self._networks[kind.dtype].end_at(kind.rows.ends.layers)
 
     @property
     def opaque(self) -> dict[str, str]:
@@ -162,22 +180,12 @@ class Networks:
         return self._trace.opaque if self._trace else {}
 
     def _copy_fast(self) -> None:
-        # Without live following everything is of the last update, which the twin holds: it stands for the source.
-        source = self.source if self._live else self.twin.engine.network
-        packs = self._engine != "compile"
-        self.folded: Folded = build_fast(source, self._trace, self.precision, lays_out_ahead=packs)
-        gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
-        self.fast = make_engine(
-            self._engine,
-            self.folded.network,
-            self.precision,
-            around=self.folded.balanced,
-            give_up=lambda reason: (gave_up() or _ignore)(reason),
-        )
+        self._networks: dict[torch.dtype, Fast] = {}
+        self._network_in(self.precision.dtype)
 
     def _gave_up(self, reason: str) -> None:
         """The engine asked for cannot run this network; with "auto" nothing was asked for, and a note is enough."""
-        text = _EAGER.format(reason)
+        text = remarks.EAGER.format(reason)
         if text not in self.notes:
             self.notes.append(text)
             if self._engine != "auto":
@@ -193,7 +201,7 @@ class Networks:
 
     def unfold(self, layers: Collection[str]) -> None:
         """Fold no more into these layers, which turned out to be called without their batch norm."""
-        text = _UNBALANCED.format(", ".join(layers))
+        text = remarks.UNBALANCED.format(", ".join(layers))
         with self._lock, torch.inference_mode(False), torch.no_grad():
             self.unfinished = True
             self._trace = self._trace and self._trace.without_layers(layers)
@@ -203,70 +211,101 @@ class Networks:
             self.unfinished = False
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "not-folded")
 
-    def look_once(self, arguments: Packed) -> None:
+    def auditor(self, kind: Kind, arguments: Packed, crossing: Crossing) -> Auditor | None:
+        """What looks at the backward passes of a call; None in full precision."""
+        if kind.dtype not in HALF:
+            return None
+        return Auditor(
+            kind, arguments, crossing, self.twin.engine, self.updates, partial(self._others, kind), self._found_wanting
+        )
+
+    def _others(self, kind: Kind) -> Iterator[Fast]:
+        """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
+        with self._lock:
+            given = kind.dtype
+            for dtype in (*(d for d in HALF if d != given and is_in_hardware(d, self.precision.device)), torch.float32):
+                kind.dtype = dtype
+                yield self._network_in(dtype)
+
+    def _found_wanting(self, finding: Finding, dtype: torch.dtype) -> None:
+        text = remarks.AUDIT.format(self.precision.dtype, finding, dtype)
+        if text not in self.notes:
+            self.notes.append(text)
+        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "audit-failed")
+
+    def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: does the model write into its parameters? The twin's are then its own."""
         with self._lock:
             if self._looked or not self._live:
                 return
             writes = None
-            for tensors in (few(arguments.tensors), arguments.tensors):  # it may take batches of one size only
+            for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
                 writes = writes_parameters(self.source, self.precision, arguments, tensors)
                 if writes is not None:
                     break
             if writes:
                 self.unfinished = True
                 self.twin = Twin(self.source, self.precision, live=False)
-                self.notes.append(_WRITES)
+                self.notes.append(remarks.WRITES)
                 self.unfinished = False
             self._looked = writes is not None and number_of_samples(arguments.tensors) > 0
 
-    def check_once(self, arguments: Packed) -> None:
+    def kind(self, arguments: Packed, needs: Sequence[bool]) -> Kind:
+        """What is known of this kind of call."""
+        return self.kinds.get(key_of(arguments, needs)) or Kind(self.precision.dtype)
+
+    def check_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """At the first call of each kind, and again when there are two samples at last: is the fast run right?"""
-        samples = number_of_samples(arguments.tensors)
-        kind = (arguments.kind, min(samples, 2))
-        if samples == 0 or kind in self._checked or (kind[0], 2) in self._checked:
+        samples, key = number_of_samples(arguments.tensors), key_of(arguments, needs)
+        if samples == 0 or self._is_known(key, samples):
             return
         with self._lock:
-            if kind in self._checked or (kind[0], 2) in self._checked:
+            if self._is_known(key, samples):
                 return
-            verdict = check(self.source, self._trace, self.precision, arguments)
+            verdict = check(self.source, self._trace, self.precision, arguments, needs)
             if verdict is None:
                 return
-            remarks = self._adopt(verdict)
-            self._checked.add(kind)
-        for text, anchor in remarks:  # last, since a warning may be an error
+            said = self._adopt(verdict)
+            self.kinds[key] = Kind(
+                self.precision.dtype, verdict.rows, coupled=verdict.samples_coupled, settled=samples > 1
+            )
+            self._let_end(self.kinds[key])
+        for text, anchor in said:  # last, since a warning may be an error
             notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
+
+    def _is_known(self, key: Any, samples: int) -> bool:
+        known = self.kinds.get(key)
+        return known is not None and (known.settled or samples < 2)
 
     def _adopt(self, verdict: Verdict) -> list[tuple[str, str]]:
         """Run from now on as the check has found to be right; returns what to say of it, with its place in the docs."""
         self.unfinished = True
-        remarks = []
+        said = []
         self.state.start_at_most(verdict.exponent)
         if verdict.layout_error is not None:
             self.precision = replace(self.precision, channels_last=False)
-            remarks.append((_NOT_CHANNELS_LAST.format(verdict.layout_error), "not-channels-last"))
+            said.append((remarks.NOT_CHANNELS_LAST.format(verdict.layout_error), "not-channels-last"))
         if verdict.half_error is not None:
-            remarks.append((_NOT_HALF.format(self.precision.dtype, verdict.half_error), "not-half"))
+            said.append((remarks.NOT_HALF.format(self.precision.dtype, verdict.half_error), "not-half"))
             self.precision = replace(self.precision, dtype=torch.float32)
         if verdict.folding_error is not None:
-            text = _DIFFERS if verdict.unexplained else _NOT_FOLDED
+            text = remarks.DIFFERS if verdict.unexplained else remarks.NOT_FOLDED
             left = len(verdict.plan.producer) if verdict.plan else 0
             text = text.format(verdict.folding_error, left)
             if verdict.harmless:
                 self.notes.append(text)
             else:
-                remarks.append((text, "not-folded"))
-        self.notes += [text for text, _ in remarks]
-        if verdict.folding_error or remarks:
+                said.append((text, "not-folded"))
+        self.notes += [text for text, _ in said]
+        if verdict.folding_error or said:
             self._trace = verdict.plan
             self.generation += 1
             self._copy_fast()
-        self.samples_apart = self.samples_apart and verdict.batch_first and not verdict.samples_coupled
-        if verdict.samples_coupled and _COUPLED not in self.notes:
-            self.notes.append(_COUPLED)
-            remarks.append((_COUPLED, "samples-coupled"))
+        if verdict.samples_coupled and remarks.COUPLED not in self.notes:
+            self.notes.append(remarks.COUPLED)
+            said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
-        return remarks
+        return said
 
 
 def _blank() -> Networks:
@@ -276,19 +315,3 @@ def _blank() -> Networks:
 
 def _ignore(reason: str) -> None:
     pass
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """The one device of a module's parameters and buffers.
-
-    Raises:
-        ValueError: they are on several devices.
-    """
-    tensors = (*module.parameters(), *module.buffers())
-    devices = {t.device for t in tensors if not isinstance(t, Anchor)}  # that of a fast model of its own follows later
-    if len(devices) != 1:
-        found = ", ".join(sorted(map(str, devices))) or "none at all"
-        raise ValueError(
-            f"expected all parameters and buffers of the model on one device, got {found}. Move the model with .to()"
-        )
-    return devices.pop()

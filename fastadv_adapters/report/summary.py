@@ -44,9 +44,15 @@ def _short(dtype: object) -> str:
 
 
 def _scale(networks: Networks, loss_scale: object) -> str:
-    if loss_scale == "per-sample" and not networks.samples_apart:
-        return "per-call, since samples of this model see each other"
-    return str(loss_scale)
+    kinds = list(networks.kinds.values())
+    together = [kind for kind in kinds if not kind.apart]
+    if loss_scale != "per-sample" or not together:
+        return str(loss_scale)
+    coupled = any(kind.coupled for kind in together)
+    why = "samples of this model see each other" if coupled else "what it returns has no row per sample"
+    if len(together) == len(kinds):
+        return f"per-call, since {why}"
+    return f"per-sample, and per-call in {len(together)} of {len(kinds)} kinds of calls, since there {why}"
 
 
 def _check(networks: Networks) -> str:

@@ -203,6 +203,7 @@ def test_wrong_inputs_are_clear_errors(
         SafePGD(net, eps=0.1, steps=1)(*spoil(x, y))
 
 
+@pytest.mark.filterwarnings("ignore:.*the gradient of one sample reaches other samples")  # of an LSTM's sequence
 @pytest.mark.parametrize(
     ("tail", "got"),
     [(nn.Unflatten(1, (5, 2)), r"shape \(4, 5, 2\)"), (nn.Flatten(0), r"shape \(40,\)"), (nn.LSTM(10, 3), "tuple")],

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel, GradientStats, watch_gradients
+from fastadv_adapters import FastAttackModel, FastAttackWarning, GradientStats, watch_gradients
 from fastadv_adapters.boundary.powers import exponent_of, times_power_of_two
 from fastadv_adapters.boundary.scaling import FLOOR, START
-from fastadv_adapters.networks import selfcheck
+from fastadv_adapters.networks import trial
 from tests.support.tools import batch, cosine, head_of, input_gradient, reference, settle, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -112,8 +112,9 @@ def test_without_loss_scale_half_precision_underflows() -> None:
     net, (x, y) = small_net(), batch(4)
     tiny = lambda logits, y: F.cross_entropy(logits, y) * 1e-9  # noqa: E731
     fast = FastAttackModel(net, dtype=torch.float16, loss_scale=None)
-    assert input_gradient(fast, x, y, tiny).count_nonzero() == 0
-    assert fast.gradient_stats.zero == 4
+    with pytest.warns(FastAttackWarning, match="4 of 4 samples have no gradient"):  # and the audit puts in better ones
+        assert input_gradient(fast, x, y, tiny).count_nonzero() > 0
+    assert fast.gradient_stats.zero >= 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -155,7 +156,7 @@ class Steep(nn.Module):
 
 
 def test_overflow_lowers_the_scale_until_it_is_gone_and_update_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "lost", lambda gradient, full: False)  # so that it begins too high
+    monkeypatch.setattr(trial, "lost", lambda gradient, full: False)  # so that it begins too high
     net = small_net()
     head = head_of(net)
     with torch.no_grad():
@@ -340,8 +341,8 @@ def test_exact_decisions_have_the_twins_values_and_the_fast_gradients() -> None:
 
 
 def test_nonfinite_logits_are_counted() -> None:
-    net = nn.Linear(2, 2)
-    nn.init.constant_(net.weight, 3e4)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))  # the last one is computed in float32
+    nn.init.constant_(net[0].weight, 3e4)  # type: ignore[arg-type]
     fast = FastAttackModel(net, dtype=torch.float16)
     fast(torch.tensor([[0.0, 0.0], [5.0, 5.0]]).requires_grad_())
     assert fast.gradient_stats.nonfinite_logits == 1

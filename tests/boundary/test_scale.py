@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
-from fastadv_adapters.networks import selfcheck
+from fastadv_adapters.networks import trial
 from fastadv_adapters.torchattacks import accelerate
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, reference, small_net, steep
 
@@ -57,7 +57,7 @@ def test_a_single_step_in_float16_is_as_strong_on_a_network_with_large_logits() 
 
 
 def test_where_no_scale_helps_it_stays_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "lost", lambda gradient, full: True)
+    monkeypatch.setattr(trial, "lost", lambda gradient, full: True)
     fast, (x, y) = FastAttackModel(small_net(), dtype=torch.float16), batch()
     input_gradient(fast, x, y)
     assert int(fast._networks.state.exponent) == START

@@ -140,7 +140,7 @@ def test_every_fold_is_right(net: nn.Module) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_frozen_norms_work_in_the_dtype_of_what_they_read(dtype: torch.dtype) -> None:
     body = [layer for _ in range(3) for layer in (nn.BatchNorm2d(4), nn.ReLU())]
-    net = settle(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), *body, nn.Flatten()))
+    net = settle(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), *body, nn.Conv2d(4, 4, 1), nn.Flatten()))
     fast = FastAttackModel(net, dtype=dtype, engine="eager")
     x = torch.rand(2, 4, 10, 10)
     fast(x.clone().requires_grad_())

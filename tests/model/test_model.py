@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning, SafePGD
-from fastadv_adapters.networks.pair import device_of
+from fastadv_adapters.modules import device_of
 from tests.support.tools import batch, cosine, fingerprint, head_of, input_gradient, reference, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}

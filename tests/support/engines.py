@@ -15,7 +15,7 @@ from fastadv_adapters.engines import choosing, compiled
 from fastadv_adapters.engines.replay import ReplayEngine
 from fastadv_adapters.engines.waiting import refuse_what_waits
 from fastadv_adapters.modules.precision import Precision
-from fastadv_adapters.networks import pair as networks
+from fastadv_adapters.networks import fast
 
 
 class CpuGraph(TorchDispatchMode):
@@ -153,4 +153,4 @@ def use_engine(patch: pytest.MonkeyPatch, name: str, *, backend: str = "aot_eage
             return ReplayEngine(network, precision, recorder=CpuRecorder(), **callbacks)
         return choosing.make_engine(name if asked == "auto" else asked, network, precision, **callbacks)  # type: ignore[arg-type]
 
-    patch.setattr(networks, "make_engine", make)
+    patch.setattr(fast, "make_engine", make)

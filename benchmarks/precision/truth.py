@@ -1,0 +1,305 @@
+"""Attacks on models as people write them: is half precision, by default options, as strong as full precision?
+
+Run with `python -m benchmarks.precision.truth`. Networks trained on handwritten digits are wrapped into models that end
+in a sigmoid or a softmax, return their own loss, take a second input, or normalise a stream with a large mean. Each is
+attacked by PGD with the loss that its users take, and every judgement is the plain network's.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.shared.report import OUT, Part, Report, Table
+from digits import Digits, DigitsNet, grey_digits, train
+from fastadv_adapters import FastAttackModel, FastAttackWarning
+
+console = Console()
+
+Call = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Of a model, images and labels: the loss of the attack, a number; or whether each prediction is right."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to write a model.
+
+    Attributes:
+        name: what it is.
+        model: in eval mode, on the CPU.
+        eps: of the attack, in Linf.
+        loss: what the attack climbs.
+        right: which images (N,) the model gets right.
+    """
+
+    name: str
+    model: nn.Module
+    eps: float
+    loss: Call
+    right: Call
+
+
+class Ends(nn.Module):
+    """A network with something behind its logits."""
+
+    def __init__(self, net: nn.Module, factor: float, last: nn.Module) -> None:
+        super().__init__()
+        self.net, self.factor, self.last = net, factor, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.net(x) * self.factor)
+        return found
+
+
+class OwnLoss(nn.Module):
+    """Given labels it returns its own loss too, as image classifiers of Hugging Face do."""
+
+    def __init__(self, net: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.net(x) * self.factor
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Pair(nn.Module):
+    """Two towers in the manner of CLIP: the logits are cosines of an image with the features of each class."""
+
+    def __init__(self, net: DigitsNet, scale: float = 60.0) -> None:
+        super().__init__()
+        self.net = net
+        self.logit_scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        image = F.normalize(self.net(x), dim=1)
+        return self.logit_scale * image @ F.normalize(text, dim=1).T
+
+
+class Auxiliary(nn.Module):
+    """Returns logits at a temperature, and a number for the whole batch."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.net(x) / 0.5
+        return logits, logits.pow(2).mean() * 1e-3
+
+
+class PreActivation(nn.Module):
+    """Blocks with batch norm in front, on a stream whose mean is large."""
+
+    def __init__(self, bias: float, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        nn.init.constant_(self.stem.bias, bias)  # type: ignore[arg-type]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, convolution in zip(self.norms, self.convolutions, strict=False):
+            x = x + convolution(F.relu(norm(x)))
+        logits: Tensor = self.head(F.relu(self.norms[-1](x)).mean((2, 3)))
+        return logits
+
+
+class Segmenter(nn.Module):
+    """A class for each pixel: the digit where there is ink, none elsewhere."""
+
+    def __init__(self, width: int = 16, factor: float = 1.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (1, width, width, width):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.body, self.head, self.factor = nn.Sequential(*layers), nn.Conv2d(width, 11, 1), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x))
+        return logits * self.factor
+
+
+def pixels(x: Tensor, y: Tensor) -> Tensor:
+    """The label of each pixel."""
+    return torch.where(x[:, 0] > 0.3, y[:, None, None], 10)
+
+
+def cases(data: Digits, epochs: int) -> Iterator[Case]:
+    """All of them; networks are trained on the way."""
+    torch.manual_seed(0)
+    net = DigitsNet(width=16)
+    train(net, data.train_images, data.train_labels, epochs=epochs, show_progress=False)
+    one = DigitsNet(width=16)
+    one.head = nn.Linear(64, 1)
+    _fit(one, data, epochs, lambda m, x, y: F.binary_cross_entropy_with_logits(m(x)[:, 0], (y > 4).float()))
+    sigmoid = Ends(one, 1.0, nn.Sigmoid())
+    yield Case(
+        "ends in a sigmoid, binary",
+        sigmoid,
+        0.15,
+        lambda m, x, y: F.binary_cross_entropy(m(x)[:, 0].float(), (y > 4).float()),
+        lambda m, x, y: (m(x)[:, 0] > 0.5) == (y > 4),
+    )
+    by_logits: Call = lambda m, x, y: m(x)["logits"].argmax(1) == y  # noqa: E731
+    for factor in (2, 3):
+        yield Case(
+            f"returns its own loss, logits x {factor}",
+            OwnLoss(net, factor),
+            0.1,
+            lambda m, x, y: m(x, labels=y)["loss"],
+            by_logits,
+        )
+    yield Case(
+        "labels as second input, loss on the logits, logits x 2",
+        OwnLoss(net, 2),
+        0.1,
+        lambda m, x, y: F.cross_entropy(m(x, labels=y)["logits"], y),
+        by_logits,
+    )
+    text = torch.eye(10) * 4 - 0.4
+    yield Case(
+        "image and text, in the manner of CLIP",
+        Pair(net),
+        0.1,
+        lambda m, x, y: F.cross_entropy(m(x, text), y),
+        lambda m, x, y: m(x, text).argmax(1) == y,
+    )
+    classes: Call = lambda m, x, y: m(x).argmax(1) == y  # noqa: E731
+    yield Case(
+        "ends in a softmax, loss on probabilities",
+        Ends(net, 1.0, nn.Softmax(1)),
+        0.15,
+        lambda m, x, y: F.nll_loss(m(x).clamp_min(1e-12).log(), y),
+        classes,
+    )
+    yield Case(
+        "ends in a log-softmax", Ends(net, 2.0, nn.LogSoftmax(1)), 0.1, lambda m, x, y: F.nll_loss(m(x), y), classes
+    )
+    yield Case(
+        "ten sigmoids, logits x 4",
+        Ends(net, 4.0, nn.Sigmoid()),
+        0.1,
+        lambda m, x, y: F.binary_cross_entropy(m(x).float(), F.one_hot(y, 10).float()),
+        classes,
+    )
+    yield Case(
+        "logits at a temperature and an auxiliary number",
+        Auxiliary(net),
+        0.1,
+        lambda m, x, y: F.cross_entropy(m(x)[0], y) + m(x)[1],
+        lambda m, x, y: m(x)[0].argmax(1) == y,
+    )
+    cross: Call = lambda m, x, y: F.cross_entropy(m(x), y)  # noqa: E731
+    for bias in (50.0, 10.0):
+        torch.manual_seed(0)
+        stream = PreActivation(bias)
+        _fit(stream, data, epochs, cross)
+        yield Case(f"batch norm behind a stream with mean {bias:.0f}", stream, 0.1, cross, classes)
+    torch.manual_seed(0)
+    segmenter = Segmenter()
+    _fit(segmenter, data, epochs, lambda m, x, y: F.cross_entropy(m(x), pixels(x, y)))
+    labels = pixels(data.test_images, data.test_labels)
+    sharp = copy.deepcopy(segmenter)
+    sharp.factor = 10.0
+    yield Case(
+        "segmentation, logits x 10",
+        sharp,
+        0.1,
+        lambda m, x, y: F.cross_entropy(m(x), labels),
+        lambda m, x, y: (m(x).argmax(1) == labels).float().mean((1, 2)),
+    )
+
+
+def _fit(model: nn.Module, data: Digits, epochs: int, loss: Call) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(0)
+    model.train()
+    for _ in range(epochs):
+        for index in torch.randperm(len(data.train_images), generator=generator).split(64):
+            optimizer.zero_grad()
+            loss(model, data.train_images[index], data.train_labels[index]).backward()
+            optimizer.step()
+    model.eval()
+
+
+def attack(case: Case, model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """Plain PGD in Linf, as everybody writes it, from a random start."""
+    found = (x + case.eps * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1)).clamp(0, 1)
+    for _ in range(steps):
+        leaf = found.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(case.loss(model, leaf, y), leaf)
+        found = found + 2.5 * case.eps / steps * gradient.sign()
+        found = torch.minimum(torch.maximum(found, x - case.eps), x + case.eps).clamp(0, 1)
+    return found.detach()
+
+
+def measure(case: Case, data: Digits, steps: int, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
+    """Robust accuracy by the plain model of attacks through it and through fast models."""
+    case.model.eval()
+    x, y = data.test_images, data.test_labels
+
+    def robust(model: nn.Module) -> float:
+        found = attack(case, model, x, y, steps)
+        with torch.no_grad():
+            return case.right(case.model, found, y).float().mean().item()
+
+    row: dict[str, Any] = {"case": case.name, "eps": case.eps, "plain": robust(case.model)}
+    for dtype in dtypes:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FastAttackWarning)
+            fast = FastAttackModel(case.model, dtype=dtype)
+            share = robust(fast)
+        told = [str(w.message) for w in caught if isinstance(w.message, FastAttackWarning)]
+        ran_in = sorted({str(kind.dtype).removeprefix("torch.") for kind in fast._networks.kinds.values()})
+        row[str(dtype).removeprefix("torch.")] = {"robust": share, "ran in": ran_in, "warnings": told}
+    return row
+
+
+def table_of(rows: list[dict[str, Any]], halves: list[str]) -> Table:
+    """Robust accuracies, with what each ran in if that was not what was asked for."""
+    body = [[row["case"], f"{row['plain']:.1%}", *(_cell(row[half], half) for half in halves)] for row in rows]
+    note = "If a warning said that half precision is not good enough, the cell names what the model ran in."
+    return Table("Robust accuracy by the plain model", ["model", "plain", *halves], body, note)
+
+
+def _cell(found: dict[str, Any], half: str) -> str:
+    other = ", ".join(dtype for dtype in found["ran in"] if dtype != half)
+    return f"{found['robust']:.1%}" + (f", in {other}" if other else "")
+
+
+def main(
+    images: Annotated[int, typer.Option(help="Test images.")] = 400,
+    steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Epochs of each network.")] = 20,
+    only: Annotated[str, typer.Option(help="A part of the names of the cases to run.")] = "",
+    float16: Annotated[bool, typer.Option(help="Whether to run float16 too, which is slow on a processor.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and Markdown.")] = OUT,
+) -> None:
+    """Attack every kind of model in half precision and plainly."""
+    dtypes = (torch.bfloat16, torch.float16) if float16 else (torch.bfloat16,)
+    data, rows = grey_digits(test_size=images), []
+    for case in cases(data, epochs):
+        if only in case.name:
+            rows.append(measure(case, data, steps, dtypes))
+            console.print(rows[-1])
+    halves = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    settings = {"images": images, "steps": steps, "epochs": epochs}
+    title, command = "Models as people write them", "python -m benchmarks.precision.truth"
+    report = Report("truth", title, command, settings, torch.device("cpu"), out, console)
+    report.add("truth", Part([table_of(rows, halves)], {"rows": rows}))
+    report.finish()
+
+
+if __name__ == "__main__":
+    typer.run(main)

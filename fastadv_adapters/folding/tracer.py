@@ -1,0 +1,84 @@
+"""A tracer that goes on if a module's forward does not trace."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from ..modules import has_hooks
+
+
+class _Sized(fx.Proxy):
+    """A proxy with a length, which models ask for in ``view(len(x), -1)``; the trace is only read, never run."""
+
+    def __len__(self) -> int:
+        return 2
+
+
+class Tracer(fx.Tracer):
+    """A tracer that goes on where a module's forward does not trace, with that module as a leaf.
+
+    So are modules with hooks: a hook is the user's, and is not to be handed what stands for a value. What other
+    threads do meanwhile goes on as ever.
+
+    Attributes:
+        failed: name of each module that does not trace -> why.
+        hooked: names of the modules with hooks, to be traced by themselves.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: Callable[[nn.Module], bool] | None = None) -> None:
+        super().__init__()
+        self._leaves = leaves or is_leaf
+        self.failed: dict[str, str] = {}
+        self.hooked: dict[str, None] = {}
+        self._thread = threading.get_ident()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a value while tracing."""
+        return _Sized(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the call of this module stays one node."""
+        return self._leaves(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace into a module; if that fails, forget the attempt and record one opaque call."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        name = self.path_of_module(m)
+        if not self._leaves(m) and has_hooks(m):
+            self.hooked[name] = None
+        elif not self._leaves(m):
+            last = next(iter(reversed(self.graph.nodes)), None)  # a list in PyTorch 2.11 and older
+            try:
+                return forward(*args, **kwargs)
+            except Exception as error:
+                self.failed[name] = f"{type(error).__name__}: {error}".split("\n")[0]
+                self._forget_after(last)
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What stands for an attribute of a module."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _forget_after(self, last: fx.Node | None) -> None:
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                return
+            self.graph.erase_node(node)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is looked at from outside only: PyTorch's own, and all that derives from layers that fold."""
+    if isinstance(module, (_BatchNorm, _ConvNd, nn.Linear)):
+        return True
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

@@ -1,0 +1,179 @@
+"""The audit: half precision is judged by the gradients that an attack really asks for.
+
+A few samples of a backward pass, the ones with the smallest gradients, are computed in full precision as well, from the
+same gradient at the outputs. What counts in the end is how far a step along either gradient takes the loss; the
+direction tells that in most cases, and a step is tried where it does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..boundary import Run, State, scale, shift_for
+
+SAMPLES = 8
+NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
+GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
+MOVED = 1e-6  # relative: by so much inputs are moved to see which gradients are rounding
+STEP = 0.01  # of the range of the inputs, by which a step is tried
+
+Gradients = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an audit found.
+
+    Attributes:
+        samples: how many were looked at.
+        zero: how many have a gradient in full precision alone.
+        cosine: the median of the cosine between fast and exact gradients; NaN if there was nothing to compare.
+        gain: what a step along the fast gradients gains of what one along the exact ones does; NaN if none was tried.
+    """
+
+    samples: int
+    zero: int
+    cosine: float
+    gain: float = float("nan")
+
+    @property
+    def good(self) -> bool:
+        """Whether attacks are as strong by these gradients as by exact ones."""
+        if self.zero:
+            return False
+        return not self.cosine < NEAR or self.gain >= GAINS
+
+    def __str__(self) -> str:
+        parts = [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
+        if self.cosine == self.cosine:
+            parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}")
+        if self.gain == self.gain:
+            parts.append(f"a step along them gains {self.gain:.0%} of what it should")
+        return ", ".join(parts)
+
+
+@dataclass
+class Problem:
+    """A few samples of one backward pass.
+
+    Attributes:
+        run: runs the model in full precision on tensors like these.
+        tensors: the inputs.
+        needs: which of them want a gradient.
+        grads: what came in at the outputs.
+    """
+
+    run: Run
+    tensors: list[Tensor]
+    needs: Sequence[bool]
+    grads: Gradients
+
+    def exact(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients at the inputs in full precision."""
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
+            outputs = self.run(leaves).tensors
+        pairs = [(o, g) for o, g in zip(outputs, self.grads, strict=True) if g is not None and o.requires_grad]
+        wanted = [leaf for leaf, need in zip(leaves, self.needs, strict=True) if need]
+        # Gradients of confident samples come in at 1e-38 and below, which full precision does not bear either.
+        shift = shift_for("per-sample", State(wanted[0].device), [g for _, g in pairs], wanted)
+        scaled = [scale(g, shift, "per-sample").to(o.dtype) for o, g in pairs]
+        return list(torch.autograd.grad([o for o, _ in pairs], wanted, scaled, materialize_grads=True))
+
+    def loss(self, tensors: Sequence[Tensor]) -> Tensor:
+        """For each sample, how far the outputs have gone along the gradient that came in; () if there are no rows."""
+        with torch.no_grad():
+            outputs = self.run(tensors).tensors
+        terms = [(g.double() * o.double()) for o, g in zip(outputs, self.grads, strict=True) if g is not None]
+        samples = len(self.wanted(self.tensors)[0])
+        if all(t.ndim and len(t) == samples for t in terms):
+            return torch.stack([t.reshape(samples, -1).sum(1) for t in terms]).sum(0)
+        return torch.stack([t.sum() for t in terms]).sum()
+
+    def wanted(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the inputs that want a gradient."""
+        return [t for t, need in zip(tensors, self.needs, strict=True) if need]
+
+
+def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
+    """Compare gradients with exact ones of the same samples.
+
+    Args:
+        problem: the samples.
+        found: the gradients of the fast network, one for each input that wants one.
+    """
+    fast = flat(found)
+    exact = flat(problem.exact(problem.tensors)).view_as(fast)
+    here = exact.abs().amax(1) > 0
+    zero = here & (fast.abs().amax(1) == 0)
+    cosines = _cosines(fast, exact)[here & ~zero]
+    finding = Finding(len(fast), int(zero.sum()), _median(cosines))
+    if finding.good:
+        return finding
+    return _look_closer(problem, fast, exact)
+
+
+def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
+    """Leave out what is rounding or chance, and try a step."""
+    moved = flat(problem.exact([_moved(t) if need else t for t, need in _pairs(problem)])).view_as(exact)
+    certain = _cosines(moved, exact) > NEAR
+    zero = certain & (fast.abs().amax(1) == 0)
+    rest = certain & ~zero
+    if not bool(certain.any()):
+        return Finding(len(fast), 0, float("nan"))
+    gain = _gain(problem, fast, exact, rest) if bool(rest.any()) else float("nan")
+    return Finding(len(fast), int(zero.sum()), _median(_cosines(fast, exact)[rest]), gain)
+
+
+def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> float:
+    """What a small step along the signs of one gradient gains, as a share of what it gains along the other."""
+    before = problem.loss(problem.tensors)
+    gains = [problem.loss(_stepped(problem, direction)) - before for direction in (fast, exact)]
+    if gains[0].ndim == 0:
+        return float(gains[0] / gains[1])
+    ours, theirs = (g[rest & (gains[1] > 0)] for g in gains)
+    return float((ours / theirs).median()) if len(ours) else float("nan")
+
+
+def _stepped(problem: Problem, direction: Tensor) -> list[Tensor]:
+    signs, start, stepped = direction.sign(), 0, []
+    for tensor, need in _pairs(problem):
+        if need:
+            entries = tensor.numel() // len(signs)
+            move = signs[:, start : start + entries].reshape(tensor.shape).to(tensor.dtype)
+            tensor, start = tensor + STEP * (tensor.amax() - tensor.amin()) * move, start + entries
+        stepped.append(tensor)
+    return stepped
+
+
+def _pairs(problem: Problem) -> list[tuple[Tensor, bool]]:
+    return list(zip(problem.tensors, problem.needs, strict=True))
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    signs = torch.arange(tensor.numel(), device=tensor.device).cos().view(tensor.shape)
+    return tensor * (1 + MOVED * signs).to(tensor.dtype)
+
+
+def flat(gradients: Sequence[Tensor]) -> Tensor:
+    """All gradients of each sample in one row, float64."""
+    return torch.cat([g.detach().double().reshape(len(g), -1) for g in gradients], 1)
+
+
+def smallest(gradients: Sequence[Tensor], left_out: Tensor | None = None) -> Tensor:
+    """The indices of the samples with the smallest gradients, which are the ones that half precision loses first."""
+    peaks = torch.stack([g.detach().reshape(len(g), -1).abs().amax(1) for g in gradients]).amax(0)
+    order = peaks.argsort()
+    order = order if left_out is None else order[~left_out[order]]
+    return order[:SAMPLES].sort().values
+
+
+def _cosines(first: Tensor, second: Tensor) -> Tensor:
+    first, second = (r / r.abs().amax(1, keepdim=True).clamp(min=1e-300) for r in (first, second))
+    return torch.cosine_similarity(first, second, dim=1)
+
+
+def _median(values: Tensor) -> float:
+    return float(values.median()) if len(values) else float("nan")

@@ -1,0 +1,117 @@
+"""When an audit is made of a backward pass, and what follows from it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..boundary import Crossing, Engine, Packed, Pulled
+from ..modules import is_out_of_memory, random_state_kept
+from .audit import SAMPLES, Finding, Gradients, Problem, look, smallest
+from .fast import Fast
+from .kinds import Kind
+from .trial import batched
+
+
+@dataclass
+class Auditor:
+    """Looks at the backward passes of one call, if an audit of its kind is due.
+
+    Attributes:
+        kind: of the call; told what it is to run in from now on.
+        arguments: of the call.
+        crossing: of its passes.
+        twin: runs the model in full precision.
+        updates: how many updates the model has seen.
+        others: the fast networks in the dtypes that may be tried instead, best first; the last is in full precision.
+        tell: is told what was found to be too little, and what the kind of call runs in from now on.
+    """
+
+    kind: Kind
+    arguments: Packed
+    crossing: Crossing
+    twin: Engine
+    updates: int
+    others: Callable[[], Iterator[Fast]]
+    tell: Callable[[Finding, torch.dtype], None]
+
+    def __call__(self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled) -> Pulled:
+        """The gradients of the pass: as they came, or better ones."""
+        first = self.kind.passes is None
+        if not self.kind.is_due(self.updates) or not all(g.numel() for g in pulled.gradients):
+            return pulled
+        with random_state_kept(tensors[0].device):
+            # An overflow in the first pass is cured by the scale of the next one.
+            judged = self._judge(tensors, needs, grads, pulled.gradients, pulled.broken if first else None)
+            if judged is None or judged[1].good:
+                return pulled
+            index, finding = judged
+            for other in self.others():
+                problem = self._problem(tensors, needs, grads, index)
+                crossing = self._crossing(other)
+                # Eager, for a recording of these few samples would serve nothing else.
+                found = other.eager().bind(self.arguments).record(problem.tensors, needs, crossing)
+                gradients = found.pull(problem.grads, keep=False)
+                if not other.precision.half or (gradients and look(problem, gradients.gradients).good):
+                    break
+            self.kind.dtype = other.precision.dtype
+            better = other.engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
+        self.tell(finding, self.kind.dtype)  # last, since a warning may be an error
+        return better or pulled
+
+    def _crossing(self, other: Fast) -> Crossing:
+        return replace(self.crossing, can_overflow=other.precision.dtype == torch.float16)
+
+    def _judge(
+        self,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        grads: Gradients,
+        found: Sequence[Tensor],
+        broken: Tensor | None,
+    ) -> tuple[Tensor | None, Finding] | None:
+        """Look at a few samples, and at all of them if a few may not be enough; None if the model cannot be asked."""
+        apart = len({len(g) for g in found}) == 1 and all(g.ndim > 1 for g in found)
+        known = broken is not None and apart and broken.shape == found[0].shape[:1]
+        left_out = broken if broken is not None and known else None
+        if apart and (len(found[0]) > SAMPLES or (left_out is not None and bool(left_out.any()))):
+            index = smallest(found, left_out)
+            if not len(index):
+                return None
+            few = self._look(tensors, needs, grads, [g.index_select(0, index) for g in found], index)
+            rows = self.crossing.rows.apart([g is not None for g in grads], cut=False)
+            if few is not None and (few.good or rows):
+                return index, few
+        whole = self._look(tensors, needs, grads, found if apart else [g.reshape(1, -1) for g in found], None)
+        return None if whole is None else (None, whole)
+
+    def _look(
+        self,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        grads: Gradients,
+        found: Sequence[Tensor],
+        index: Tensor | None,
+    ) -> Finding | None:
+        try:
+            return look(self._problem(tensors, needs, grads, index), found)
+        except Exception as error:  # the model takes batches of one size only
+            if is_out_of_memory(error):
+                raise
+            return None
+
+    def _problem(
+        self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, index: Tensor | None
+    ) -> Problem:
+        run = self.twin.bind(self.arguments)
+        if index is None:
+            return Problem(run, [t.detach().clone() for t in tensors], needs, grads)
+        own = batched(tensors, needs)
+        samples = len(next(t for t, need in zip(tensors, needs, strict=True) if need))
+        return Problem(
+            run,
+            [t.detach().index_select(0, index) if row else t.detach() for t, row in zip(tensors, own, strict=True)],
+            needs,
+            [g.index_select(0, index) if g is not None and g.shape[:1] == (samples,) else g for g in grads],
+        )

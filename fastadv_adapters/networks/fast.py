@@ -1,0 +1,62 @@
+"""One fast network in one precision, with what runs it."""
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from ..engines import EagerEngine, make_engine
+from ..folding import Trace, build_fast
+from ..modules import EngineName, Precision
+
+
+class Fast:
+    """A fast network and its engine.
+
+    Args:
+        source: what is copied and followed.
+        trace: what folds.
+        precision: of the network.
+        engine: the engine asked for.
+        give_up: told why, once, if that engine cannot run this network.
+
+    Attributes:
+        folded: the network.
+        precision: how it computes.
+        engine: what runs it.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        trace: Trace | None,
+        precision: Precision,
+        engine: EngineName,
+        give_up: Callable[[str], None],
+    ) -> None:
+        self.precision = precision
+        self._name, self._give_up = engine, give_up
+        self._ends: set[str] = set()
+        self.folded = build_fast(source, trace, precision, lays_out_ahead=engine != "compile")
+        self._run_anew()
+
+    def _run_anew(self) -> None:
+        network, around = self.folded.network, self.folded.balanced
+        self.engine = make_engine(self._name, network, self.precision, around=around, give_up=self._give_up)
+
+    def eager(self) -> EagerEngine:
+        """Runs the network's own code, once."""
+        return EagerEngine(self.folded.network, self.precision, convert=True, around=self.folded.balanced)
+
+    def follow(self) -> None:
+        """Bring the network up to date, in place."""
+        for refresh in self.folded.refreshes:
+            refresh()
+        self.engine.follow()
+
+    def end_at(self, layers: Iterable[str]) -> None:
+        """Let half precision end at these layers in the calls that ask for it."""
+        new = set(layers) - self._ends
+        if new and self.precision.half:
+            self._ends |= new
+            self.folded.end_at(sorted(new))
+            self._run_anew()  # what was compiled or recorded knows other classes, and other tensors

@@ -1,0 +1,56 @@
+"""What is known of each kind of call: a verdict belongs to the kind that it was made for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..boundary import Packed, Rows
+
+PASSES = 256
+"""An audit is due after so many backward passes of a kind; or, if the weights have changed, after a quarter of them."""
+
+
+@dataclass
+class Kind:
+    """One kind of call.
+
+    Attributes:
+        dtype: what it runs in.
+        rows: where half precision ends in it, and what has a row per sample.
+        coupled: whether samples see each other in it.
+        settled: whether that was found with two samples or more.
+        passes: backward passes since the last audit; None before the first.
+        updates: how many updates the model had seen at the last audit.
+    """
+
+    dtype: torch.dtype
+    rows: Rows = field(default_factory=Rows)
+    coupled: bool = False
+    settled: bool = False
+    passes: int | None = None
+    updates: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether each sample has a scale of its own."""
+        ends, outputs = self.rows.ends, self.rows.at_outputs
+        return self.rows.at_ends if ends is not None and ends.cut else all(outputs or ())
+
+    def is_due(self, updates: int) -> bool:
+        """Whether the next backward pass is to be audited; counts it."""
+        if self.passes is not None:
+            self.passes += 1
+            if self.passes < (PASSES if updates == self.updates else PASSES // 4):
+                return False
+        self.passes, self.updates = 0, updates
+        return True
+
+
+def key_of(arguments: Packed, needs: Sequence[bool]) -> Any:
+    """Equal for calls of one kind: the same structure, with gradients wanted at the same places.
+
+    A call that wants no gradient at all is taken for one that wants all that it could.
+    """
+    return arguments.kind, tuple(needs if any(needs) else [t.is_floating_point() for t in arguments.tensors])

@@ -1,0 +1,20 @@
+"""What is said of a network that could not be made, or run, as it was asked for."""
+
+NOT_CHANNELS_LAST = (
+    "the model runs in the contiguous layout, since channels-last it raised {} (flatten(1) or reshape() in place of "
+    "view() would let it run faster)"
+)
+NOT_HALF = "the model runs in float32, since in {} it raised {}"
+NOT_FOLDED = "batch norm is folded into {1} layers only, since {0}"
+DIFFERS = (
+    "the fast network differs from the wrapped model even where nothing is folded: {} (is the model random in a way "
+    'that no seed of PyTorch, Python or NumPy controls?); view(full_precision=True) and decisions="exact" are right'
+)
+AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
+WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
+EAGER = "the engine is eager, since {}"
+UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
+COUPLED = (
+    "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
+    "over the batch): one loss scale serves the whole call instead of one per sample"
+)

@@ -1,0 +1,243 @@
+"""Throw-away copies of a model, run on a few samples of one call."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..boundary import (
+    FLOOR,
+    START,
+    STEP,
+    Cuts,
+    Ends,
+    Packed,
+    Rows,
+    ends_of,
+    find_ends,
+    is_full_above,
+    mark_ends,
+    matrix_calls,
+)
+from ..engines import EagerEngine
+from ..folding import Folded, Trace, build_fast
+from ..modules import (
+    HALF,
+    Precision,
+    clone,
+    copy_module,
+    in_one_block,
+    is_out_of_memory,
+    random_state_kept,
+)
+from .nearness import Outcome, lost
+
+_SAMPLES = 4
+_HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
+_LAST_DIGITS = 4  # by so many units in the last place weights are moved, to see what rounding alone does
+
+
+class Trial:
+    """Runs of throw-away copies on a few samples of one call."""
+
+    def __init__(
+        self, source: nn.Module, arguments: Packed, tensors: list[Tensor], needs: Sequence[bool], full: Precision
+    ) -> None:
+        self.source, self.arguments, self.full = source, arguments, full
+        self.tensors = [t.detach() for t in tensors]
+        self.needs = needs if any(needs) else [t.is_floating_point() for t in tensors]
+        self.batched = batched(tensors, self.needs)
+        self.in_half = any(p.dtype in HALF for p in source.parameters())
+
+    def plain(self, *, draws: int = 0) -> Outcome:
+        """The wrapped model's outcome in at least float32, after ``draws`` random numbers."""
+        return self._outcome(self._plain_engine(), draws)
+
+    def moved(self) -> Outcome:
+        """The wrapped model's outcome with every weight moved in its last digits: what differs then is rounding."""
+        engine = self._plain_engine()
+        for tensor in (*engine.network.parameters(), *engine.network.buffers()):
+            if tensor.is_floating_point():
+                signs = torch.arange(tensor.numel(), device=tensor.device).cos().view(tensor.shape).to(tensor.dtype)
+                tensor.mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
+        return self._outcome(engine)
+
+    def fast(self, plan: Trace | None, precision: Precision) -> Outcome:
+        """The fast network's outcome."""
+        return self._outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
+
+    def half(self, plan: Trace | None, precision: Precision) -> "Half | str":
+        """The fast network in half precision, where that ends, and a run of it; or what was raised."""
+        try:
+            folded = build_fast(self.source, plan, precision)
+            engine = EagerEngine(folded.network, precision, convert=True)
+            with self._gradients(0) as leaves:
+                ends = self._find_ends(engine, folded, leaves)
+                outputs, cuts = self._run(engine, leaves, ends)
+                places = cuts.below or [o for o in outputs if o.requires_grad]
+                half = Half(ends, places, [leaf for leaf in leaves if leaf.requires_grad])
+                half.gradients(START)
+                return half
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+
+    def _find_ends(self, engine: EagerEngine, folded: Folded, leaves: list[Tensor]) -> Ends | None:
+        """Where half precision ends in this call, if nothing behind that is in half precision."""
+        with matrix_calls(engine.network) as calls:
+            outputs, _ = self._run(engine, leaves, None)
+            found = find_ends([o for o in outputs if o.requires_grad], calls)
+        if found is None:
+            return None
+        folded.end_at(found.layers)
+        if not found.cut:
+            return found
+        for alone in (True, False):
+            ends = replace(found, alone=alone)
+            try:
+                with random_state_kept(self.full.device):
+                    outputs, cuts = self._run(engine, leaves, ends)
+                wanted = [o for o in outputs if o.requires_grad]
+                if wanted and len(cuts.below) == len(cuts.above) and is_full_above(wanted):
+                    torch.autograd.grad(
+                        wanted, cuts.above or leaves, [weights_for(o) for o in wanted], allow_unused=True
+                    )
+                    return ends
+            except Exception as error:  # the model looks at its own graph, or mixes dtypes
+                if is_out_of_memory(error):
+                    raise
+        return None
+
+    def _run(self, engine: EagerEngine, leaves: list[Tensor], ends: Ends | None) -> tuple[list[Tensor], Cuts]:
+        with ends_of(ends, self.full.device.type, cut=True) as cuts:
+            return engine.bind(self.arguments)(leaves).tensors, cuts
+
+    def rows(self, ends: Ends | None) -> tuple[Rows, bool]:
+        """Which places have a row per sample: the outputs, and the ends; and whether samples reach each other there."""
+        at_outputs, coupled = self._apart(None)
+        rows = Rows(ends, at_outputs=at_outputs)
+        if ends is not None and ends.cut:
+            at_ends, coupled = self._apart(ends)
+            rows = replace(rows, at_ends=all(at_ends))
+        return rows, coupled
+
+    def _apart(self, ends: Ends | None) -> tuple[tuple[bool, ...], bool]:
+        lengths: list[list[int]] = []
+        for less in (0, 1):
+            with self._gradients(0) as leaves:
+                shorter = [t[: len(t) - less] if own else t for t, own in zip(leaves, self.batched, strict=True)]
+                try:
+                    lengths.append([len(p) if p.ndim else -1 for p in self._places(shorter, ends)])
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    # It takes batches of this size alone.
+                    lengths.append([length - 1 for length in lengths[0]] if lengths else [])
+        samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
+        have = [n == samples and (samples < 2 or fewer == n - 1) for n, fewer in zip(*lengths, strict=False)]
+        coupled = any(have) and self._coupled(ends, have)
+        return tuple(row and not coupled for row in have), coupled
+
+    def _coupled(self, ends: Ends | None, have: list[bool]) -> bool:
+        """Whether the places of the first or of the last sample have a gradient at another sample.
+
+        (In a sequence with time in front, each step reaches back only, or forth only.)
+        """
+        with self._gradients(0) as leaves:
+            found = self._places(leaves, ends)
+            places = [p for p, row in zip(found, have, strict=True) if row and p.requires_grad]
+            wanted = [leaf for leaf, own in zip(leaves, self.batched, strict=True) if own and leaf.requires_grad]
+            if not places or not wanted:
+                return False
+            for own, others in ((0, slice(1, None)), (-1, slice(None, -1))):
+                row = [(weights_for(p)[own] * p[own]).sum() for p in places]
+                grads = torch.autograd.grad(row, wanted, retain_graph=True, materialize_grads=True)
+                if any(bool(g[others].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads):
+                    return True
+        return False
+
+    def _places(self, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
+        """In full precision, what the last layers give; the outputs if nothing follows these."""
+        engine = self._plain_engine()
+        if ends is None or not ends.cut:
+            return engine.bind(self.arguments)(leaves).tensors
+        mark_ends(engine.network, ends.layers)
+        return self._run(engine, leaves, ends)[1].below
+
+    def _plain_engine(self) -> EagerEngine:
+        copied = in_one_block(copy_module(self.source, clone))
+        return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
+
+    def _outcome(self, engine: EagerEngine, draws: int = 0) -> Outcome:
+        """Outputs, and input gradients under fixed weights of the outputs; or the text of what was raised."""
+        try:
+            with self._gradients(draws) as leaves:
+                outputs = [o for o in engine.bind(self.arguments)(leaves).tensors if o.requires_grad]
+                wanted = [leaf for leaf in leaves if leaf.requires_grad]
+                weights = [weights_for(o) for o in outputs]
+                grads = torch.autograd.grad(outputs, wanted, weights, materialize_grads=True)
+        except Exception as error:
+            if is_out_of_memory(error):  # says nothing of the model
+                raise
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+        return [o.detach() for o in outputs], list(grads)
+
+    @contextmanager
+    def _gradients(self, draws: int) -> Iterator[list[Tensor]]:
+        """Fresh leaves, with gradients enabled and the random state restored afterwards."""
+        device = self.tensors[0].device
+        tensors = [t.float() if self.in_half and t.dtype in HALF else t.clone() for t in self.tensors]
+        with random_state_kept(device), torch.enable_grad():
+            torch.rand(draws, device=device)
+            yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
+
+
+@dataclass
+class Half:
+    """A run of the fast network in half precision.
+
+    Attributes:
+        ends: where half precision ends; None if it reaches the outputs.
+        places: the tensors there, with their graph.
+        leaves: the inputs.
+    """
+
+    ends: Ends | None
+    places: list[Tensor]
+    leaves: list[Tensor]
+
+    def gradients(self, exponent: int) -> Sequence[Tensor]:
+        """The gradients at the inputs from ones at the places with headroom above this power of two."""
+        largest = _HEADROOM * 2.0 ** (exponent + 1)
+        weights = [(weights_for(p).float() * largest).to(p.dtype) for p in self.places]
+        return torch.autograd.grad(self.places, self.leaves, weights, retain_graph=True, materialize_grads=True)
+
+    def largest(self, full: Sequence[Tensor], highest: int) -> int:
+        """The largest exponent at which no gradient overflows that is finite in full precision."""
+        for exponent in range(highest, FLOOR - 1, -STEP):
+            if not any(lost(g, f) for g, f in zip(self.gradients(exponent), full, strict=True)):
+                return exponent
+        return START  # no scale cures it
+
+
+def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
+    """Which tensors have a row per sample: those as long as the first that wants a gradient."""
+    length = next((t.shape[:1] for t, need in zip(tensors, needs, strict=True) if need), tensors[0].shape[:1])
+    return [t.ndim > 0 and t.shape[:1] == length for t in tensors]
+
+
+def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    """At most four samples; what has no row per sample is left whole."""
+    return [
+        t.detach()[:_SAMPLES] if own else t.detach() for t, own in zip(tensors, batched(tensors, needs), strict=True)
+    ]
+
+
+def weights_for(output: Tensor) -> Tensor:
+    """Fixed weights that no symmetry of a softmax cancels, the same for every sample."""
+    row = output[0] if output.ndim else output
+    ramp = torch.arange(row.numel(), device=output.device, dtype=torch.float32)
+    return torch.cos(1.0 + 1.7 * ramp).view(row.shape).expand_as(output).to(output.dtype)

@@ -1,0 +1,150 @@
+"""The audit: what it catches, what it leaves alone, how often it is made, and what it costs."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.networks import audit, auditing
+from fastadv_adapters.networks.kinds import PASSES
+from tests.networks.test_rounding import Constant
+from tests.support.tools import batch, cosine, input_gradient, small_net
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+class Cancels(nn.Module):
+    """Adds a large number and takes it away again, in code of its own, which no fold can mend."""
+
+    def __init__(self, number: float = 3e3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.number = nn.Linear(48, 32), nn.Linear(32, 10), number
+
+    def forward(self, x: Tensor, *, safe: bool = False) -> Tensor:
+        hidden = self.first(x.flatten(1))
+        hidden = hidden if safe else (hidden + self.number) - self.number
+        logits: Tensor = self.last(F.gelu(hidden * 3))
+        return logits
+
+
+def images(samples: int = 16) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(samples, 3, 4, 4, generator=generator), torch.arange(samples) % 10
+
+
+@pytest.mark.parametrize("samples", [3, 16])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_what_half_precision_cannot_do_runs_in_float32_from_the_first_pass_on(dtype: torch.dtype, samples: int) -> None:
+    model, (x, y) = Cancels().eval(), images(samples)
+    fast, truth = FastAttackModel(model, dtype=dtype), input_gradient(model, x, y)
+    with pytest.warns(
+        FastAttackWarning, match=r"not good enough.*in torch\.float32 from now on.*#audit-failed"
+    ) as caught:
+        first = input_gradient(fast, x, y)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = input_gradient(fast, x, y)
+    assert (cosine(first, truth) > 0.95).all()  # the loss has seen the logits in half precision
+    assert (cosine(second, truth) > 0.9999).all()
+    assert "not good enough" in fast.summary()
+    with torch.no_grad():  # and it goes on following
+        model.first.weight.mul_(-1)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(model, x, y)) > 0.9999).all()
+
+
+def test_a_verdict_belongs_to_its_kind_of_call() -> None:
+    model, (x, _) = Cancels().eval(), images()
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    for safe in (True, False, True):
+        leaf = x.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if not safe else "error")
+            torch.autograd.grad(fast(leaf, safe=safe).logsumexp(1).sum(), leaf)
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16, torch.float32]
+
+
+class Noisy(nn.Module):
+    """Draws, as randomised smoothing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x + 0.5 * torch.randn_like(x))
+        return logits
+
+
+class Coupled(nn.Module):
+    """Centres features over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits - logits.mean(0)
+
+
+@pytest.mark.parametrize("kind", ["noisy", "constant", "usual"])
+def test_what_is_chance_or_rounding_is_not_judged(kind: str) -> None:
+    model = {"noisy": Noisy, "usual": small_net, "constant": lambda: Constant(2, 1.0)}[kind]().eval()  # type: ignore[operator]
+    fast, x = FastAttackModel(model, dtype=torch.bfloat16), torch.rand(12, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FastAttackWarning)
+        for _ in range(3):
+            input_gradient(fast, x, torch.arange(12) % 5)
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
+
+
+@pytest.mark.filterwarnings("ignore:.*one loss scale serves the whole call")
+def test_samples_that_see_each_other_are_judged_together() -> None:
+    fast, (x, y) = FastAttackModel(Coupled().eval(), dtype=torch.bfloat16), batch(12)
+    input_gradient(fast, x, y)
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
+
+
+def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = audit.look
+
+    def counted(problem: Any, found: Any) -> Any:
+        looks.append(len(found[0]))
+        return look(problem, found)
+
+    monkeypatch.setattr(auditing, "look", counted)
+    model, (x, y) = small_net().eval(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+
+    def passes(number: int) -> list[int]:
+        looks.clear()
+        for _ in range(number):
+            input_gradient(fast, x, y)
+        return looks
+
+    assert passes(1) == [8]
+    assert passes(PASSES - 1) == []
+    assert passes(1) == [8]
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    assert passes(PASSES // 4 - 1) == []
+    assert passes(1) == [8]
+
+
+def test_an_audit_leaves_no_trace() -> None:
+    model, (x, y) = small_net().eval(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    torch.manual_seed(3)
+    input_gradient(fast, x, y)
+    drawn = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(4))
+    assert fast.gradient_stats == (1, 12, 0, 0, 0)
+    assert all(p.grad is None for p in model.parameters())
