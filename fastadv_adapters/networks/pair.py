@@ -16,6 +16,7 @@ from ..modules import HALF, EngineName, device_of, is_in_hardware, notify, numbe
 from . import remarks
 from .audit import Finding
 from .auditing import Auditor
+from .building import BuiltLater
 from .fast import Fast
 from .freshness import Change, Freshness
 from .kinds import Kind, key_of
@@ -23,10 +24,8 @@ from .selfcheck import Verdict, check
 from .trial import few
 from .twin import Twin, writes_parameters
 
-_building = threading.RLock()
 
-
-class Networks:
+class Networks(BuiltLater):
     """Twin and fast network of one wrapped model.
 
     Args:
@@ -75,25 +74,7 @@ class Networks:
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = ("_dtype", "_channels_last", "fuse_bn", "_live", "_engine")
-        return _blank, (), (self.source, {name.strip("_"): getattr(self, name) for name in names})
-
-    def __setstate__(self, state: tuple[nn.Module, dict[str, Any]]) -> None:
-        vars(self).update(zip(("source", "_unbuilt"), state, strict=True))
-
-    def __getattr__(self, name: str) -> Any:
-        """Build copied or unpickled networks at the first use: before, their copy of the source may not be whole."""
-        with _building, torch.inference_mode(False):
-            if "_unbuilt" in vars(self):
-                state = dict(vars(self))
-                try:
-                    Networks.__init__(self, self.source, **vars(self).pop("_unbuilt"))
-                except BaseException:
-                    vars(self).clear()
-                    vars(self).update(state)
-                    raise
-            if name in vars(self):
-                return vars(self)[name]
-        return super().__getattribute__(name)
+        return self.blank, (), (self.source, {name.strip("_"): getattr(self, name) for name in names})
 
     def refresh(self, *, unasked: bool = False) -> None:
         """Bring everything up to date with the source; ``unasked`` only if a change is noticed.
@@ -306,11 +287,6 @@ class Networks:
             said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
         return said
-
-
-def _blank() -> Networks:
-    """What becomes deep-copied or unpickled networks around their own copy of the source; views share them."""
-    return Networks.__new__(Networks)
 
 
 def _ignore(reason: str) -> None:
