@@ -71,8 +71,8 @@ def test_targeted_attacks(problem: Problem, name: str) -> None:
 @pytest.mark.parametrize("name", TARGETED)
 @pytest.mark.parametrize("options", USUAL.values(), ids=USUAL.keys())
 def test_targeted_attacks_at_usual_options(name: str, options: Any) -> None:
-    """What minimises gets exact decisions, as its users are told."""
-    problem = Problem(fast=options | {"decisions": "exact"} if name in MINIMISING else options, samples=100)
+    """What minimises gets exact decisions by itself."""
+    problem = Problem(fast=options, samples=100)
     attack, epsilon = TARGETED[name]
     assert_as_strong(
         attack, problem.plain, problem.fast, problem.x, TargetedMisclassification(problem.targets), epsilon
@@ -81,7 +81,10 @@ def test_targeted_attacks_at_usual_options(name: str, options: Any) -> None:
 
 @pytest.mark.parametrize("name", MINIMISING)
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
-def test_decisions_of_gradient_passes_weaken_what_minimises_and_are_no_success(name: str, targeted: bool) -> None:
+def test_decisions_of_gradient_passes_would_weaken_what_minimises_and_are_no_success(
+    name: str, targeted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastadv_adapters.model.called_by_reader", lambda: False)
     problem = Problem(fast={"dtype": torch.bfloat16}, samples=100)
     criterion = TargetedMisclassification(problem.targets) if targeted else Misclassification(problem.y)
     attack, epsilon = TARGETED[name]
