@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..boundary import Run, State, scale, shift_for
+from .nearness import cosines
 
 SAMPLES = 8
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
 GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
 MOVED = 1e-6  # relative: by so much inputs are moved to see which gradients are rounding
+OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
 STEP = 0.01  # of the range of the inputs, by which a step is tried
 
 Gradients = Sequence[Tensor | None]
@@ -108,8 +110,7 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
     exact = flat(problem.exact(problem.tensors)).view_as(fast)
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
-    cosines = _cosines(fast, exact)[here & ~zero]
-    finding = Finding(len(fast), int(zero.sum()), _median(cosines))
+    finding = Finding(len(fast), int(zero.sum()), _median(cosines(fast, exact)[here & ~zero]))
     if finding.good:
         return finding
     return _look_closer(problem, fast, exact)
@@ -118,13 +119,13 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
 def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
     """Leave out what is rounding or chance, and try a step."""
     moved = flat(problem.exact([_moved(t) if need else t for t, need in _pairs(problem)])).view_as(exact)
-    certain = _cosines(moved, exact) > NEAR
+    certain = cosines(moved, exact) > NEAR
     zero = certain & (fast.abs().amax(1) == 0)
     rest = certain & ~zero
     if not bool(certain.any()):
         return Finding(len(fast), 0, float("nan"))
     gain = _gain(problem, fast, exact, rest) if bool(rest.any()) else float("nan")
-    return Finding(len(fast), int(zero.sum()), _median(_cosines(fast, exact)[rest]), gain)
+    return Finding(len(fast), int(zero.sum()), _median(cosines(fast, exact)[rest]), gain)
 
 
 def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> float:
@@ -162,17 +163,24 @@ def flat(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.detach().double().reshape(len(g), -1) for g in gradients], 1)
 
 
+def is_near(found: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:
+    """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one."""
+    for ours, theirs in zip(found, exact, strict=True):
+        if theirs.is_floating_point() and theirs.numel():
+            off, size = (
+                (t.double().reshape(len(t) if t.ndim else 1, -1)).abs().amax(1) for t in (ours - theirs, theirs)
+            )
+            if float((off / size.clamp(min=1e-30)).nan_to_num(0.0).median()) > OLD:
+                return False
+    return True
+
+
 def smallest(gradients: Sequence[Tensor], left_out: Tensor | None = None) -> Tensor:
     """The indices of the samples with the smallest gradients, which are the ones that half precision loses first."""
     peaks = torch.stack([g.detach().reshape(len(g), -1).abs().amax(1) for g in gradients]).amax(0)
     order = peaks.argsort()
     order = order if left_out is None else order[~left_out[order]]
     return order[:SAMPLES].sort().values
-
-
-def _cosines(first: Tensor, second: Tensor) -> Tensor:
-    first, second = (r / r.abs().amax(1, keepdim=True).clamp(min=1e-300) for r in (first, second))
-    return torch.cosine_similarity(first, second, dim=1)
 
 
 def _median(values: Tensor) -> float:

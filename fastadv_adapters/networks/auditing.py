@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, random_state_kept
-from .audit import SAMPLES, Finding, Gradients, Problem, look, smallest
+from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
 from .kinds import Kind
 from .trial import batched
@@ -23,6 +23,9 @@ class Auditor:
         arguments: of the call.
         crossing: of its passes.
         twin: runs the model in full precision.
+        mine: the fast network that the call runs in.
+        anew: makes another one like it, from the weights as they are.
+        update: brings all up to date, and says that the weights had been changed unnoticed.
         updates: how many updates the model has seen.
         others: the fast networks in the dtypes that may be tried instead, best first; the last is in full precision.
         tell: is told what was found to be too little, and what the kind of call runs in from now on.
@@ -32,6 +35,9 @@ class Auditor:
     arguments: Packed
     crossing: Crossing
     twin: Engine
+    mine: Fast
+    anew: Callable[[], Fast]
+    update: Callable[[], None]
     updates: int
     others: Callable[[], Iterator[Fast]]
     tell: Callable[[Finding, torch.dtype], None]
@@ -41,7 +47,13 @@ class Auditor:
         first = self.kind.passes is None
         if not self.kind.is_due(self.updates) or not all(g.numel() for g in pulled.gradients):
             return pulled
-        with random_state_kept(tensors[0].device):
+        with random_state_kept(tensors[0].device), self.crossing.state.kept():
+            if self._are_weights_old(tensors, needs):
+                self.update()
+                pulled = (
+                    self.mine.engine.bind(self.arguments).record(tensors, needs, self.crossing).pull(grads, keep=False)
+                    or pulled
+                )
             # An overflow in the first pass is cured by the scale of the next one.
             judged = self._judge(tensors, needs, grads, pulled.gradients, pulled.broken if first else None)
             if judged is None or judged[1].good:
@@ -59,6 +71,26 @@ class Auditor:
             better = other.engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
         self.tell(finding, self.kind.dtype)  # last, since a warning may be an error
         return better or pulled
+
+    def _are_weights_old(self, tensors: Sequence[Tensor], needs: Sequence[bool]) -> bool:
+        """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
+        few = [
+            t.detach()[:SAMPLES].clone() if row else t.detach().clone()
+            for t, row in zip(tensors, batched(tensors, needs), strict=True)
+        ]
+        try:
+            exact = self._values(self.twin, few)
+            if is_near(self._values(self.mine.eager(), few), exact):
+                return False
+            return is_near(self._values(self.anew().eager(), few), exact)
+        except Exception as error:  # the model takes batches of one size only
+            if is_out_of_memory(error):
+                raise
+            return False
+
+    def _values(self, engine: Engine, tensors: Sequence[Tensor]) -> list[Tensor]:
+        crossing = replace(self.crossing, counts_outputs=False)
+        return engine.bind(self.arguments).values([t.clone() for t in tensors], crossing).tensors
 
     def _crossing(self, other: Fast) -> Crossing:
         return replace(self.crossing, can_overflow=other.precision.dtype == torch.float16)

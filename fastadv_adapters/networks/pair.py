@@ -2,20 +2,18 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ..boundary import Crossing, Engine, Packed, State, outside_of_transforms
+from ..boundary import Engine, Packed, State, outside_of_transforms
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import HALF, EngineName, device_of, is_in_hardware, notify, number_of_samples, refuse_unfit, resolve
+from ..modules import EngineName, device_of, notify, number_of_samples, refuse_unfit, resolve
 from . import remarks
-from .audit import Finding
-from .auditing import Auditor
+from .audited import Audited
 from .building import BuiltLater
 from .fast import Fast
 from .freshness import Change, Freshness
@@ -25,7 +23,7 @@ from .trial import few
 from .twin import Twin, writes_parameters
 
 
-class Networks(BuiltLater):
+class Networks(BuiltLater, Audited):
     """Twin and fast network of one wrapped model.
 
     Args:
@@ -136,9 +134,10 @@ class Networks(BuiltLater):
 
     def engine_for(self, kind: Kind) -> Engine:
         """What runs calls of this kind."""
-        return self._network_in(kind.dtype).engine
+        return self.network_in(kind.dtype).engine
 
-    def _network_in(self, dtype: torch.dtype) -> Fast:
+    def network_in(self, dtype: torch.dtype) -> Fast:
+        """The fast network in this precision, made when it is first asked for."""
         if dtype not in self._networks:
             # Without live following everything is of the last update, which the twin holds: it stands for the source.
             source = self.source if self._live else self.twin.engine.network
@@ -162,7 +161,7 @@ class Networks(BuiltLater):
 
     def _copy_fast(self) -> None:
         self._networks: dict[torch.dtype, Fast] = {}
-        self._network_in(self.precision.dtype)
+        self.network_in(self.precision.dtype)
 
     def _gave_up(self, reason: str) -> None:
         """The engine asked for cannot run this network; with "auto" nothing was asked for, and a note is enough."""
@@ -191,28 +190,6 @@ class Networks(BuiltLater):
             self.notes.append(text)
             self.unfinished = False
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "not-folded")
-
-    def auditor(self, kind: Kind, arguments: Packed, crossing: Crossing) -> Auditor | None:
-        """What looks at the backward passes of a call; None in full precision."""
-        if kind.dtype not in HALF:
-            return None
-        return Auditor(
-            kind, arguments, crossing, self.twin.engine, self.updates, partial(self._others, kind), self._found_wanting
-        )
-
-    def _others(self, kind: Kind) -> Iterator[Fast]:
-        """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
-        with self._lock:
-            given = kind.dtype
-            for dtype in (*(d for d in HALF if d != given and is_in_hardware(d, self.precision.device)), torch.float32):
-                kind.dtype = dtype
-                yield self._network_in(dtype)
-
-    def _found_wanting(self, finding: Finding, dtype: torch.dtype) -> None:
-        text = remarks.AUDIT.format(self.precision.dtype, finding, dtype)
-        if text not in self.notes:
-            self.notes.append(text)
-        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "audit-failed")
 
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: does the model write into its parameters? The twin's are then its own."""

@@ -18,3 +18,7 @@ COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
     "over the batch): one loss scale serves the whole call instead of one per sample"
 )
+OLD_WEIGHTS = (
+    "the weights of the wrapped model were changed where PyTorch records nothing (through .data, say): the fast model "
+    "has been updated now, and attacks until then saw old weights. Call update() after such a change"
+)

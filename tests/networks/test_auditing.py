@@ -148,3 +148,20 @@ def test_an_audit_leaves_no_trace() -> None:
     assert torch.equal(drawn, torch.rand(4))
     assert fast.gradient_stats == (1, 12, 0, 0, 0)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_weights_that_were_changed_past_pytorch_are_noticed_at_the_next_audit() -> None:
+    model, (x, y) = small_net().eval(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    input_gradient(fast, x, y)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.3)
+    for _ in range(PASSES - 1):
+        input_gradient(fast, x, y)
+    with pytest.warns(FastAttackWarning, match="changed where PyTorch records nothing.*#old-weights"):
+        found = input_gradient(fast, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = input_gradient(fast, x, y)
+    for gradient in (found, again):
+        assert (cosine(gradient, input_gradient(model, x, y)) > 0.9).all()

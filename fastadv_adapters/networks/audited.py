@@ -1,0 +1,76 @@
+"""The side of the networks that is audited: what an audit may ask for, and what is said of its findings."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..boundary import Crossing, Packed
+from ..folding import Trace
+from ..modules import HALF, Precision, is_in_hardware, notify
+from . import remarks
+from .audit import Finding
+from .auditing import Auditor
+from .fast import Fast
+from .kinds import Kind
+from .twin import Twin
+
+
+class Audited(ABC):
+    """Networks whose backward passes are audited."""
+
+    source: nn.Module
+    precision: Precision
+    twin: Twin
+    notes: list[str]
+    updates: int
+    _trace: Trace | None
+    _lock: threading.RLock
+
+    @abstractmethod
+    def network_in(self, dtype: torch.dtype) -> Fast:
+        """The fast network in this precision."""
+
+    @abstractmethod
+    def refresh(self, *, unasked: bool = False) -> None:
+        """Bring everything up to date."""
+
+    def auditor(self, kind: Kind, arguments: Packed, crossing: Crossing) -> Auditor | None:
+        """What looks at the backward passes of a call; None in full precision."""
+        if kind.dtype not in HALF:
+            return None
+        mine = self.network_in(kind.dtype)
+        return Auditor(
+            kind=kind,
+            arguments=arguments,
+            crossing=crossing,
+            twin=self.twin.engine,
+            mine=mine,
+            anew=lambda: Fast(self.source, self._trace, mine.precision, "eager", lambda reason: None),
+            update=self._update_late,
+            updates=self.updates,
+            others=partial(self._others, kind),
+            tell=self._found_wanting,
+        )
+
+    def _update_late(self) -> None:
+        self.refresh()
+        self.notes.append(remarks.OLD_WEIGHTS)
+        notify(f"FastAttackModel of {type(self.source).__name__}: {remarks.OLD_WEIGHTS}", "old-weights")
+
+    def _others(self, kind: Kind) -> Iterator[Fast]:
+        """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
+        with self._lock:
+            given = kind.dtype
+            for dtype in (*(d for d in HALF if d != given and is_in_hardware(d, self.precision.device)), torch.float32):
+                kind.dtype = dtype
+                yield self.network_in(dtype)
+
+    def _found_wanting(self, finding: Finding, dtype: torch.dtype) -> None:
+        text = remarks.AUDIT.format(self.precision.dtype, finding, dtype)
+        if text not in self.notes:
+            self.notes.append(text)
+        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "audit-failed")
