@@ -19,7 +19,7 @@ from .modules import (
     accept_model,
     accept_options,
     accept_tensors,
-    called_by_reader,
+    read_by_caller,
     shapes,
 )
 from .networks import Networks
@@ -157,27 +157,26 @@ class FastAttackModel(Shell):
     def _call(self, arguments: Packed, needs: list[bool]) -> Call:
         networks = self._networks
         kind = networks.kind(arguments, needs)
-        engine = networks.twin.engine if self._full_precision else networks.engine_for(kind)
+        read = read_by_caller() if self._decisions == "auto" and any(needs) else ""
+        full = self._full_precision or read == "gradients"
+        engine = networks.twin.engine if full else networks.engine_for(kind)
         generation = networks.generation
         crossing = Crossing(
             logits_dtype=self._logits_dtype,
             loss_scale=self._given["loss_scale"],  # type: ignore[arg-type]
             can_overflow=engine.precision.dtype == torch.float16,
             state=networks.state,
-            rows=replace(kind.rows, ends=None) if self._full_precision else kind.rows,
+            rows=replace(kind.rows, ends=None) if full else kind.rows,
         )
         return Call(
             fast=engine.bind(arguments),
             twin=networks.twin.engine.bind(arguments),
-            exact_values=self._exact_values() and not self._full_precision,
+            exact_values=not full and (self._decisions == "exact" or bool(read)),
             crossing=crossing,
             is_current=lambda: networks.generation == generation,
             twin_is_current=networks.twin_is_current,
-            audit=None if self._full_precision else networks.auditor(kind, arguments, crossing),
+            audit=None if full else networks.auditor(kind, arguments, crossing),
         )
-
-    def _exact_values(self) -> bool:
-        return self._decisions == "exact" or (self._decisions == "auto" and called_by_reader())
 
     def update(self) -> "FastAttackModel":
         """Bring the fast model up to date with the wrapped model, in place; returns it.

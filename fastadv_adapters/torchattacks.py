@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .attack import LossFunction, LossName, Norm
 from .attack import safe_pgd as pgd
 from .model import FastAttackModel
-from .modules import reads_decisions
+from .modules import needs_exact_gradients, reads_decisions
 from .options import FastAttackOptions
 
 try:
@@ -99,6 +99,8 @@ def _view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions)
     """The view of ``fast`` that this one attack is strongest on, by the class of torchattacks that it derives from."""
     names = {kind.__name__ for kind in type(attack).__mro__ if kind.__module__.startswith("torchattacks.")}
     suits: dict[str, Any] = {"decisions": "exact" if reads_decisions(attack) else "auto"}
+    if needs_exact_gradients(attack) and "decisions" not in options:
+        suits["full_precision"] = True
     own = type(attack).__module__.startswith("torchattacks.")
     if own and not names.intersection(FLOAT32) and fast.device.type != "mps":
         suits["logits_dtype"] = torch.float64

@@ -11,7 +11,7 @@ from foolbox.models import Model
 from torch import nn
 
 from ..model import FastAttackModel
-from ..modules import reads_decisions
+from ..modules import needs_exact_gradients, reads_decisions
 from ..options import FastAttackOptions
 from .models import Call, around
 
@@ -104,6 +104,8 @@ class _Accelerated:
     def _suits(self, model: Any) -> dict[str, Any]:
         """The options of the view that this attack is strongest on, but for those that were given."""
         suits: dict[str, Any] = {"decisions": "exact" if reads_decisions(self) else "auto"}
+        if needs_exact_gradients(self) and "decisions" not in self._options:
+            suits["full_precision"] = True
         names = {kind.__name__ for kind in self._plain.__mro__ if kind.__module__.startswith("foolbox.")}
         own = self._plain.__module__.startswith("foolbox.")  # one of the user's may not be written for float64
         if own and names.intersection(FLOAT64) and model.device.type != "mps":

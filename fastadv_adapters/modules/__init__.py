@@ -11,7 +11,7 @@ tells the device, in a ``shell`` without others; ``callers`` finds out which att
 
 from .anchor import Anchor
 from .anomalies import without_anomaly_mode
-from .callers import called_by_reader, reads_decisions
+from .callers import needs_exact_gradients, read_by_caller, reads_decisions
 from .checkpoints import without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in
@@ -56,7 +56,6 @@ __all__ = [
     "accept_tensors",
     "alias",
     "become",
-    "called_by_reader",
     "cast_ahead_names",
     "clone",
     "copy_module",
@@ -75,11 +74,13 @@ __all__ = [
     "is_out_of_memory",
     "kind",
     "kind_of",
+    "needs_exact_gradients",
     "notify",
     "number_of_samples",
     "own_tensors",
     "pointer",
     "random_state_kept",
+    "read_by_caller",
     "reads_decisions",
     "refuse_unfit",
     "resolve",

@@ -2,7 +2,7 @@
 
 import sys
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 READERS = {
     "torchattacks": ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA", "TPGD"),
@@ -14,31 +14,44 @@ READERS = {
 such logits with those of a pass without gradient: they start so near to each other that half precision in one of them
 hides the difference. Subclasses count, users' own too. No library is imported to find out.
 """
+STEEP = {"torchattacks": ("EADL1", "EADEN"), "foolbox": ("EADAttack",)}
+"""Those among them whose gradients have to be exact too: EAD sets entries back by a threshold on its steps, and so
+amplifies small differences; with gradients in half precision its distances are up to 5 % larger."""
 _ENTRANCES = ("__call__", "run", "forward")  # methods in which attacks of both libraries begin
 
 
 def reads_decisions(attack: Any) -> bool:
     """Whether an attack is of one of the classes in ``READERS``, or of one that derives from them."""
+    return _derives_from(attack, READERS)
+
+
+def needs_exact_gradients(attack: Any) -> bool:
+    """Whether an attack is of one of the classes in ``STEEP``, or of one that derives from them."""
+    return _derives_from(attack, STEEP)
+
+
+def _derives_from(attack: Any, classes: dict[str, tuple[str, ...]]) -> bool:
     return any(
-        kind.__name__ in readers and kind.__module__.split(".")[0] == library
+        kind.__name__ in names and kind.__module__.split(".")[0] == library
         for kind in type(attack).__mro__
-        for library, readers in READERS.items()
+        for library, names in classes.items()
     )
 
 
-def called_by_reader() -> bool:
-    """Whether such an attack is running, anywhere up this thread's stack.
+def read_by_caller() -> Literal["", "decisions", "gradients"]:
+    """What of an attack that is running, anywhere up this thread's stack, has to be exact: more than nothing.
 
     Only the libraries' own frames are looked into: every attack, users' own too, begins in ``__call__`` of its base
     class. Attacks inside an attack count with the outermost, which decides by what they return.
     """
+    found: Literal["", "decisions", "gradients"] = ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if (
-            frame.f_code.co_name in _ENTRANCES
-            and frame.f_globals.get("__name__", "").split(".")[0] in READERS
-            and reads_decisions(frame.f_locals.get("self"))
-        ):
-            return True
+        library = frame.f_globals.get("__name__", "").split(".")[0]
+        if frame.f_code.co_name in _ENTRANCES and library in READERS:
+            attack = frame.f_locals.get("self")
+            if needs_exact_gradients(attack):
+                return "gradients"
+            found = "decisions" if reads_decisions(attack) else found
         frame = frame.f_back
-    return False
+    return found

@@ -84,7 +84,7 @@ def test_targeted_attacks_at_usual_options(name: str, options: Any) -> None:
 def test_decisions_of_gradient_passes_would_weaken_what_minimises_and_are_no_success(
     name: str, targeted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastadv_adapters.model.called_by_reader", lambda: False)
+    monkeypatch.setattr("fastadv_adapters.model.read_by_caller", lambda: "")
     problem = Problem(fast={"dtype": torch.bfloat16}, samples=100)
     criterion = TargetedMisclassification(problem.targets) if targeted else Misclassification(problem.y)
     attack, epsilon = TARGETED[name]
