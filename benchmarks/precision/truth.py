@@ -289,15 +289,15 @@ def main(
     """Attack every kind of model in half precision and plainly."""
     dtypes = (torch.bfloat16, torch.float16) if float16 else (torch.bfloat16,)
     data, rows = grey_digits(test_size=images), []
-    for case in cases(data, epochs):
-        if only in case.name:
-            rows.append(measure(case, data, steps, dtypes))
-            console.print(rows[-1])
     halves = [str(dtype).removeprefix("torch.") for dtype in dtypes]
     settings = {"images": images, "steps": steps, "epochs": epochs}
     title, command = "Models as people write them", "python -m benchmarks.precision.truth"
     report = Report("truth", title, command, settings, torch.device("cpu"), out, console)
-    report.add("truth", Part([table_of(rows, halves)], {"rows": rows}))
+    for case in cases(data, epochs):
+        if only in case.name:
+            with console.status(case.name):
+                rows.append(measure(case, data, steps, dtypes))
+            report.add("truth", Part([table_of(rows, halves)], {"rows": rows}), show=False)
     report.finish()
 
 

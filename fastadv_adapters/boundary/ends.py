@@ -82,20 +82,21 @@ class _End:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         here: _Open | None = None if torch.compiler.is_compiling() else getattr(_here, "open", None)
+        output = self._run(args, kwargs)
         if here is None or self.end_name not in here.ends.layers:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        output = pytree.tree_map(_widened, self._run(here, args, kwargs))
+            return output
+        output = pytree.tree_map(_widened, output)
         here.passed += 1
         if not here.ends.alone and here.passed == here.ends.calls:
             torch.set_autocast_enabled(here.device, False)
         return output if here.cuts is None else pytree.tree_map(_cut_into(here.cuts), output)
 
-    def _run(self, here: _Open, args: Any, kwargs: Any) -> Any:
+    def _run(self, args: Any, kwargs: Any) -> Any:
         weight = getattr(self, "weight", None)
         if not isinstance(self, nn.Linear) or not isinstance(weight, Tensor) or weight.dtype in HALF:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         # Logits are few: their own product costs nothing in full precision, and rounds them no more.
-        with torch.autocast(here.device, enabled=False):
+        with torch.autocast(weight.device.type, enabled=False):
             args, kwargs = pytree.tree_map(_widened, (args, kwargs))
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 

@@ -58,7 +58,7 @@ class Shell(LeftOut, nn.Module):
         """Load nothing, which is all that a fast model saves.
 
         Raises:
-            RuntimeError: there are weights; they belong into :attr:`wrapped`.
+            RuntimeError: there are weights; they belong into ``wrapped``.
         """
         if state_dict:
             raise RuntimeError(

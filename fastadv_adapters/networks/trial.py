@@ -101,6 +101,8 @@ class Trial:
                 with random_state_kept(self.full.device):
                     outputs, cuts = self._run(engine, leaves, ends)
                 wanted = [o for o in outputs if o.requires_grad]
+                if any(t.is_complex() for t in cuts.below):
+                    return None
                 if wanted and len(cuts.below) == len(cuts.above) and is_full_above(wanted):
                     torch.autograd.grad(
                         wanted, cuts.above or leaves, [weights_for(o) for o in wanted], allow_unused=True

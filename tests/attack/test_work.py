@@ -238,7 +238,8 @@ class Operators(TorchDispatchMode):
         indexed = args[1] if name in ("index", "index_put", "index_put_") else ()
         masked = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indexed)
         self.names[name] += name not in FREE
-        self.waits += masked or name in WAIT or (name == "_to_copy" and "device" in (kwargs or {}))
+        moved = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
+        self.waits += masked or name in WAIT or moved
         return func(*args, **(kwargs or {}))
 
 

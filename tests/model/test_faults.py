@@ -133,7 +133,7 @@ class Greedy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.net[:7](x)
-        half = head_of(self.net).weight.dtype == torch.bfloat16
+        half = next(self.net.parameters()).dtype == torch.bfloat16
         if Greedy.when == "forward" or (Greedy.when == "half" and half) or (Greedy.when == "large" and len(x) > 4):
             raise Greedy.error(Greedy.text)
         if y.requires_grad:

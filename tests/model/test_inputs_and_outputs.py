@@ -3,7 +3,6 @@
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -287,10 +286,17 @@ class Slots:
         self.tensor = tensor
 
 
+class Held:
+    """An object of a class that nobody knows."""
+
+    def __init__(self, **attributes: object) -> None:
+        vars(self).update(attributes)
+
+
 HIDING: dict[str, Callable[[Tensor], object]] = {
     "slots": Slots,
-    "a list in an object": lambda t: SimpleNamespace(inner=[t]),
-    "a dict in an object": lambda t: SimpleNamespace(inner={"t": SimpleNamespace(t=t)}),
+    "a list in an object": lambda t: Held(inner=[t]),
+    "a dict in an object": lambda t: Held(inner={"t": Held(t=t)}),
 }
 
 
