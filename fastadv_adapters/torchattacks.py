@@ -129,7 +129,7 @@ class SafePGD(Attack):  # type: ignore[misc]
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: start at a random point of the budget.
         restarts: how often to start, keeping the best.
-        loss: ``"ce"``, ``"dlr"``, ``"margin"`` or a callable, see :class:`fastadv_adapters.SafePGD`.
+        loss: ``"auto"``, ``"ce"``, ``"dlr"``, ``"margin"`` or a callable, see :class:`fastadv_adapters.SafePGD`.
         early_stop: drop samples that are adversarial already.
         generator: source of randomness.
 
@@ -153,7 +153,7 @@ class SafePGD(Attack):  # type: ignore[misc]
         norm: Norm = "linf",
         random_start: bool = True,
         restarts: int = 1,
-        loss: LossName | LossFunction = "ce",
+        loss: LossName | LossFunction = "auto",
         early_stop: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:

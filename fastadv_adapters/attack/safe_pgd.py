@@ -35,8 +35,9 @@ class SafePGD:
             same, and one is made.
         restarts: how often to start, at least 1.
         targeted: whether labels are targets to be reached instead of classes to be left.
-        loss: ``"ce"``, ``"dlr"``, ``"margin"`` or a callable ``loss(logits, labels) -> (N,)``, to be maximised; see
-            :func:`fastadv_adapters.losses.resolve_loss`.
+        loss: ``"auto"``, which does not depend on the scale of the logits, ``"ce"`` (the safe cross entropy),
+            ``"dlr"``, ``"margin"`` or a callable ``loss(logits, labels) -> (N,)``, to be maximised; see
+            :func:`fastadv_adapters.attack.resolve_loss`.
         bounds: the least and the largest value of an input; taken in x's dtype.
         early_stop: whether samples are dropped from the batch once exact decisions confirm that they are adversarial.
             Cheaper, and breaks the same samples; what is returned for them is the first adversarial candidate instead
@@ -68,7 +69,7 @@ class SafePGD:
         random_start: bool = True,
         restarts: int = 1,
         targeted: bool = False,
-        loss: LossName | LossFunction = "ce",
+        loss: LossName | LossFunction = "auto",
         bounds: tuple[float, float] = (0.0, 1.0),
         early_stop: bool = False,
         generator: torch.Generator | None = None,

@@ -1,7 +1,7 @@
 """The loop of ``SafePGD``: iterates, candidates, and who is left."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -79,6 +79,7 @@ class Search:
     largest_label: int
     seeds: list[int]
     found: Best
+    _progress: float = field(default=0.0, init=False)
 
     def run(self, network: FastAttackModel, index: Tensor) -> Tensor:
         """Attack the samples at ``index``; returns which of them need an attack in full precision."""
@@ -109,7 +110,9 @@ class Search:
 
     def _restart(self, network: FastAttackModel, pool: Pool) -> Pool:
         """All steps from one start; returns the samples that are left."""
-        for size in self.settings.step_sizes:
+        sizes = self.settings.step_sizes
+        for step, size in enumerate(sizes):
+            self._progress = step / max(1, len(sizes) - 1)
             pool, gradient = self._look(network, pool, ascend=True)
             if len(pool.index) == 0:
                 return pool
@@ -206,7 +209,11 @@ class Search:
     def _rate(self, seen: Seen, *, ascend: bool) -> tuple[Tensor, Tensor]:
         """The loss and, to ``ascend``, the direction at the logits to backpropagate."""
         loss = self.settings.loss
-        return loss.ascent(seen.logits, seen.labels) if ascend else (loss(seen.logits, seen.labels), seen.logits)
+        return (
+            loss.ascent(seen.logits, seen.labels, self._progress)
+            if ascend
+            else (loss(seen.logits, seen.labels), seen.logits)
+        )
 
     def _logits(self, network: FastAttackModel, x: Tensor) -> Tensor:
         before = self.settings.before
