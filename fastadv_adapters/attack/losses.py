@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..boundary import Packed
 from .directions import Ascent, auto_ascent, check_classes, cross_entropy_ascent, margin_ascent, others, own, reverse
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, C) and labels (N,) to one value per sample (N,), to be maximised."""
+LossFunction = Callable[[Any, Any], Tensor]
+"""Logits (N, C) and labels (N,) to one value per sample (N,), to be maximised; without classes the model's outputs and
+targets, of any kind."""
 
 LossName = Literal["auto", "ce", "dlr", "margin"]
 """The names that :func:`resolve_loss` knows."""
@@ -41,11 +43,15 @@ class Loss:
         Raises:
             ValueError: the loss gave another shape.
         """
-        values: object = self.function(logits, labels)
-        if not isinstance(values, Tensor) or values.shape != labels.shape:
+        return self.rate(logits, labels, len(labels))
+
+    def rate(self, outputs: Any, targets: Any, samples: int) -> Tensor:
+        """The same of outputs and targets of any kind, of so many samples."""
+        values: object = self.function(outputs, targets)
+        if not isinstance(values, Tensor) or values.shape != (samples,):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"expected the loss to give one value per sample, shape {tuple(labels.shape)}, got {got}. "
+                f"expected the loss to give one value per sample, shape {(samples,)}, got {got}. "
                 f'Return it without reduction over the batch (reduction="none")'
             )
         return values
@@ -59,24 +65,31 @@ class Loss:
         logits = logits.detach()
         if self.closed is not None:
             return self.closed(logits, labels, progress)
-        values, direction = self._differentiated(logits, labels)
+        values, (gradient,) = self.differentiated(Packed(logits), labels, len(labels))
+        direction = torch.zeros_like(logits) if gradient is None else gradient
         if self.fallback is not None:
             largest = direction.abs().amax(1, keepdim=True)
             usable = (largest > 0) & largest.isfinite()
             direction = torch.where(usable, direction / largest, self.fallback(logits, labels, progress)[1])
         return values, direction
 
-    def _differentiated(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def differentiated(self, outputs: Packed, targets: Any, samples: int) -> tuple[Tensor, list[Tensor | None]]:
+        """Values (N,) and their gradients at each tensor of the outputs, by autograd; None if one has no part in them.
+
+        Raises:
+            ValueError: the values have no gradient, or another shape.
+        """
         with torch.enable_grad():
-            leaf = logits.detach().requires_grad_(True)
-            values = self(leaf, labels)
+            leaves = [t.detach().requires_grad_(t.is_floating_point() or t.is_complex()) for t in outputs.tensors]
+            values = self.rate(outputs.rebuild(leaves), targets, samples)
             if not values.requires_grad:
                 raise ValueError(
                     f"expected a loss that can be differentiated by the logits, got values of {self.name} without "
                     f"a gradient. Compute them from the logits alone, without argmax or detach()"
                 )
-            (direction,) = torch.autograd.grad(values.sum(), leaf)
-        return values.detach(), direction
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(values.sum(), wanted, allow_unused=True))
+        return values.detach(), [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
 def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:

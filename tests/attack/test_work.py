@@ -16,6 +16,7 @@ from fastadv_adapters.attack.balls import Ball, ball_around
 from fastadv_adapters.attack.pool import Best, Pool
 from fastadv_adapters.attack.safe_pgd import SafePGD
 from fastadv_adapters.attack.steps import rows_for, step_sizes
+from fastadv_adapters.attack.targets import Targets
 from fastadv_adapters.model import FastAttackModel
 from tests.attack.test_balls import NORMS
 from tests.attack.test_safe_pgd import broken, predict, seed, task
@@ -210,12 +211,15 @@ def test_engines_see_few_batch_sizes_and_break_the_same_samples(
 def test_the_padding_repeats_a_sample_that_is_not_broken() -> None:
     x = torch.rand(3, 2)
     ball = ball_around("linf", x, eps=0.1)
-    pool = Pool(torch.arange(3), torch.tensor([5, 6, 7]), ball, x, Best.none(x), torch.tensor([True, True, False]))
-    rows, labels = pool.padded(8)
-    assert rows.tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
-    assert labels.tolist() == [5, 6, 7, 7, 7, 7, 7, 7]
+    targets, broken_ones = Targets.of(torch.tensor([5, 6, 7]), classes=True), torch.tensor([True, True, False])
+    pool = Pool(torch.arange(3), targets, ball, x, Best.none(x), broken_ones)
+    rows = pool.rows(8)
+    assert rows.spread(torch.arange(3)).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert rows.targets.tree.tolist() == [5, 6, 7, 7, 7, 7, 7, 7]
+    assert rows.kept(torch.arange(8)).tolist() == [0, 1, 2]
     part = pool.take(torch.tensor([0, 1]))
-    assert part.padded(3).rows.tolist() == [0, 1, 0]
+    assert part.rows(3).spread(torch.arange(2)).tolist() == [0, 1, 0]
+    assert pool.rows(3).spread(x) is x
 
 
 # Operators
