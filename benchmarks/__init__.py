@@ -1,7 +1,8 @@
 """Benchmarks: how fast, and how right, each way of running the same attack is.
 
-`speed` times the ways, `precision` and `matrix` judge whether they are right, `gpu` takes a GPU apart in stages, and
-`shared` is what these use. `quote` puts the tables that they write into the README and the docs.
+`speed` times the ways, `precision` and `matrix` judge whether they are right, `attack` compares SafePGD with other
+attacks, `gpu` takes a GPU apart in stages, and `shared` is what these use. `quote` puts the tables that they write into
+the README and the docs.
 """
 
 import sys

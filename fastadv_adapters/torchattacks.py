@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # private by name, see boundary/packing.py
 
 from .attack import LossFunction, LossName, Norm
 from .attack import safe_pgd as pgd
@@ -131,13 +132,15 @@ class SafePGD(Attack):  # type: ignore[misc]
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: start at a random point of the budget.
         restarts: how often to start, keeping the best.
-        loss: ``"ce"``, ``"dlr"``, ``"margin"`` or a callable, see :class:`fastadv_adapters.SafePGD`.
+        loss: ``"auto"``, ``"ce"``, ``"dlr"``, ``"margin"`` or a callable, see :class:`fastadv_adapters.SafePGD`.
         early_stop: drop samples that are adversarial already.
         generator: source of randomness.
+        classes: whether labels are classes; None: integers of shape (N,) are, see :class:`fastadv_adapters.SafePGD`.
 
     Shape:
         - images: (N, C, H, W), floating, in [0, 1] (or normalised, after ``set_normalization_used``).
-        - labels: (N,), integers in [0, number of classes).
+        - labels: (N,), integers in [0, number of classes). In the default mode also a tensor or a tree of tensors
+          with N rows each, or None, for a callable loss; they are moved to the model's device.
         - output: as images.
 
     Examples::
@@ -155,21 +158,25 @@ class SafePGD(Attack):  # type: ignore[misc]
         norm: Norm = "linf",
         random_start: bool = True,
         restarts: int = 1,
-        loss: LossName | LossFunction = "ce",
+        loss: LossName | LossFunction = "auto",
         early_stop: bool = False,
         generator: torch.Generator | None = None,
+        classes: bool | None = None,
     ) -> None:
         super().__init__("SafePGD", model)
         self.supported_mode = ["default", "targeted"]
         self.eps, self.alpha, self.steps, self.norm = eps, alpha, steps, norm
         self.random_start, self.restarts, self.loss = random_start, restarts, loss
-        self.early_stop, self.generator = early_stop, generator
+        self.early_stop, self.generator, self.classes = early_stop, generator, classes
         self._attack_on(targeted=False)  # a wrong setting is an error here, not at the first call
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Attack a batch; labels are targets in the targeted(label) mode, true labels in all others."""
+    def forward(self, images: Tensor, labels: Any = None) -> Tensor:
+        """Attack a batch.
+
+        Labels are classes to be reached in the targeted(label) mode; in the others true ones, or the loss's targets.
+        """
         images = images.detach().to(self.device)
-        labels = labels.detach().to(self.device)
+        labels = pytree.tree_map_only(Tensor, lambda t: t.detach().to(self.device), labels)
         if self.targeted:
             labels = self.get_target_label(images, labels)
         return self._attack_on(targeted=self.targeted)(images, labels)
@@ -201,6 +208,7 @@ class SafePGD(Attack):  # type: ignore[misc]
             loss=self.loss,
             early_stop=self.early_stop,
             generator=self.generator,
+            classes=self.classes,
         )
         if self._normalization_applied is False:
             attack.before = self.normalize

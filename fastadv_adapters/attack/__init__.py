@@ -1,7 +1,8 @@
 """``SafePGD``: an attack that no vanishing loss, half precision or broken gradient makes weaker.
 
 ``safe_pgd`` holds the settings, checked by ``checks``; ``search`` is the loop, over the samples that ``pool`` holds,
-with ``losses`` to climb, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them.
+with ``objectives`` (another class, or just a higher loss) over ``targets``, made of ``losses`` and their
+``directions``, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them.
 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """

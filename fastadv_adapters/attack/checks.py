@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree  # private by name, see boundary/packing.py
 
+from ..boundary import Packed
 from .rounding import has_float64
 
-_LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""The dtypes of class labels."""
 
 
 def accept_size(name: str, value: Any) -> float:
@@ -52,27 +55,43 @@ def accept_generator(generator: Any) -> torch.Generator | None:
     return generator
 
 
+def accept_classes(classes: Any) -> bool | None:
+    """Whether targets are class labels, None for what they look like."""
+    if classes is not None and not isinstance(classes, bool):
+        raise TypeError(f"expected classes to be True, False or None, got {classes!r}. Pass one of these")
+    return classes
+
+
 def accept_inputs(x: Any, y: Any, device: torch.device, bounds: tuple[float, float]) -> int:
     """Check inputs and labels of one attack, and return the largest label (-1 for an empty batch).
 
     Waits for the device, once.
     """
-    _accept_kinds(x, y)
-    for name, tensor, where in (("x", x, device), ("y", y, x.device)):
-        if tensor.device != where:
-            whose = "where the model is" if name == "x" else "where x is"
-            raise ValueError(
-                f"expected {name} on {where}, {whose}, got {tensor.device}. Move it with .to({str(where)!r})"
-            )
+    _accept_tensor("x", x)
+    _accept_tensor("y", y)
+    _accept_kind(x)
+    _accept_labels(x, y)
+    _accept_device("x", x, device, "where the model is")
+    _accept_device("y", y, x.device, "where x is")
     if len(x) == 0:
         return -1
-    wide = torch.float64 if has_float64(device) else torch.float32
-    extremes = torch.stack([e.to(wide) for t in (x.detach(), y) for e in (t.amin(), t.amax())])
-    least, largest, first, last = extremes.tolist()
+    least, largest, first, last = _extremes(x, y)
     _accept_values(x.dtype, least, largest, bounds)
     if first < 0:
         raise ValueError(f"expected labels of at least 0, got {int(first)} in y. Drop samples without a label")
     return int(last)
+
+
+def accept_targets(x: Any, y: Any, device: torch.device, bounds: tuple[float, float]) -> None:
+    """Check inputs and targets without classes of one attack. Waits for the device, once."""
+    _accept_tensor("x", x)
+    _accept_kind(x)
+    _accept_device("x", x, device, "where the model is")
+    for leaf in pytree.tree_leaves(y):
+        _accept_target(x, leaf)
+    if len(x):
+        least, largest = _extremes(x)
+        _accept_values(x.dtype, least, largest, bounds)
 
 
 def accept_logits(logits: Any, samples: int, largest_label: int) -> Tensor:
@@ -81,7 +100,7 @@ def accept_logits(logits: Any, samples: int, largest_label: int) -> Tensor:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"expected the model to return logits of shape ({samples}, C), got {got}. Wrap a model that returns "
-            f"anything else in a module that returns its logits"
+            f"anything else in a module that returns its logits, or pass classes=False and a loss that takes them"
         )
     if largest_label >= logits.shape[1]:
         raise ValueError(
@@ -91,23 +110,60 @@ def accept_logits(logits: Any, samples: int, largest_label: int) -> Tensor:
     return logits
 
 
-def _accept_kinds(x: Any, y: Any) -> None:
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it")
+def _accept_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it")
+
+
+def _accept_kind(x: Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(
             f"expected x to be floating, got {x.dtype}. Convert it, and scale it to the bounds: x / 255, say"
         )
     if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
         raise ValueError(f"expected x of shape (N, ...) with values per sample, got {tuple(x.shape)}. Add a dimension")
-    if y.dtype not in _LABELS:
-        raise TypeError(f"expected y to hold integer class labels, got {y.dtype}. Convert it with .long()")
+
+
+def _accept_labels(x: Tensor, y: Tensor) -> None:
+    if y.dtype not in LABELS:
+        raise TypeError(
+            f"expected y to hold integer class labels, got {y.dtype}. Convert it with .long(), or pass a callable loss "
+            f"that takes other targets"
+        )
     if y.shape != x.shape[:1]:
         raise ValueError(
             f"expected y of shape ({len(x)},), one label per sample of x, got {tuple(y.shape)}. Pass class indices, "
             f"not one-hot rows, for the same samples as x"
         )
+
+
+def _accept_target(x: Tensor, leaf: Any) -> None:
+    tensors = Packed(leaf).tensors  # several, of a data class
+    if not tensors and leaf is not None:
+        raise TypeError(
+            f"expected targets to be tensors, got {type(leaf).__name__} in y. Convert it to a tensor with a row per "
+            f"sample, or let the loss hold what all samples share"
+        )
+    for tensor in tensors:
+        if tensor.ndim == 0 or len(tensor) != len(x):
+            raise ValueError(
+                f"expected targets with {len(x)} rows, one per sample of x, got shape {tuple(tensor.shape)} in y. "
+                f"Pass those of the same samples, or let the loss hold what all samples share"
+            )
+        _accept_device("y", tensor, x.device, "where x is")
+
+
+def _accept_device(name: str, value: Tensor, device: torch.device, whose: str) -> None:
+    if value.device != device:
+        raise ValueError(f"expected {name} on {device}, {whose}, got {value.device}. Move it with .to({str(device)!r})")
+
+
+def _extremes(*tensors: Tensor) -> list[float]:
+    """The least and the largest value of each, in one wait for the device."""
+    wide = torch.float64 if has_float64(tensors[0].device) else torch.float32
+    extremes = [e.to(wide) for t in tensors for e in (t.detach().amin(), t.detach().amax())]
+    found: list[float] = torch.stack(extremes).tolist()
+    return found
 
 
 def _accept_values(dtype: torch.dtype, least: float, largest: float, bounds: tuple[float, float]) -> None:

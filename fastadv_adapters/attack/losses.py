@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, C) and labels (N,) to one value per sample (N,), to be maximised."""
+from ..boundary import Packed
+from .directions import Ascent, auto_ascent, check_classes, cross_entropy_ascent, margin_ascent, others, own, reverse
 
-Ascent = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Logits (N, C) and labels (N,) to the values of a loss (N,) and its gradient at the logits (N, C)."""
+LossFunction = Callable[[Any, Any], Tensor]
+"""Logits (N, C) and labels (N,) to one value per sample (N,), to be maximised; without classes the model's outputs and
+targets, of any kind."""
 
-LossName = Literal["ce", "dlr", "margin"]
+LossName = Literal["auto", "ce", "dlr", "margin"]
 """The names that :func:`resolve_loss` knows."""
 
 LOSSES: tuple[LossName, ...] = get_args(LossName)
@@ -42,70 +43,96 @@ class Loss:
         Raises:
             ValueError: the loss gave another shape.
         """
-        values: object = self.function(logits, labels)
-        if not isinstance(values, Tensor) or values.shape != labels.shape:
+        return self.rate(logits, labels, len(labels))
+
+    def rate(self, outputs: Any, targets: Any, samples: int) -> Tensor:
+        """The same of outputs and targets of any kind, of so many samples."""
+        values: object = self.function(outputs, targets)
+        if not isinstance(values, Tensor) or values.shape != (samples,):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"expected the loss to give one value per sample, shape {tuple(labels.shape)}, got {got}. "
+                f"expected the loss to give one value per sample, shape {(samples,)}, got {got}. "
                 f'Return it without reduction over the batch (reduction="none")'
             )
         return values
 
-    def ascent(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def ascent(self, logits: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Tensor]:
         """Values (N,) and, per sample, the direction at the logits (N, C) to backpropagate; both without history.
 
-        The direction is the gradient up to a positive factor per sample.
+        The direction is the gradient up to a positive factor per sample; that of ``"auto"`` is no gradient, and changes
+        with the share of the steps that is done, ``progress``, 0 to 1.
         """
         logits = logits.detach()
         if self.closed is not None:
-            return self.closed(logits, labels)
-        values, direction = self._differentiated(logits, labels)
+            return self.closed(logits, labels, progress)
+        values, (gradient,) = self.differentiated(Packed(logits), labels, len(labels))
+        direction = torch.zeros_like(logits) if gradient is None else gradient
         if self.fallback is not None:
             largest = direction.abs().amax(1, keepdim=True)
             usable = (largest > 0) & largest.isfinite()
-            direction = torch.where(usable, direction / largest, self.fallback(logits, labels)[1])
+            direction = torch.where(usable, direction / largest, self.fallback(logits, labels, progress)[1])
         return values, direction
 
-    def _differentiated(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def differentiated(self, outputs: Packed, targets: Any, samples: int) -> tuple[Tensor, list[Tensor | None]]:
+        """Values (N,) and their gradients at each tensor of the outputs, by autograd; None if one has no part in them.
+
+        Raises:
+            ValueError: the values have no gradient, or another shape.
+        """
         with torch.enable_grad():
-            leaf = logits.detach().requires_grad_(True)
-            values = self(leaf, labels)
+            leaves = [t.detach().requires_grad_(t.is_floating_point() or t.is_complex()) for t in outputs.tensors]
+            values = self.rate(outputs.rebuild(leaves), targets, samples)
             if not values.requires_grad:
                 raise ValueError(
                     f"expected a loss that can be differentiated by the logits, got values of {self.name} without "
                     f"a gradient. Compute them from the logits alone, without argmax or detach()"
                 )
-            (direction,) = torch.autograd.grad(values.sum(), leaf)
-        return values.detach(), direction
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(values.sum(), wanted, allow_unused=True))
+        return values.detach(), [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
 def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
     """The loss that a user asked for.
 
     Args:
-        loss: ``"ce"`` (:func:`cross_entropy`), ``"margin"`` (:func:`margin`), ``"dlr"`` (:func:`dlr`), or a callable
-            with logits (N, C) and labels (N,) as arguments that returns (N,) values to be maximised. A callable is
-            maximised in targeted attacks too, with the targets as its labels.
+        loss: ``"auto"`` (:func:`auto`), ``"ce"`` (:func:`cross_entropy`), ``"margin"`` (:func:`margin`), ``"dlr"``
+            (:func:`dlr`), or a callable with logits (N, C) and labels (N,) as arguments that returns (N,) values to be
+            maximised. A callable is maximised in targeted attacks too, with the targets as its labels.
         targeted: whether labels are targets to be reached instead of classes to be left.
 
     Raises:
         ValueError: unknown name.
         TypeError: neither a name nor a callable.
     """
-    fallback = _reversed(_margin_ascent) if targeted else _margin_ascent
+    fallback = reverse(margin_ascent) if targeted else margin_ascent
     if callable(loss):
         return Loss(getattr(loss, "__name__", type(loss).__name__), loss, fallback=fallback)
     choices = f"one of {', '.join(map(repr, LOSSES))} or a callable loss(logits, labels) -> (N,)"
     if not isinstance(loss, str):
         raise TypeError(f"expected loss to be {choices}, got {type(loss).__name__}. Pass one of these")
+    if loss == "auto":
+        closed = reverse(auto_ascent) if targeted else auto_ascent
+        return Loss(loss, _negative(auto) if targeted else auto, closed)
     if loss == "ce":
-        closed = _reversed(_cross_entropy_ascent) if targeted else _cross_entropy_ascent
+        closed = reverse(cross_entropy_ascent) if targeted else cross_entropy_ascent
         return Loss(loss, _negative(cross_entropy) if targeted else cross_entropy, closed)
     if loss == "margin":
         return Loss(loss, _negative(margin) if targeted else margin, fallback)
     if loss == "dlr":
         return Loss(loss, dlr_targeted if targeted else dlr, fallback=fallback)
     raise ValueError(f"expected loss to be {choices}, got {loss!r}. Choose one of these")
+
+
+def auto(logits: Tensor, labels: Tensor) -> Tensor:
+    """What ``"auto"`` ranks candidates by: the margin, shape (N,).
+
+    Its steps follow a direction of their own, with several classes in it, that does not depend on the scale of the
+    logits (:func:`~fastadv_adapters.attack.directions.auto_ascent`). Nor does the order of candidates by the margin,
+    and its sign alone says whether a candidate is adversarial; the cross entropy has the first only of large logits.
+    """
+    check_classes(logits, 2, "auto")
+    return others(logits, labels).amax(1) - own(logits, labels)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -117,14 +144,14 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     the other classes, in every dtype; nor is the entry at the label a difference of nearly equal numbers, as
     ``softmax - one_hot`` has.
     """
-    _check_classes(logits, 2, "ce")
-    return _others(logits, labels).logsumexp(1) - _own(logits, labels)
+    check_classes(logits, 2, "ce")
+    return others(logits, labels).logsumexp(1) - own(logits, labels)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """``max over j != y of z_j - z_y``, shape (N,): positive where the label is not predicted."""
-    _check_classes(logits, 2, "margin")
-    return _others(logits, labels).amax(1) - _own(logits, labels)
+    check_classes(logits, 2, "margin")
+    return others(logits, labels).amax(1) - own(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,7 +159,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
     It does not change when the logits are scaled or shifted (Croce and Hein 2020, arXiv:2003.01690, equation 6).
     """
-    _check_classes(logits, 3, "dlr")
+    check_classes(logits, 3, "dlr")
     top = logits.topk(3, dim=1).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
 
@@ -143,7 +170,7 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
     The paper compares the target's logit with that of the true class, which a targeted attack is not told; here the
     largest logit of any other class stands in its place.
     """
-    _check_classes(logits, 4, "dlr of a targeted attack")
+    check_classes(logits, 4, "dlr of a targeted attack")
     top = logits.topk(4, dim=1).values
     return -margin(logits, labels) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
@@ -151,47 +178,5 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
 _TINY = 1e-12  # in the authors' code too, for logits that are all equal
 
 
-def _cross_entropy_ascent(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    _check_classes(logits, 2, "ce")
-    others = _others(logits, labels)
-    values = others.logsumexp(1) - _own(logits, labels)
-    return values, others.softmax(1).scatter_(1, labels[:, None], -1.0)
-
-
-def _margin_ascent(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient is shared by others that are equally large, as autograd has it."""
-    _check_classes(logits, 2, "margin")
-    others = _others(logits, labels)
-    largest = others.amax(1, keepdim=True)
-    share = (others == largest).to(logits.dtype)
-    share.div_(share.sum(1, keepdim=True)).scatter_(1, labels[:, None], -1.0)
-    return largest.squeeze(1) - _own(logits, labels), share
-
-
 def _negative(function: LossFunction) -> LossFunction:
     return lambda logits, targets: -function(logits, targets)
-
-
-def _reversed(ascent: Ascent) -> Ascent:
-    def descent(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        values, direction = ascent(logits, targets)
-        return values.neg_(), direction.neg_()
-
-    return descent
-
-
-def _own(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.gather(1, labels[:, None]).squeeze(1)
-
-
-def _others(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits with minus infinity at the label."""
-    return logits.scatter(1, labels[:, None], -torch.inf)
-
-
-def _check_classes(logits: Tensor, least: int, name: str) -> None:
-    if logits.ndim != 2 or logits.shape[1] < least:
-        raise ValueError(
-            f"expected logits of shape (N, C) with C of at least {least} for the loss {name}, got shape "
-            f"{tuple(logits.shape)}. Attack a model that gives one logit per class, or pass another loss"
-        )

@@ -1,13 +1,13 @@
 """The samples that ``SafePGD`` attacks, and the best candidate of each."""
 
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .balls import Ball
 from .rounding import has_float64
+from .targets import Targets
 
 
 @dataclass
@@ -43,11 +43,32 @@ class Best:
             getattr(self, f.name).index_copy_(0, index, getattr(part, f.name))
 
 
-class Padding(NamedTuple):
-    """Which samples of a pool stand in the rows of a batch: all of them in order, then one of them again and again."""
+@dataclass(frozen=True)
+class Rows:
+    """The batch that a network sees: the samples of a pool in order, then copies of one of them up to its size.
 
-    rows: Tensor
-    labels: Tensor
+    Attributes:
+        count: how many samples there are.
+        index: which sample stands in each row; None if there are no copies.
+        targets: of each row.
+    """
+
+    count: int
+    index: Tensor | None
+    targets: Targets
+
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        return self.count if self.index is None else len(self.index)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values per sample as values per row."""
+        return values if self.index is None else values.index_select(0, self.index)
+
+    def kept(self, values: Tensor) -> Tensor:
+        """Values per row as values per sample."""
+        return values if self.index is None else values[: self.count]
 
 
 @dataclass
@@ -62,30 +83,31 @@ class Pool:
     """
 
     index: Tensor
-    labels: Tensor
+    targets: Targets
     ball: Ball
     x: Tensor
     best: Best
     broken: Tensor
-    _padding: Padding | None = field(default=None, init=False)
+    _rows: Rows | None = field(default=None, init=False)
 
     def take(self, index: Tensor) -> "Pool":
         """The samples at ``index``, in this pool's order."""
-        tensors = (t.index_select(0, index) for t in (self.index, self.labels, self.x, self.broken))
-        places, labels, x, broken = tensors
-        return Pool(places, labels, self.ball.take(index), x, self.best.take(index), broken)
+        places, x, broken = (t.index_select(0, index) for t in (self.index, self.x, self.broken))
+        return Pool(places, self.targets.take(index), self.ball.take(index), x, self.best.take(index), broken)
 
-    def padded(self, size: int) -> Padding:
-        """The rows of a batch of ``size``.
+    def rows(self, size: int) -> Rows:
+        """The batch of ``size`` rows.
 
         What is repeated is the first sample that was not broken when this was first asked: a copy of a broken one would
         count as one more when the scale of half precision is chosen.
         """
-        if self._padding is None or len(self._padding.rows) != size:
-            repeated = self.broken.to(torch.uint8).argmin()
-            rows = padded_rows(len(self.index), size, repeated)
-            self._padding = Padding(rows, self.labels.index_select(0, rows))
-        return self._padding
+        count = len(self.index)
+        if size == count:
+            return Rows(count, None, self.targets)
+        if self._rows is None or self._rows.size != size:
+            index = padded_rows(count, size, self.broken.to(torch.uint8).argmin())
+            self._rows = Rows(count, index, self.targets.take(index))
+        return self._rows
 
 
 def padded_rows(count: int, size: int, repeated: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """``SafePGD``: projected gradient descent that no vanishing loss, half precision or broken gradient makes weaker."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +9,22 @@ from torch import Tensor, nn
 from ..model import FastAttackModel
 from ..modules import LeftOut
 from .balls import Norm, accept_norm, ball_around
-from .checks import accept_bounds, accept_count, accept_generator, accept_inputs, accept_size
+from .checks import (
+    accept_bounds,
+    accept_classes,
+    accept_count,
+    accept_generator,
+    accept_inputs,
+    accept_size,
+    accept_targets,
+)
 from .losses import LossFunction, LossName, resolve_loss
+from .objectives import AnotherClass, HigherLoss, Objective
 from .pool import Best
 from .rounding import has_float64
-from .search import Search, Settings
+from .search import Search, Settings, Start
 from .steps import step_sizes
+from .targets import Targets, has_classes, need_of_classes
 
 
 class SafePGD(LeftOut):
@@ -26,7 +37,7 @@ class SafePGD(LeftOut):
 
     Args:
         model: a ``FastAttackModel``, or any ``nn.Module``, which is attacked as it is, in eval mode and full precision.
-            Called with x it returns logits (N, C).
+            Called with x it returns logits (N, C), or without ``classes`` whatever the loss takes.
         eps: the largest perturbation, in units of x and of the norm.
         alpha: the size of every step in the same units; None for steps that fall from ``2 * eps`` (``eps`` for
             ``"l1"``) in a straight line towards 0, see :attr:`step_sizes`.
@@ -36,8 +47,10 @@ class SafePGD(LeftOut):
             same, and one is made.
         restarts: how often to start, at least 1.
         targeted: whether labels are targets to be reached instead of classes to be left.
-        loss: ``"ce"``, ``"dlr"``, ``"margin"`` or a callable ``loss(logits, labels) -> (N,)``, to be maximised; see
-            :func:`fastadv_adapters.attack.resolve_loss`.
+        loss: ``"auto"``, which does not depend on the scale of the logits, ``"ce"`` (the safe cross entropy),
+            ``"dlr"``, ``"margin"`` or a callable ``loss(logits, labels) -> (N,)``, to be maximised; see
+            :func:`fastadv_adapters.attack.resolve_loss`. Take ``"ce"`` or a callable of your own as the inner maximiser
+            of a training loss.
         bounds: the least and the largest value of an input; taken in x's dtype.
         early_stop: whether samples are dropped from the batch once exact decisions confirm that they are adversarial.
             Cheaper, and breaks the same samples; what is returned for them is the first adversarial candidate instead
@@ -46,6 +59,13 @@ class SafePGD(LeftOut):
             results are not used, but ``gradient_stats`` counts them.
         generator: where random starts come from; None for PyTorch's global one. It may live on the CPU while x does
             not; then the starts are those of a CPU.
+        classes: whether y holds class labels and the model gives logits. None: if y is of integers with shape (N,).
+            With classes an adversarial candidate outranks one with a higher loss, which is what an attack wants, but
+            distorts the inner maximiser of a training loss: False leaves all to the loss, which is then a callable
+            ``loss(outputs, targets) -> (N,)``, with the model's outputs and y (the rows of the samples at hand) of any
+            kind. Then samples are attacked again in full precision only if they were broken, ``early_stop`` and
+            ``targeted`` are errors, and without a random start each restart begins beside x, by a thousandth of the
+            range of ``bounds``: the divergence from the clean output has no gradient at x itself.
 
     Attributes:
         alpha: as given: None, or the size of every step.
@@ -69,10 +89,11 @@ class SafePGD(LeftOut):
         random_start: bool = True,
         restarts: int = 1,
         targeted: bool = False,
-        loss: LossName | LossFunction = "ce",
+        loss: LossName | LossFunction = "auto",
         bounds: tuple[float, float] = (0.0, 1.0),
         early_stop: bool = False,
         generator: torch.Generator | None = None,
+        classes: bool | None = None,
     ) -> None:
         self.eps = accept_size("eps", eps)
         self.steps = accept_count("steps", steps, least=0)
@@ -85,6 +106,10 @@ class SafePGD(LeftOut):
         self.bounds = accept_bounds(bounds)
         self.early_stop = early_stop
         self.generator = accept_generator(generator)
+        self.classes = accept_classes(classes)
+        self._need = need_of_classes(loss, targeted=targeted, early_stop=early_stop)
+        if classes is False and self._need:
+            raise self._need.error()
         self.before: Callable[[Tensor], Tensor] | None = None
         self.model = model if isinstance(model, FastAttackModel) else plain(model)
         wide = torch.float64 if has_float64(self.model.device) else torch.float32
@@ -101,14 +126,18 @@ class SafePGD(LeftOut):
         names = ("eps", "alpha", "steps", "norm", "random_start", "restarts", "targeted")
         settings = [f"{name}={getattr(self, name)!r}" for name in names]
         settings += [f"loss={self.loss.name!r}", f"bounds={self.bounds!r}", f"early_stop={self.early_stop!r}"]
+        settings += [] if self.classes is None else [f"classes={self.classes!r}"]
         return f"SafePGD({', '.join(settings)})"
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, y: Any) -> Tensor:
         """Attack a batch.
 
         Args:
             x: shape (N, ...), floating, within ``bounds``, on the model's device. Not changed.
-            y: shape (N,), integer: the true classes, or with ``targeted`` the classes to be reached. Not changed.
+            y: with classes of shape (N,), integer: the true ones, or with ``targeted`` those to be reached; the loss is
+                given int64. Otherwise a tensor, or a tree of tensors (tuples, lists, dictionaries), each with N rows
+                and on x's device: clean probabilities, soft labels, embeddings; or None. Dtypes are kept. The loss is
+                given the rows of exactly the samples whose outputs it is given. Not changed.
 
         Returns:
             Adversarial inputs with x's shape, dtype and device, without history.
@@ -116,38 +145,46 @@ class SafePGD(LeftOut):
         Raises:
             TypeError, ValueError: an input or the model's output is not as described.
         """
+        classes = has_classes(x, y, classes=self.classes, need=self._need)
         device = next(self.model.parameters()).device  # asked this way, a model that has been moved is noticed
-        largest = accept_inputs(x, y, device, self.bounds)
+        objective = self._objective(x, y, device, classes=classes)
         with torch.inference_mode(False), torch.no_grad():
             found = Best.none(x.detach().clone())
             if len(x):
                 ball = ball_around(self.norm, x, eps=self.eps, bounds=self.bounds)
-                search = Search(self._settings(), ball, y.to(torch.int64, copy=True), largest, self._seeds(), found)
+                settings, targets = self._settings(classes=classes), Targets.of(y, classes=classes)
+                search = Search(settings, objective, ball, targets, self._seeds(settings.start), found)
                 doubtful = search.run(self._fast, torch.arange(len(x), device=x.device))
                 if len(doubtful):
                     search.run(self._full, doubtful)
             return found.x
 
-    def _settings(self) -> Settings:
+    def _objective(self, x: Any, y: Any, device: torch.device, *, classes: bool) -> Objective:
+        """What is wanted, after a look at what came in."""
+        if classes:
+            return AnotherClass(self.loss, self.targeted, accept_inputs(x, y, device, self.bounds))
+        accept_targets(x, y, device, self.bounds)
+        return HigherLoss(self.loss)
+
+    def _settings(self, *, classes: bool) -> Settings:
         return Settings(
             fast=self._fast,
             exact=self.exact,
             before=self.before,
-            loss=self.loss,
-            targeted=self.targeted,
             step_sizes=self.step_sizes,
-            random_start=self.random_start,
+            start="random" if self.random_start else "origin" if classes else "beside",
             generator=self.generator,
             early_stop=self.early_stop,
             shapes_cost=self.model.engine != "eager",
         )
 
-    def _seeds(self) -> list[int]:
+    def _seeds(self, start: Start) -> list[int]:
         """One seed per restart: starts are drawn again for a second attack, instead of kept."""
-        if not self.random_start:
+        if start == "origin":
             return [0]
         device = self.generator.device if self.generator else "cpu"
-        seeds: list[int] = torch.randint(2**62, (self.restarts,), generator=self.generator, device=device).tolist()
+        count = self.restarts if self.random_start else 1
+        seeds: list[int] = torch.randint(2**62, (count,), generator=self.generator, device=device).tolist()
         return seeds
 
 

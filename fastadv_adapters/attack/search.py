@@ -2,18 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..boundary import Watch, watch_gradients
+from ..boundary import Packed, Watch, watch_gradients
 from ..model import FastAttackModel
 from .balls import Ball
-from .checks import accept_logits
-from .losses import Loss
-from .pool import Best, Pool
+from .objectives import Objective
+from .pool import Best, Pool, Rows
 from .steps import rows_for
+from .targets import Targets
+
+Start = Literal["random", "beside", "origin"]
+
+BESIDE = 1e-3
+"""The standard deviation of a start beside a sample, as a share of the range between the bounds, as in TRADES (Zhang et
+al. 2019, arXiv:1901.08573); but at most a tenth of eps."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,9 @@ class Settings:
         fast: gives logits and gradients.
         exact: gives the logits that count.
         before: a differentiable function between x and the model, or None.
-        loss: what is climbed.
-        targeted: whether labels are to be reached.
         step_sizes: one per step.
-        random_start: whether each restart begins at a random point.
-        generator: says on which device these points are drawn; None for the CPU.
+        start: where each restart begins: at a "random" point of the ball, "beside" the sample, or at it ("origin").
+        generator: says on which device starts are drawn; None for the CPU.
         early_stop: whether confirmed samples are dropped.
         shapes_cost: whether every new batch size costs the fast model time.
     """
@@ -36,10 +40,8 @@ class Settings:
     fast: FastAttackModel
     exact: FastAttackModel
     before: Callable[[Tensor], Tensor] | None
-    loss: Loss
-    targeted: bool
     step_sizes: tuple[float, ...]
-    random_start: bool
+    start: Start
     generator: torch.Generator | None
     early_stop: bool
     shapes_cost: bool
@@ -50,16 +52,16 @@ class Seen(NamedTuple):
 
     Attributes:
         x: what was asked about, (N, ...), without history.
-        leaf: what the network was given: x, and copies of one of its samples that bring the batch to its size.
-        logits: of the leaf, with history where a gradient is wanted.
-        labels: of the leaf.
+        rows: how x stands in the batch that the network was given.
+        leaf: that batch.
+        outputs: of the leaf, with history if a gradient is wanted.
         watch: tells which of its gradients were broken.
     """
 
     x: Tensor
+    rows: Rows
     leaf: Tensor
-    logits: Tensor
-    labels: Tensor
+    outputs: Packed
     watch: Watch
 
 
@@ -74,17 +76,17 @@ class Search:
     """
 
     settings: Settings
+    objective: Objective
     ball: Ball
-    labels: Tensor
-    largest_label: int
+    targets: Targets
     seeds: list[int]
     found: Best
 
     def run(self, network: FastAttackModel, index: Tensor) -> Tensor:
         """Attack the samples at ``index``; returns which of them need an attack in full precision."""
         pool = self._pool(index)
-        if self.settings.random_start:  # otherwise the first iterate is the sample itself
-            pool, _ = self._look(network, pool, ascend=False)
+        if self.settings.start != "origin":  # otherwise the first iterate is the sample itself
+            pool, _ = self._look(network, pool)
         for seed in self.seeds:
             if len(pool.index):
                 pool.x = self._start(seed, pool)
@@ -95,79 +97,90 @@ class Search:
         x = self.ball.origin
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         whole = torch.arange(len(x), device=x.device)
-        pool = Pool(whole, self.labels, self.ball, self.ball.start(), Best.none(x.clone()), broken)
+        pool = Pool(whole, self.targets, self.ball, self.ball.start(), Best.none(x.clone()), broken)
         return pool if len(index) == len(x) else pool.take(index)
 
     def _start(self, seed: int, pool: Pool) -> Tensor:
         """Iterates to begin with. They are drawn for the whole batch, so a sample's does not depend on who is left."""
-        if not self.settings.random_start:
+        if self.settings.start == "origin":
             return pool.ball.start()
         given = self.settings.generator
         generator = torch.Generator(given.device if given else pool.x.device).manual_seed(seed)
-        x = self.ball.random_start(generator)
+        x = self.ball.random_start(generator) if self.settings.start == "random" else beside(self.ball, generator)
         return x if len(pool.index) == len(x) else x.index_select(0, pool.index)
 
     def _restart(self, network: FastAttackModel, pool: Pool) -> Pool:
         """All steps from one start; returns the samples that are left."""
-        for size in self.settings.step_sizes:
-            pool, gradient = self._look(network, pool, ascend=True)
+        sizes = self.settings.step_sizes
+        for step, size in enumerate(sizes):
+            pool, gradient = self._look(network, pool, progress=step / max(1, len(sizes) - 1))
             if len(pool.index) == 0:
                 return pool
             pool.ball.step_(pool.x, gradient, size)
-        return self._look(network, pool, ascend=False)[0]
+        return self._look(network, pool)[0]
 
-    def _look(self, network: FastAttackModel, pool: Pool, *, ascend: bool) -> tuple[Pool, Tensor]:
-        """Offer the iterates as candidates; returns who is left and, to ``ascend``, the gradient of their loss."""
+    def _look(self, network: FastAttackModel, pool: Pool, progress: float | None = None) -> tuple[Pool, Tensor]:
+        """Offer the iterates as candidates; returns who is left and the gradient of their loss.
+
+        ``progress`` is the share of the steps that is done, 0 to 1; None if no gradient is wanted.
+        """
+        ascend = progress is not None
         seen = self._see(network, pool, ascend=ascend)
-        loss, direction = self._rate(seen, ascend=ascend)
-        adversarial = self._offer(seen, pool, loss)
+        values, directions = self._rate(seen, progress)
+        adversarial = self._offer(seen, pool, values)
         places = self._confirm(pool, seen.x, adversarial) if self.settings.early_stop else None
         left = pool if places is None else pool.take(places)
         if not ascend or len(left.index) == 0:
             return left, left.x
         if places is None:
-            return pool, self._gradient(seen, direction, pool)
-        if 3 * self._rows(network, len(places)) < 2 * len(seen.leaf):
+            return pool, self._gradient(seen, directions, pool)
+        if 3 * self._size(network, len(places)) < 2 * seen.rows.size:
             # Forward again for those who are left costs less than backward for everyone.
             del seen  # and what it keeps for a backward pass
             seen = self._see(network, left, ascend=True)
-            direction = _of_rows(direction.index_select(0, places), left, len(seen.leaf))
-            return left, self._gradient(seen, direction, left)
-        gradient = self._gradient(seen, direction, pool).index_select(0, places)
+            directions = [None if d is None else seen.rows.spread(d.index_select(0, places)) for d in directions]
+            return left, self._gradient(seen, directions, left)
+        gradient = self._gradient(seen, directions, pool).index_select(0, places)
         left.broken.copy_(pool.broken.index_select(0, places))
         return left, gradient
 
     def _see(self, network: FastAttackModel, pool: Pool, *, ascend: bool) -> Seen:
         """Show the network the iterates, as a leaf of a graph that is gone before a step writes into them."""
         x = pool.x.to(self.ball.origin.dtype)  # what the model sees: iterates in x's dtype
-        size = self._rows(network, len(x))
-        labels = pool.labels if size == len(x) else pool.padded(size).labels
-        leaf = _of_rows(x, pool, size).detach().requires_grad_(ascend)
+        rows = pool.rows(self._size(network, len(x)))
+        leaf = rows.spread(x).detach().requires_grad_(ascend)
         with torch.set_grad_enabled(ascend), watch_gradients() as watch:
-            logits = self._logits(network, leaf)
-        return Seen(x, leaf, logits, labels, watch)
+            outputs = self._outputs(network, leaf)
+        return Seen(x, rows, leaf, outputs, watch)
 
-    def _rows(self, network: FastAttackModel, samples: int) -> int:
+    def _size(self, network: FastAttackModel, samples: int) -> int:
         """How many rows the network is given for so many samples: few different numbers where each costs."""
         costs = self.settings.shapes_cost and network is self.settings.fast
         return rows_for(samples, len(self.ball.origin)) if costs else samples
 
-    def _offer(self, seen: Seen, pool: Pool, loss: Tensor) -> Tensor:
+    def _rate(self, seen: Seen, progress: float | None) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of each row and, to ascend, the directions at the outputs to backpropagate."""
+        given = seen.outputs, seen.rows.targets, seen.rows.size
+        return (self.objective.values(*given), []) if progress is None else self.objective.ascent(*given, progress)
+
+    def _offer(self, seen: Seen, pool: Pool, values: Tensor) -> Tensor:
         """Offer what was seen to the pool; returns which samples look adversarial."""
-        logits, loss = (_first(t, len(seen.x)) for t in (seen.logits, loss))
-        adversarial, lost = self._adversarial(logits, pool.labels)
-        pool.best.offer(seen.x, adversarial, loss.masked_fill(lost, -torch.inf))
+        judged = self.objective.judge(seen.outputs, seen.rows.targets, values)
+        adversarial, lost, values = (seen.rows.kept(t) for t in (*judged, values))
+        pool.best.offer(seen.x, adversarial, values.masked_fill(lost, -torch.inf))
         pool.broken.logical_or_(lost)
         return adversarial
 
-    def _gradient(self, seen: Seen, direction: Tensor, pool: Pool) -> Tensor:
+    def _gradient(self, seen: Seen, directions: list[Tensor | None], pool: Pool) -> Tensor:
         """The gradient at the samples of a pool, which learns which of them were broken."""
-        (gradient,) = torch.autograd.grad(seen.logits, seen.leaf, direction)
+        pairs = zip(seen.outputs.tensors, directions, strict=True)
+        wanted = [(output, direction) for output, direction in pairs if direction is not None and output.requires_grad]
+        (gradient,) = torch.autograd.grad([o for o, _ in wanted], seen.leaf, [d for _, d in wanted])
         if self.settings.before is not None:  # it may overflow behind the boundary
             gradient = gradient.nan_to_num(0.0)
         if seen.watch.broken is not None:
-            pool.broken.logical_or_(_first(seen.watch.broken, len(seen.x)))
-        return _first(gradient, len(seen.x))
+            pool.broken.logical_or_(seen.rows.kept(seen.watch.broken))
+        return seen.rows.kept(gradient)
 
     def _confirm(self, pool: Pool, x: Tensor, adversarial: Tensor) -> Tensor | None:
         """Keep what exact decisions confirm; returns the places of the samples that are left, None for all."""
@@ -190,42 +203,25 @@ class Search:
             index: their places in the caller's batch, each once, in rising order.
             x: the candidates.
         """
-        whole = len(index) == len(self.labels)
-        ball, labels = (
-            (self.ball, self.labels) if whole else (self.ball.take(index), self.labels.index_select(0, index))
-        )
+        whole = len(index) == len(self.ball.origin)
+        ball, targets = (self.ball, self.targets) if whole else (self.ball.take(index), self.targets.take(index))
         x = ball.finish(x)
-        logits = self._logits(self.settings.exact, x)
-        adversarial, lost = self._adversarial(logits, labels)
+        outputs = self._outputs(self.settings.exact, x)
+        values = self.objective.values(outputs, targets, len(x))
+        adversarial, lost = self.objective.judge(outputs, targets, values)
         best = self.found if whole else self.found.take(index)
-        best.offer(x, adversarial, self.settings.loss(logits, labels).masked_fill(lost, -torch.inf))
+        best.offer(x, adversarial, values.masked_fill(lost, -torch.inf))
         if not whole:
             self.found.put(index, best)
         return adversarial
 
-    def _rate(self, seen: Seen, *, ascend: bool) -> tuple[Tensor, Tensor]:
-        """The loss and, to ``ascend``, the direction at the logits to backpropagate."""
-        loss = self.settings.loss
-        return loss.ascent(seen.logits, seen.labels) if ascend else (loss(seen.logits, seen.labels), seen.logits)
-
-    def _logits(self, network: FastAttackModel, x: Tensor) -> Tensor:
+    def _outputs(self, network: FastAttackModel, x: Tensor) -> Packed:
         before = self.settings.before
-        logits = network(x if before is None else before(x))
-        return accept_logits(logits, len(x), self.largest_label)
-
-    def _adversarial(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Which samples are adversarial, and which have lost their finite logits, which is no success."""
-        lost = (logits.abs().amax(1) < torch.inf).logical_not_()  # NaN is not less either
-        predicted = logits.argmax(1)
-        hit = predicted == labels if self.settings.targeted else predicted != labels
-        return hit > lost, lost
+        return self.objective.accept(network(x if before is None else before(x)), len(x))
 
 
-def _of_rows(values: Tensor, pool: Pool, size: int) -> Tensor:
-    """Values per sample of a pool as values per row of a batch."""
-    return values if size == len(values) else values.index_select(0, pool.padded(size).rows)
-
-
-def _first(values: Tensor, count: int) -> Tensor:
-    """The rows before the padding."""
-    return values if len(values) == count else values[:count]
+def beside(ball: Ball, generator: torch.Generator) -> Tensor:
+    """An iterate a little beside each sample, drawn on the generator's device."""
+    noise = torch.randn(ball.origin.shape, generator=generator, device=generator.device, dtype=ball.working)
+    size = min(BESIDE * (ball.upper - ball.lower), ball.eps / 10)
+    return ball.project_(ball.start().add_(noise.to(ball.origin.device), alpha=size))

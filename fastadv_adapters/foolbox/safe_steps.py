@@ -1,16 +1,18 @@
 """PGD attacks of foolbox that no saturated loss and no broken gradient makes weaker."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import eagerpy as ep
 import foolbox
+import torch
 from foolbox.attacks.base import get_criterion
 from foolbox.attacks.gradient_descent_base import BaseGradientDescent
 from foolbox.criteria import Criterion, Misclassification, TargetedMisclassification
 from foolbox.models import Model
 
-from ..attack import accept_inputs, accept_size
+from ..attack import accept_inputs, accept_size, resolve_loss
 from ..boundary import watch_gradients
 from .models import in_full_precision
 
@@ -18,7 +20,10 @@ T = TypeVar("T")
 
 
 class _SafeSteps(BaseGradientDescent):
-    """foolbox's gradient descent with a loss that does not saturate and a gradient without NaN and infinities.
+    """foolbox's gradient descent along gradients that no scale of the logits makes weaker, without NaN and infinities.
+
+    What is climbed is the default loss of :class:`fastadv_adapters.SafePGD`, ``"auto"``. Criteria of foolbox carry
+    classes only: for other targets (clean probabilities, soft labels, embeddings) use ``SafePGD`` itself.
 
     Works on any foolbox model of a PyTorch model. On a :class:`~fastadv_adapters.foolbox.FastPyTorchModel`, samples
     whose gradient was not finite in some step are attacked once more in full precision.
@@ -38,12 +43,13 @@ class _SafeSteps(BaseGradientDescent):
         return super().__call__(model, inputs, criterion, epsilons=epsilons, **kwargs)
 
     def get_loss_fn(self, model: Model, labels: ep.Tensor) -> Callable[[ep.Tensor], ep.Tensor]:
-        """M = logsumexp of the other logits - own logit, summed over the batch.
+        """The logits times the direction of SafePGD's loss ``"auto"``, summed, whose gradient is that direction.
 
-        Cross entropy is softplus(m): its gradient has the same direction in every sample, but vanishes where m is very
-        negative. The steps of these attacks are normalised, so m gives the same attack without the vanishing.
+        The direction does not vanish, whatever the size of the logits, and the steps of these attacks are normalised.
         """
         largest = int(labels.max().item()) if len(labels) else -1
+        loss, places = resolve_loss("auto"), labels.raw.to(torch.int64)
+        share_done = itertools.chain((step / max(1, self.steps - 1) for step in range(self.steps)), itertools.repeat(1))
 
         def loss_fn(inputs: ep.Tensor) -> ep.Tensor:
             logits = model(inputs)
@@ -51,11 +57,8 @@ class _SafeSteps(BaseGradientDescent):
                 raise ValueError(
                     f"expected labels below {logits.shape[-1]}, the number of classes, got {largest}: count from 0"
                 )
-            own = ep.onehot_like(logits, labels) > 0
-            others = ep.where(own, -ep.inf, logits)
-            peak = others.max(axis=-1, keepdims=True)
-            spread = (others - peak).exp().sum(axis=-1).log() + peak.squeeze(axis=-1)
-            return (spread - ep.where(own, logits, 0.0).sum(axis=-1)).sum()
+            _, direction = loss.ascent(logits.raw, places, next(share_done))
+            return (logits * ep.astensor(direction)).sum()
 
         return loss_fn
 

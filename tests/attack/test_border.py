@@ -154,7 +154,7 @@ def test_the_loop_never_waits_for_the_device(norm: Norm, loss: LossName) -> None
         ({"restarts": 0}, ValueError, r"restarts to be at least 1, got 0\. Pass"),
         ({"restarts": True}, TypeError, r"restarts to be an int, got bool True\. Pass"),
         ({"norm": "l3"}, ValueError, r"norm to be one of 'linf', 'l2', 'l1', got 'l3'\. Choose"),
-        ({"loss": "hinge"}, ValueError, r"loss to be one of 'ce', 'dlr', 'margin' .* got 'hinge'\. Choose"),
+        ({"loss": "hinge"}, ValueError, r"loss to be one of 'auto', 'ce', 'dlr', 'margin' .* got 'hinge'\. Choose"),
         ({"bounds": (1, 0)}, ValueError, r"bounds \(lower, upper\) with lower < upper, got \(1, 0\)\. Swap"),
         ({"bounds": (0, math.nan)}, ValueError, r"bounds \(lower, upper\) with lower < upper, got \(0, nan\)\. Swap"),
         ({"bounds": 1}, TypeError, r"bounds to be two numbers \(lower, upper\), got 1\. Pass"),

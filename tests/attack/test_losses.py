@@ -51,7 +51,7 @@ def test_ce_has_the_direction_of_the_cross_entropy(targeted: bool) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 16.0, 1000.0])
-@pytest.mark.parametrize("name", ["ce", "dlr", "margin"])
+@pytest.mark.parametrize("name", ["auto", "ce", "dlr", "margin"])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_no_direction_vanishes_however_sure_the_model(
     name: LossName, scale: float, dtype: torch.dtype, targeted: bool
@@ -99,7 +99,7 @@ def test_dlr_on_its_plateau_gives_way_to_the_margin() -> None:
     torch.testing.assert_close(found, directions(resolve_loss("margin"), logits, torch.tensor([2])))
 
 
-@pytest.mark.parametrize("name", ["ce", "dlr", "margin"])
+@pytest.mark.parametrize("name", ["auto", "ce", "dlr", "margin"])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_equal_logits_give_finite_values_and_directions(name: LossName, targeted: bool) -> None:
     values, direction = resolve_loss(name, targeted).ascent(torch.zeros(2, 5), torch.tensor([0, 4]))
@@ -119,7 +119,9 @@ def test_directions_exist_without_grad_mode_and_leave_the_logits_alone() -> None
 
 @pytest.mark.parametrize("loss", ["CE", "cw", ""])
 def test_an_unknown_name_lists_the_choices(loss: str) -> None:
-    with pytest.raises(ValueError, match=rf"one of 'ce', 'dlr', 'margin' or a callable .* got '{loss}'. Choose"):
+    with pytest.raises(
+        ValueError, match=rf"one of 'auto', 'ce', 'dlr', 'margin' or a callable .* got '{loss}'. Choose"
+    ):
         resolve_loss(loss)  # type: ignore[arg-type]
 
 
@@ -131,7 +133,7 @@ def test_what_is_neither_name_nor_callable_is_an_error(loss: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "targeted", "classes", "least"),
-    [("ce", False, 1, 2), ("margin", True, 1, 2), ("dlr", False, 2, 3), ("dlr", True, 3, 4)],
+    [("auto", False, 1, 2), ("ce", False, 1, 2), ("margin", True, 1, 2), ("dlr", False, 2, 3), ("dlr", True, 3, 4)],
 )
 def test_too_few_classes_are_an_error(name: LossName, targeted: bool, classes: int, least: int) -> None:
     with pytest.raises(ValueError, match=rf"C of at least {least} for the loss {name}.*got shape \(2, {classes}\)"):

@@ -1,0 +1,106 @@
+"""The page of attack strengths: how far SafePGD is behind the best of the others, cell by cell."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.attack.attacks import WAYS
+from benchmarks.shared.report import Table
+
+RANGE = (0.05, 0.9)
+"""Robust accuracies, by the best attack, at which attacks can be told apart."""
+
+OURS = tuple(way.name for way in WAYS if way.ours)
+RIVALS = tuple(way.name for way in WAYS if not way.ours)
+
+Where = tuple[str, str, str, float, int]
+"""Network, factor, norm, budget, steps."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Mean robust accuracies at one place, by attack, and over how many seeds."""
+
+    where: Where
+    means: dict[str, float]
+    seeds: int
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The strongest rival and its robust accuracy."""
+        name = min((name for name in RIVALS if name in self.means), key=self.means.__getitem__)
+        return name, self.means[name]
+
+    @property
+    def behind(self) -> float:
+        """By how much the weakest of ours is behind the strongest rival, 0 to 1; negative if it is ahead."""
+        return max(self.means[name] for name in OURS if name in self.means) - self.best[1]
+
+
+def compared(cells: Mapping[str, Mapping[str, object]]) -> list[Compared]:
+    """What can be compared: places with an attack of ours and a rival, at which some images fall and some do not."""
+    found: defaultdict[Where, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells.values():
+        if "robust" in cell:
+            network, scale, norm, eps, steps, attack = (
+                cell[name] for name in ("network", "scale", "norm", "eps", "steps", "attack")
+            )
+            where = (str(network), str(scale), str(norm), float(str(eps)), int(str(steps)))
+            found[where][str(attack)].append(float(str(cell["robust"])))
+    every = [
+        Compared(where, {name: statistics.mean(v) for name, v in by.items()}, min(map(len, by.values())))
+        for where, by in found.items()
+        if any(name in by for name in OURS) and any(name in by for name in RIVALS)
+    ]
+    return [one for one in every if RANGE[0] <= min(one.means.values()) <= RANGE[1]]
+
+
+def write_page(cells: Mapping[str, Mapping[str, object]], out: Path, *, images: int) -> None:
+    """Write the page."""
+    found = compared(cells)
+    text = ["# Attack strength", "", "Written by `python -m benchmarks.attack.strength`; [back](README.md).", ""]
+    text += [_intro(found, images), "", _summary(found).markdown(), _every(found).markdown()]
+    out.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+
+
+def _intro(found: list[Compared], images: int) -> str:
+    worst = max((one.behind for one in found), default=0.0)
+    seeds = min((one.seeds for one in found), default=0)
+    return (
+        f"Robust accuracy in percent under `SafePGD` with its default loss, beside torchattacks' APGD with both\n"
+        f"losses and PGD, and `SafePGD` with other losses, at equal steps. {images} images, {seeds} seeds or more,\n"
+        f"budgets at which the best attack leaves {RANGE[0]:.0%} to {RANGE[1]:.0%}, {len(found)} cells. Logits are\n"
+        f"multiplied by the factor. At worst `SafePGD` is {100 * worst:.1f} points behind the best other attack."
+    )
+
+
+def _summary(found: list[Compared]) -> Table:
+    by: defaultdict[tuple[str, str, int], list[Compared]] = defaultdict(list)
+    for one in found:
+        network, _, norm, _, steps = one.where
+        by[network, norm, steps].append(one)
+    rows = [
+        [network, norm, str(steps), str(len(ones)), *(f"{100 * f(o.behind for o in ones):+.1f}" for f in (max, _mean))]
+        for (network, norm, steps), ones in by.items()
+    ]
+    columns = ("network", "norm", "steps", "cells", "most behind", "mean")
+    return Table("In short", columns, rows, "Points behind the best other attack; negative is ahead.")
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.mean(values)
+
+
+def _every(found: list[Compared]) -> Table:
+    names = [name for name in (*OURS, *RIVALS) if any(name in one.means for one in found)]
+    rows = [
+        [*map(str, one.where), *(f"{100 * one.means[n]:.1f}" if n in one.means else "" for n in names), _behind(one)]
+        for one in found
+    ]
+    return Table("Every cell", ("network", "factor", "norm", "eps", "steps", *names, "behind"), rows)
+
+
+def _behind(one: Compared) -> str:
+    return f"{100 * one.behind:+.1f}"
