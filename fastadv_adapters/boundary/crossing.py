@@ -108,7 +108,8 @@ class Crossing:
         past: Sequence[Tensor | None] = ()
         if cuts is not None and cuts.above:
             # What comes in may lie below the range even of the upper part.
-            pairs, shift, _ = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
+            if not isinstance(self.loss_scale, (int, float)):  # a number is for half precision alone
+                pairs, shift, _ = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
             pairs, past = _above(pairs, cuts, wanted, keep=keep)
             if shift is not None:
                 past = [g if g is None else times_power_of_two(g, -shift) for g in past]

@@ -30,6 +30,7 @@ class Ends:
 
     Attributes:
         layers: names of the last matrix layers.
+        upper: those of them that read what others of them gave (the weights of a pooling over features): not cut at.
         calls: how often they are called in all.
         cut: whether anything follows; if not, the outputs are what these layers give.
         alone: whether no product of other code follows; else these too are kept in full precision.
@@ -39,6 +40,7 @@ class Ends:
     calls: int
     cut: bool = True
     alone: bool = True
+    upper: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -89,7 +91,9 @@ class _End:
         here.passed += 1
         if not here.ends.alone and here.passed == here.ends.calls:
             torch.set_autocast_enabled(here.device, False)
-        return output if here.cuts is None else pytree.tree_map(_cut_into(here.cuts), output)
+        if here.cuts is None or self.end_name in here.ends.upper:
+            return output
+        return pytree.tree_map(_cut_into(here.cuts), output)
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         weight = getattr(self, "weight", None)
@@ -141,7 +145,8 @@ def matrix_calls(network: nn.Module) -> Iterator[list[tuple[str, list[Any]]]]:
         return hook
 
     layers = [(name, part) for name, part in network.named_modules() if isinstance(part, MATRIX)]
-    handles = [part.register_forward_hook(note(name)) for name, part in layers]
+    # Before hooks of the model's own, since the graph is cut before these.
+    handles = [part.register_forward_hook(note(name), prepend=True) for name, part in layers]
     try:
         yield calls
     finally:
@@ -162,8 +167,16 @@ def find_ends(outputs: Sequence[Tensor], calls: Sequence[tuple[str, list[Any]]])
     every = {place for place, (name, made) in enumerate(calls) if name in names and made}
     if not met or met != every:
         return None
+    upper = frozenset(calls[place][0] for place in met if _reaches(calls[place][1], met, nodes))
     follows = any(o.grad_fn not in nodes for o in outputs)
-    return Ends(frozenset(names), len([name for name, _ in calls if name in names]), cut=follows)
+    return Ends(frozenset(names), len([name for name, _ in calls if name in names]), cut=follows, upper=upper)
+
+
+def _reaches(made: Sequence[Any], met: set[int], nodes: dict[Any, int]) -> bool:
+    """Whether behind these nodes there are some that other last layers made: a cut would keep gradients from those."""
+    own = nodes[made[0]]
+    others = {node for node, place in nodes.items() if place in met and place != own}
+    return any(node in others for node in _walk_from(list(made), others))
 
 
 def is_full_above(outputs: Sequence[Tensor]) -> bool:
@@ -173,8 +186,11 @@ def is_full_above(outputs: Sequence[Tensor]) -> bool:
 
 def _walk(outputs: Sequence[Tensor], until: Any) -> Iterator[Any]:
     """The nodes of a graph from its outputs on, those in ``until`` included but not what lies behind them."""
+    return _walk_from([o.grad_fn for o in outputs if o.grad_fn is not None], until)
+
+
+def _walk_from(stack: list[Any], until: Any) -> Iterator[Any]:
     seen = set[Any]()
-    stack = [o.grad_fn for o in outputs if o.grad_fn is not None]
     while stack:
         node = stack.pop()
         if node in seen:

@@ -93,7 +93,40 @@ class Recurrent(Head):
         return torch.tanh(self.head(logits.tanh()))
 
 
-MODELS = [Head, Softmax, WritesInPlace, SeesTheInput, TwoHeads, Twice, Product, Recurrent]
+class Gated(Head):
+    """The head weighs what the layer before it gives: a last layer behind which another last layer comes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = Features.forward(self, x)
+        weights: Tensor = self.head(features).softmax(1)
+        return weights * features[:, :10]
+
+
+class WithFeatures(Head):
+    def forward(self, x: Tensor) -> Any:
+        features = Features.forward(self, x)
+        return {"logits": self.head(features), "features": features}
+
+
+class SoftmaxInHook(Head):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.register_forward_hook(lambda module, inputs, output: (output * 20).softmax(1))
+
+
+MODELS = [
+    Head,
+    Softmax,
+    WritesInPlace,
+    SeesTheInput,
+    TwoHeads,
+    Twice,
+    Product,
+    Recurrent,
+    Gated,
+    WithFeatures,
+    SoftmaxInHook,
+]
 
 
 def weighted(output: Any) -> Tensor:
@@ -136,6 +169,9 @@ def test_gradients_are_those_of_the_model(kind: type[Head], dtype: torch.dtype) 
         (Twice, Ends(frozenset({"head"}), 2)),
         (Product, Ends(frozenset({"head"}), 1, alone=False)),
         (Recurrent, None),
+        (Gated, Ends(frozenset({"body.1", "head"}), 2, upper=frozenset({"head"}))),
+        (WithFeatures, Ends(frozenset({"body.1", "head"}), 2, upper=frozenset({"head"}))),
+        (SoftmaxInHook, Ends(frozenset({"head"}), 1)),
     ],
 )
 def test_the_last_matrix_layers_are_found(kind: type[Head], expected: Ends | None) -> None:
@@ -166,6 +202,12 @@ def test_gradients_below_the_range_of_float32_pass_the_upper_part() -> None:
         rows = torch.autograd.grad(weighted(fast(leaf)) * tiny, leaf)[0].flatten(1)
         found.append(rows / rows.abs().amax(1, keepdim=True))
     assert (F.cosine_similarity(found[0], found[1]) > 0.9999).all()
+
+
+def test_a_number_scales_once() -> None:
+    model, x = SeesTheInput().eval(), images()
+    fast = FastAttackModel(model, dtype=torch.bfloat16, loss_scale=64.0)
+    torch.testing.assert_close(gradient(fast, x), gradient(model, x), rtol=0.05, atol=0.02)
 
 
 def test_a_model_that_asks_for_its_own_gradient_is_not_cut() -> None:
