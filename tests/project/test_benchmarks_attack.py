@@ -41,6 +41,12 @@ def test_ours_at_its_weakest_is_compared_with_the_strongest_other() -> None:
     assert one.seeds == 1
 
 
+def test_other_losses_are_rivals_only_if_there_is_no_other_library() -> None:
+    ours, loss = cell("SafePGD float32", 0.5), cell("SafePGD ce", 0.4)
+    (alone,), (beside,) = compared(cells(ours, loss)), compared(cells(ours, loss, cell("PGD", 0.6)))
+    assert (alone.best[0], beside.best[0]) == ("SafePGD ce", "PGD")
+
+
 @pytest.mark.parametrize("robust", [0.02, 0.95])
 def test_places_where_attacks_cannot_be_told_apart_are_left_out(robust: float) -> None:
     assert compared(cells(cell("SafePGD float32", robust), cell("PGD", robust))) == []
