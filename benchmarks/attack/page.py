@@ -74,8 +74,8 @@ def _intro(found: list[Compared], images: int) -> str:
         f"Robust accuracy in percent under `SafePGD` with its default loss, beside torchattacks' APGD with both\n"
         f"losses and PGD, and `SafePGD` with other losses, at equal steps. {images} images, {seeds} seeds or more,\n"
         f"budgets at which the best attack leaves {RANGE[0]:.0%} to {RANGE[1]:.0%}, {len(found)} cells. Logits are\n"
-        f"multiplied by the factor. At worst `SafePGD` is {100 * worst:.1f} points behind the best of torchattacks, or in\n"
-        f"L1, for which that has no attack with a budget, behind the best of its own other losses."
+        f"multiplied by the factor. At worst `SafePGD` is {100 * worst:.1f} points behind the best of\n"
+        f"torchattacks, or in L1, for which that has no attack with a budget, behind the best of its own other losses."
     )
 
 
