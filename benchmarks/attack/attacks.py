@@ -31,13 +31,15 @@ class Way:
         name: in tables and files.
         make: the attack on a model.
         norms: those that it knows.
-        ours: whether it is SafePGD with its default loss, which is compared with the best of all others.
+        ours: whether it is SafePGD with its default loss, which is compared with the best of the others.
+        theirs: whether it is another library's: if there is one, other losses of SafePGD are no rivals.
     """
 
     name: str
     make: Callable[[nn.Module, Task], Attack]
     norms: tuple[Norm, ...] = NORMS
     ours: bool = False
+    theirs: bool = False
 
 
 def _safe(dtype: torch.dtype, loss: str) -> Callable[[nn.Module, Task], Attack]:
@@ -78,8 +80,8 @@ WAYS = (
     Way("SafePGD bfloat16", _safe(torch.bfloat16, "auto"), ours=True),
     Way("SafePGD ce", _safe(torch.float32, "ce")),
     Way("SafePGD margin", _safe(torch.float32, "margin")),
-    Way("APGD-CE", _apgd("ce"), ("linf", "l2")),
-    Way("APGD-DLR", _apgd("dlr"), ("linf", "l2")),
-    Way("PGD", _pgd, ("linf", "l2")),
+    Way("APGD-CE", _apgd("ce"), ("linf", "l2"), theirs=True),
+    Way("APGD-DLR", _apgd("dlr"), ("linf", "l2"), theirs=True),
+    Way("PGD", _pgd, ("linf", "l2"), theirs=True),
 )
-"""All ways. The other losses of SafePGD are rivals as well: in L1 torchattacks has none with a budget."""
+"""All ways. In L1 torchattacks has no attack with a budget: there the other losses of SafePGD are the rivals."""

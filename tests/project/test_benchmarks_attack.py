@@ -1,0 +1,121 @@
+"""The benchmark of attacks: what is kept is not run again, and its page compares with the best of the others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from benchmarks.attack import networks, strength, trades
+from benchmarks.attack.attacks import WAYS
+from benchmarks.attack.kept import Kept
+from benchmarks.attack.networks import NETWORKS, Scaled, pairs
+from benchmarks.attack.page import compared, write_page
+from digits import DigitsNet, grey_digits, train
+
+
+def cell(attack: str, robust: float, *, seed: int = 0, eps: float = 0.1, network: str = "normal") -> dict[str, object]:
+    place = {"network": network, "scale": "1", "norm": "linf", "eps": eps, "steps": 10}
+    return {**place, "attack": attack, "seed": seed, "robust": robust}
+
+
+def cells(*given: dict[str, object]) -> dict[str, dict[str, object]]:
+    return {str(index): one for index, one in enumerate(given)}
+
+
+def test_ours_at_its_weakest_is_compared_with_the_strongest_other() -> None:
+    (one,) = compared(
+        cells(
+            cell("SafePGD float32", 0.5),
+            cell("SafePGD float32", 0.52, seed=1),
+            cell("SafePGD bfloat16", 0.53),
+            cell("APGD-CE", 0.6),
+            cell("APGD-DLR", 0.49),
+        )
+    )
+    assert one.best == ("APGD-DLR", 0.49)
+    assert one.behind == pytest.approx(0.04)
+    assert one.seeds == 1
+
+
+def test_other_losses_are_rivals_only_if_there_is_no_other_library() -> None:
+    ours, loss = cell("SafePGD float32", 0.5), cell("SafePGD ce", 0.4)
+    (alone,), (beside,) = compared(cells(ours, loss)), compared(cells(ours, loss, cell("PGD", 0.6)))
+    assert (alone.best[0], beside.best[0]) == ("SafePGD ce", "PGD")
+
+
+@pytest.mark.parametrize("robust", [0.02, 0.95])
+def test_places_where_attacks_cannot_be_told_apart_are_left_out(robust: float) -> None:
+    assert compared(cells(cell("SafePGD float32", robust), cell("PGD", robust))) == []
+
+
+def test_a_place_without_a_rival_is_left_out(tmp_path: Path) -> None:
+    given = cells(cell("SafePGD float32", 0.5), cell("PGD", 0.5, eps=0.2), cell("PGD", 0.55, network="robust"))
+    assert compared(given) == []
+    write_page(given, tmp_path / "page.md", images=5)
+    assert "0 cells" in (tmp_path / "page.md").read_text()
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "train", lambda net, x, y, **rest: train(net, x, y, epochs=1, show_progress=False))
+    options = ["--networks", "normal", "--norms", "linf", "--steps", "2", "--seeds", "1", "--images", "20"]
+    options += ["--attacks", "SafePGD float32,PGD", "--scales", "1", "--cache", str(tmp_path)]
+    options += ["--out", str(tmp_path / "page.md")]
+    runs: list[object] = []
+    robust = strength._robust
+
+    def noted(*given: Any) -> float:
+        runs.append(given)
+        return robust(*given)
+
+    monkeypatch.setattr(strength, "_robust", noted)
+    app = typer.Typer()
+    app.command()(strength.main)
+    for _ in range(2):
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 0, result.output
+        assert len(runs) == 6  # three budgets, two attacks
+    kept = json.loads((tmp_path / "strength-20.json").read_text())
+    assert len([c for c in kept.values() if "robust" in c]) == 6
+    assert (tmp_path / "page.md").read_text().startswith("# Attack strength")
+
+
+def test_kept_cells_are_read_again(tmp_path: Path) -> None:
+    Kept(tmp_path / "new" / "kept.json").put("a", {"robust": 0.5})
+    assert Kept(tmp_path / "new" / "kept.json").cells == {"a": {"robust": 0.5}}
+
+
+def test_an_unknown_name_lists_the_choices() -> None:
+    with pytest.raises(typer.BadParameter, match=f"expected one of {', '.join(NETWORKS)}, got nomal"):
+        strength._known("normal,nomal", NETWORKS)
+
+
+def test_pairs_have_a_hundred_classes_and_scaled_logits_the_same_decisions() -> None:
+    data = pairs(grey_digits(), train_size=500)
+    assert data.train_images.shape == (500, 1, 8, 16)
+    assert int(data.train_labels.max()) > 90
+    net, x = DigitsNet(width=4).eval(), grey_digits().test_images[:8]
+    with torch.no_grad():
+        assert torch.equal(Scaled(net, 0.25)(x), net(x) * 0.25)
+
+
+def test_every_way_has_a_name_of_its_own_and_some_are_ours() -> None:
+    assert len({way.name for way in WAYS}) == len(WAYS)
+    assert 0 < sum(way.ours for way in WAYS) < len(WAYS)
+
+
+@pytest.mark.parametrize("name", [trades.BY_HAND, "float32"])
+def test_both_inner_maximisers_raise_the_divergence(name: str) -> None:
+    net, x = DigitsNet(width=4).eval(), grey_digits().test_images[:16]
+    with torch.no_grad():
+        clean = net(x).softmax(1)
+    maximise = trades.by_hand(net) if name == trades.BY_HAND else trades.by_safe_pgd(net, torch.float32)
+    torch.manual_seed(0)
+    found = maximise(x, clean).detach()
+    assert bool(((found - x).abs() <= trades.EPS + 1e-6).all())
+    with torch.no_grad():
+        beside = trades.divergence(net((x + 1e-3).clamp(0, 1)), clean).mean()
+        assert trades.divergence(net(found), clean).mean() > 10 * beside
