@@ -52,13 +52,14 @@ def find_stream(graph: fx.Graph, writes: Name, reads: Name, passes: Callable[[fx
         elif passes(node) and node.all_input_nodes and node.all_input_nodes[0] in sums:
             sums[node] = sums[node.all_input_nodes[0]]
     known = [name for node in sums for name in ([writes(node)] if writes(node) else [])]
-    seen_elsewhere = {name for node, names in sums.items() if not _stays(node, sums, reads) for name in names}
+    inside = {node for node in sums if not writes(node)}
+    seen_elsewhere = {name for node, names in sums.items() if not _stays(node, inside, reads) for name in names}
     seen_elsewhere |= {name for name in known if known.count(name) > 1}  # called twice, with two means
     seen_elsewhere |= {name for names in sums.values() for name in names if names.count(name) > 1}
     read = {reads(user): sums[node] for node in sums for user in node.users if reads(user)}
     kept = {norm: names for norm, names in read.items() if not seen_elsewhere.intersection(names)}
-    inside = {name for names in kept.values() for name in names}
-    return Stream([name for name in known if name in inside], kept)
+    centred = {name for names in kept.values() for name in names}
+    return Stream([name for name in known if name in centred], kept)
 
 
 def _is_sum(node: fx.Node) -> bool:
@@ -67,9 +68,9 @@ def _is_sum(node: fx.Node) -> bool:
     return (function or method) and len(node.args) == 2 and not node.kwargs
 
 
-def _stays(node: fx.Node, sums: dict[fx.Node, Any], reads: Name) -> bool:
-    """Whether everyone who reads a node is a batch norm, or part of the stream."""
-    return bool(node.users) and all(user in sums or bool(reads(user)) for user in node.users)
+def _stays(node: fx.Node, inside: set[fx.Node], reads: Name) -> bool:
+    """Whether everyone who reads a node is a batch norm, or a sum of the stream."""
+    return bool(node.users) and all(user in inside or bool(reads(user)) for user in node.users)
 
 
 class Centred:

@@ -49,12 +49,18 @@ class Audited(ABC):
             crossing=crossing,
             twin=self.twin.engine,
             mine=mine,
-            anew=lambda: Fast(self.source, self._trace, mine.precision, "eager", lambda reason: None),
+            anew=partial(self._made_anew, mine),
             update=self._update_late,
             updates=self.updates,
             others=partial(self._others, kind),
             tell=self._found_wanting,
         )
+
+    def _made_anew(self, like: Fast) -> Fast:
+        """Another network of the weights as they are; it rounds as this one does."""
+        other = Fast(self.source, self._trace, like.precision, "eager", lambda reason: None)
+        other.end_at(like.ends)
+        return other
 
     def _update_late(self) -> None:
         self.refresh()

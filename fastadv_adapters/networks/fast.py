@@ -23,6 +23,7 @@ class Fast:
         folded: the network.
         precision: how it computes.
         engine: what runs it.
+        ends: names of the layers that hand out full precision in calls that ask for it.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Fast:
     ) -> None:
         self.precision = precision
         self._name, self._give_up = engine, give_up
-        self._ends: set[str] = set()
+        self.ends: set[str] = set()
         self.folded = build_fast(source, trace, precision, lays_out_ahead=engine != "compile")
         self._run_anew()
 
@@ -55,8 +56,8 @@ class Fast:
 
     def end_at(self, layers: Iterable[str]) -> None:
         """Let half precision end at these layers in the calls that ask for it."""
-        new = set(layers) - self._ends
+        new = set(layers) - self.ends
         if new and self.precision.half:
-            self._ends |= new
+            self.ends |= new
             self.folded.end_at(sorted(new))
             self._run_anew()  # what was compiled or recorded knows other classes, and other tensors

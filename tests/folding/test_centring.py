@@ -107,6 +107,28 @@ def test_a_stream_that_a_relu_reads_too_is_left_alone() -> None:
     assert fast._networks.folded.centred == []
 
 
+def test_a_stream_that_a_convolution_reads_too_is_left_alone_and_what_that_writes_is_not() -> None:
+    class Stages(nn.Module):
+        """The second stage begins with a convolution of the stream itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Stream(), Stream()
+            self.second.stem = nn.Conv2d(8, 8, 1)
+            self.second.norms[0].running_mean.copy_(self.first.norms[0].running_mean)  # type: ignore[operator,arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first.stem(x)
+            x = x + self.first.convolutions[0](F.relu(self.first.norms[0](x)))
+            logits: Tensor = self.second(x)
+            return logits
+
+    model, x = Stages().eval(), images()
+    fast = FastAttackModel(model, dtype=torch.float32)
+    assert (cosine(input_gradient(fast, x, CLASSES), input_gradient(model, x, CLASSES)) > 0.9999).all()
+    assert fast._networks.folded.centred == ["second.stem", "second.convolutions.0", "second.convolutions.1"]
+
+
 def test_a_flag_that_hands_the_stream_out_undoes_it() -> None:
     model, x = Stream(), images()
     fast = FastAttackModel(model, dtype=torch.float32)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.boundary import Packed, ends_of
 from fastadv_adapters.networks import audit, auditing
 from fastadv_adapters.networks.kinds import PASSES
 from tests.networks.test_rounding import Constant
@@ -165,3 +166,17 @@ def test_weights_that_were_changed_past_pytorch_are_noticed_at_the_next_audit() 
         again = input_gradient(fast, x, y)
     for gradient in (found, again):
         assert (cosine(gradient, input_gradient(model, x, y)) > 0.9).all()
+
+
+def test_a_network_made_anew_rounds_as_the_one_in_use() -> None:
+    """Else outputs that cancel are near by the one and off by the other, and weights seem to have changed."""
+    model, (x, y) = small_net().eval(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    input_gradient(fast, x, y)
+    networks = fast._networks
+    (kind,) = networks.kinds.values()
+    outputs = []
+    for network in (networks.network_in(torch.bfloat16), networks._made_anew(networks.network_in(torch.bfloat16))):
+        with torch.no_grad(), ends_of(kind.rows.ends, "cpu"):
+            outputs.append(network.eager().bind(Packed(((x,), {})))([x]).tensors[0])
+    assert torch.equal(*outputs)
