@@ -18,7 +18,7 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_lock = threading.Lock()
+_lock = threading.RLock()  # an interrupt may leave it held, and this thread has to go on
 _threads: set[int] = set()  # that are in a run
 
 
