@@ -6,8 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A process per core, for each test runs on one thread; more than four spend their time importing torch.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+# A process per core, for each test runs on one thread; more than four spend their time importing torch. A test that
+# hangs fails after ten minutes, with the stack that it hangs in.
+TOGETHER := --numprocesses auto --maxprocesses 4 --timeout 600
+PYTEST := $(BIN)/python -m pytest $(TOGETHER)
 
 .PHONY: help demo test test-engines test-versions test-gpu lint coverage matrix bench bench-gpu clean
 
@@ -39,7 +41,7 @@ test-engines: $(INSTALLED)
 VERSIONS ?= 2.6.0 2.11.0
 test-versions: $(VERSIONS:%=build/versions/%/.installed)
 	for version in $(VERSIONS); do \
-		build/versions/$$version/bin/python -m pytest --numprocesses auto --maxprocesses 4 || exit 1; \
+		build/versions/$$version/bin/python -m pytest $(TOGETHER) || exit 1; \
 	done
 
 # What PyTorch itself pins, or what has to fit it, is left to it.
