@@ -72,10 +72,11 @@ def _intro(found: list[Compared], images: int) -> str:
     seeds = min((one.seeds for one in found), default=0)
     return (
         f"Robust accuracy in percent under `SafePGD` with its default loss, beside torchattacks' APGD with both\n"
-        f"losses and PGD, and `SafePGD` with other losses, at equal steps. {images} images, {seeds} seeds or more,\n"
-        f"budgets at which the best attack leaves {RANGE[0]:.0%} to {RANGE[1]:.0%}, {len(found)} cells. Logits are\n"
-        f"multiplied by the factor. At worst `SafePGD` is {100 * worst:.1f} points behind the best of\n"
-        f"torchattacks, or in L1, for which that has no attack with a budget, behind the best of its own other losses."
+        f"losses and PGD, adv-lib's APGD with both losses, and `SafePGD` with other losses, at equal steps.\n"
+        f"{images} images, mean of {seeds} seeds or more, budgets at which the best attack leaves {RANGE[0]:.0%} to\n"
+        f"{RANGE[1]:.0%}, {len(found)} cells. Logits are multiplied by the factor. In L1 torchattacks has no attack\n"
+        f"with a budget. At worst `SafePGD`, in float32 or bfloat16, is {100 * worst:.1f} points behind the best of the\n"
+        f"other libraries."
     )
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.attack.attacks import WAYS, Task, Way
+from benchmarks.attack.attacks import WAYS, Task, Way, ways_here
 from benchmarks.attack.budgets import NORMS, Norm
 from benchmarks.attack.kept import CACHE, Kept
 from benchmarks.attack.networks import NETWORKS, TEST_SIZE, Scaled, Subject, subject
@@ -54,7 +54,7 @@ def main(
         _known(scales, tuple(SCALES)),
         tuple(norm for norm in NORMS if norm in _known(norms, NORMS)),
         tuple(int(count) for count in steps.split(",")),
-        tuple(way for way in WAYS if way.name in names),
+        tuple(way for way in (WAYS if attacks else ways_here()) if way.name in names),
         seeds,
         images,
     )
