@@ -233,6 +233,16 @@ class FastAttackModel(Shell):
         """What has passed through the boundary since the last reset; reading it waits for the device."""
         return self._networks.state.stats()
 
+    @property
+    def zero_entries(self) -> float:
+        """The share of entries of all gradients since the last reset that came back as exactly 0, from 0 to 1.
+
+        ``gradient_stats.zero`` counts samples. Of a map (segmentation) half precision may lose the gradient of many
+        pixels beside others of the same sample: then this is larger than for the plain model, of whose gradient ReLU
+        and pooling make some entries 0 as well. Reading it waits for the device.
+        """
+        return self._networks.state.zero_entries()
+
     def reset_gradient_stats(self) -> None:
         """Start counting anew."""
         self._networks.state.reset_counts()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.gpu.clock import Work, device_ms, recorded, searching
 from benchmarks.gpu.items import Items
-from fastadv_adapters.boundary import Crossing, State
+from fastadv_adapters.boundary import Crossing, state_on
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _fused(items: Items, shape: Shape) -> dict[str, float]:
 def _boundary(items: Items) -> dict[str, float]:
     """What scaling and filtering of gradients add to a network that is next to none, in a recording."""
     device, dtype = items.device, half(items)
-    crossing = Crossing(torch.float32, "per-sample", True, State(device))
+    crossing = Crossing(torch.float32, "per-sample", True, state_on(device))
     weight = torch.randn(10, 3072, device=device, dtype=dtype)
     x, grad = torch.rand(128, 3, 32, 32, device=device), torch.randn(128, 10, device=device)
 

@@ -2,17 +2,29 @@
 
 A call is packed (``packing``, ``opening``) and run as one autograd Function (``function``) by whatever implements the
 protocols in ``run``. Half precision ends at the last matrix layers (``ends``). On the way back ``crossing`` scales each
-sample's gradient there, unscales it in float32 at the input, and filters it (``scaling``, ``powers``). Inside the
+sample's gradient there, unscales it in float32 at the input, and filters it (``scaling``, on processors ``on_host``, on
+accelerators ``on_device`` and ``powers``); ``watching`` tells who asks which samples lost entries. Inside the
 transforms of ``torch.func`` another way is taken (``transforms``).
 """
+
+import torch
 
 from .crossing import Crossing, Pulled, Rows
 from .ends import Cuts, Ends, ends_of, find_ends, is_full_above, mark_ends, matrix_calls
 from .function import Call
+from .on_device import DeviceState
+from .on_host import HostState
 from .packing import Packed
 from .run import Engine, Run, Tape, UnbalancedFoldError
-from .scaling import FLOOR, START, STEP, GradientStats, LossScale, State, Watch, scale, shift_for, watch_gradients
+from .scaling import FLOOR, START, STEP, GradientStats, LossScale, State, scale
 from .transforms import is_transformed, outside_of_transforms
+from .watching import Watch, watch_gradients
+
+
+def state_on(device: torch.device) -> State:
+    """What the boundary of a model on this device remembers."""
+    return HostState(device) if device.type == "cpu" else DeviceState(device)
+
 
 __all__ = [
     "FLOOR",
@@ -21,9 +33,11 @@ __all__ = [
     "Call",
     "Crossing",
     "Cuts",
+    "DeviceState",
     "Ends",
     "Engine",
     "GradientStats",
+    "HostState",
     "LossScale",
     "Packed",
     "Pulled",
@@ -41,6 +55,6 @@ __all__ = [
     "matrix_calls",
     "outside_of_transforms",
     "scale",
-    "shift_for",
+    "state_on",
     "watch_gradients",
 ]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .ends import Cuts, Ends
-from .powers import times_power_of_two
-from .scaling import LossScale, State, row_peaks, scale, shift_for, unscale_and_filter
+from .scaling import LossScale, Shift, State, scale
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Tensors with their graph, and the gradients that come in at them."""
@@ -104,7 +103,7 @@ class Crossing:
         given = [g is not None and o.requires_grad for o, g in zip(outputs, grads, strict=True)]
         pairs = [(o, g) for o, g, come_in in zip(outputs, grads, given, strict=True) if g is not None and come_in]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        shift: Tensor | None = None
+        shift: Shift | None = None
         past: Sequence[Tensor | None] = ()
         if cuts is not None and cuts.above:
             # What comes in may lie below the range even of the upper part.
@@ -112,7 +111,7 @@ class Crossing:
                 pairs, shift, _ = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
             pairs, past = _above(pairs, cuts, wanted, keep=keep)
             if shift is not None:
-                past = [g if g is None else times_power_of_two(g, -shift) for g in past]
+                past = [g if g is None else (-shift).times(g) for g in past]
             pairs, own, loss_scale = self._scaled(pairs, wanted, apart=self.rows.at_ends)
             shift = own if shift is None or own is None else own + shift
         else:
@@ -122,17 +121,16 @@ class Crossing:
             tips, scaled = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
             found = torch.autograd.grad(tips, wanted, scaled, retain_graph=keep, allow_unused=True)
         raw = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, wanted, strict=True)]
-        clean, broken = unscale_and_filter(loss_scale, self.state, raw, shift, past)
-        if broken is not None and self.can_overflow:
-            self.state.lower_after(broken & _entered_finite(pairs, broken))
-        return Pulled(clean, broken)
+        entered = [t for pair in pairs for t in pair] if self.can_overflow else None
+        return Pulled(*self.state.finish(loss_scale, raw, shift, past, entered))
 
-    def _scaled(self, pairs: Pairs, wanted: Sequence[Tensor], *, apart: bool) -> tuple[Pairs, Tensor | None, LossScale]:
-        """Gradients scaled for a way through the graph; by which exponents, and how that was done."""
+    def _scaled(self, pairs: Pairs, wanted: Sequence[Tensor], *, apart: bool) -> tuple[Pairs, Shift | None, LossScale]:
+        """Gradients scaled for a way through the graph; by which powers of two, and how that was done."""
         together = self.loss_scale == "per-sample" and not apart
         loss_scale: LossScale = "per-call" if together else self.loss_scale
         higher = self.rows.higher if together else 0
-        shift = shift_for(loss_scale, self.state, [g for _, g in pairs], wanted, higher=higher)
+        grads = [g for _, g in pairs]
+        shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher)
         return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
 
 
@@ -148,9 +146,3 @@ def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor], *, keep: bool) ->
         found = torch.autograd.grad(outputs, [*cuts.above, *wanted], grads, retain_graph=keep, allow_unused=True)
     at_cuts = found[: len(cuts.above)]
     return [(o, g) for o, g in zip(cuts.below, at_cuts, strict=True) if g is not None], found[len(cuts.above) :]
-
-
-def _entered_finite(pairs: Pairs, broken: Tensor) -> Tensor:
-    """Which samples have finite outputs and came with a finite gradient: the others cannot tell of an overflow."""
-    peaks = row_peaks([t.detach().float() for pair in pairs for t in pair])
-    return broken if peaks is None or peaks.shape != broken.shape else peaks.isfinite()

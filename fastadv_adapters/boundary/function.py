@@ -15,7 +15,7 @@ from ..modules import without_anomaly_mode, without_reentrant_checkpoints
 from .crossing import Crossing, Pulled
 from .packing import Packed
 from .run import Run, Tape
-from .scaling import current_watches
+from .watching import current_watches
 
 Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled], Pulled]
 
@@ -147,7 +147,8 @@ def _pull(
     if call.audit is not None:
         pulled = call.audit(tensors, needs, grads, pulled)
     if pulled.broken is not None:
-        call.crossing.state.count_samples(pulled.broken.numel())
+        entries = sum(g.numel() for g in pulled.gradients)
+        call.crossing.state.count_pass(samples=pulled.broken.numel(), entries=entries)
         for watch in call.watches:
             watch.add(pulled.broken)
     found = iter(pulled.gradients)

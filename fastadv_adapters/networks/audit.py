@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..boundary import Run, State, scale, shift_for
+from ..boundary import Run, scale, state_on
 from .nearness import cosines
 
 SAMPLES = 8
@@ -80,7 +80,7 @@ class Problem:
         pairs = [(o, g) for o, g in zip(outputs, self.grads, strict=True) if g is not None and o.requires_grad]
         wanted = [leaf for leaf, need in zip(leaves, self.needs, strict=True) if need]
         # Gradients of confident samples come in at 1e-38 and below, which full precision does not bear either.
-        shift = shift_for("per-sample", State(wanted[0].device), [g for _, g in pairs], wanted)
+        shift = state_on(wanted[0].device).shift_for("per-sample", [g for _, g in pairs], wanted)
         scaled = [scale(g, shift, "per-sample").to(o.dtype) for o, g in pairs]
         return list(torch.autograd.grad([o for o, _ in pairs], wanted, scaled, materialize_grads=True))
 

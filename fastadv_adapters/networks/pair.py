@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..boundary import Engine, Packed, State, outside_of_transforms
+from ..boundary import Engine, Packed, outside_of_transforms, state_on
 from ..folding import Folded, Trace, build_fast, trace
 from ..modules import EngineName, device_of, notify, number_of_samples, refuse_unfit, resolve
 from . import remarks
@@ -61,7 +61,7 @@ class Networks(BuiltLater, Audited):
         self.fuse_bn = fuse_bn
         self._live = live
         self._engine = engine
-        self.state = State(device_of(source))
+        self.state = state_on(device_of(source))
         self.generation = 0
         self.updates = 0
         self.unfinished = False
@@ -107,7 +107,7 @@ class Networks(BuiltLater, Audited):
         self._freshness.take()
         device = device_of(self.source)
         if device != self.state.device:
-            self.state = State(device)
+            self.state = state_on(device)
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
         self.kinds: dict[Any, Kind] = {}

@@ -8,7 +8,8 @@ import torchattacks
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START, State
+from fastadv_adapters.boundary import DeviceState, HostState
+from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START
 from fastadv_adapters.networks import trial
 from fastadv_adapters.torchattacks import accelerate
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, reference, small_net, steep
@@ -66,15 +67,17 @@ def test_where_no_scale_helps_it_stays_where_it_was(monkeypatch: pytest.MonkeyPa
 # --- later passes -----------------------------------------------------------------------------------------------------
 
 
-def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began() -> None:
-    state = State(torch.device("cpu"))
+@pytest.mark.parametrize("kind", [HostState, DeviceState])
+def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began(kind: Any) -> None:
+    state = kind(torch.device("cpu"))
+    number = int if kind is HostState else torch.tensor
     state.start_at_most(2)
-    state.lower_after(torch.tensor([True, False]))
+    state.lower_after(number(1))
     assert int(state.exponent) == 0
     found = []
     for _ in range(3):
         for _ in range(PATIENCE):
-            state.lower_after(torch.tensor([False, False]))
+            state.lower_after(number(0))
         state.follow()
         state.follow()
         found.append(int(state.exponent))

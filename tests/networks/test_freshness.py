@@ -275,7 +275,7 @@ def test_a_rebuild_starts_afresh() -> None:
     settle(model)
     fast = FastAttackModel(model, dtype=torch.float16)
     input_gradient(fast, x, y)
-    fast._networks.state.exponent.fill_(0)
+    fast._networks.state.start_at_most(0)
     fast._networks.notes.append("an old note")
     model.flag = True
     input_gradient(fast, x, y)

@@ -1,0 +1,212 @@
+"""The state of the boundary on an accelerator: exponents and counts stay there, and nothing waits for them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from .powers import exponent_of, times_power_of_two
+from .scaling import (
+    FLOOR,
+    PATIENCE,
+    START,
+    STEP,
+    GradientStats,
+    LossScale,
+    Shift,
+    State,
+    added,
+    bounds_of,
+    rows_of,
+    unscaled,
+)
+
+
+@dataclass(frozen=True)
+class DeviceShift:
+    """See :class:`Shift`.
+
+    Attributes:
+        exponents: int32, (N,) per sample or () for all.
+    """
+
+    exponents: Tensor
+
+    def times(self, values: Tensor) -> Tensor:
+        """Exact for normal results."""
+        return times_power_of_two(values, self.exponents)
+
+    def __neg__(self) -> "DeviceShift":
+        return DeviceShift(-self.exponents)
+
+    def __add__(self, other: Shift) -> "DeviceShift":
+        return DeviceShift(self.exponents + cast("DeviceShift", other).exponents)
+
+
+class DeviceState(State):
+    """See :class:`State`."""
+
+    exponent: Tensor
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._passes = self._samples = self._entries = 0
+        self._counts = torch.zeros(
+            4, dtype=torch.int64, device=device
+        )  # nonfinite, zero, entries that are zero, logits
+        self._start, self.exponent = (torch.full((), START, dtype=torch.int32, device=device) for _ in range(2))
+        self._calm = torch.zeros((), dtype=torch.int64, device=device)
+        self._broken_at_start = torch.zeros((), dtype=torch.int64, device=device)
+        self._incurable = torch.zeros((), dtype=torch.int64, device=device)
+
+    def start_anew(self) -> None:
+        """Scale as for a model that was never seen."""
+        self._start.fill_(START)
+        self.exponent.fill_(START)
+        self._incurable.zero_()
+        self._calm.zero_()
+
+    def start_at_most(self, exponent: int) -> None:
+        """Scale no higher than this."""
+        self._start.clamp_(max=exponent)
+        self.exponent.clamp_(max=exponent)
+
+    def follow(self) -> None:
+        """Weights have new values."""
+        higher = torch.minimum(self.exponent + STEP, self._start)
+        climbs = self._calm >= PATIENCE
+        self.exponent.copy_(torch.where(climbs, higher, self.exponent))
+        self._calm.masked_fill_(climbs, 0)
+        self._incurable.zero_()
+
+    def reset_counts(self) -> None:
+        """Forget all counts."""
+        self._passes = self._samples = self._entries = 0
+        self._counts.zero_()
+
+    def count_logits(self, outputs: Sequence[Tensor]) -> None:
+        """Count the samples with a non-finite output."""
+        peaks = row_peaks([o for o in outputs if o.is_floating_point()])
+        if peaks is not None:
+            self._counts[3] += (~peaks.isfinite()).sum()
+
+    def count_pass(self, *, samples: int, entries: int) -> None:
+        """Count one backward pass and its size."""
+        self._passes += 1
+        self._samples += samples
+        self._entries += entries
+
+    def stats(self) -> GradientStats:
+        """Read the counts; waits for the device."""
+        nonfinite, zero, _, logits = self._counts.tolist()
+        return GradientStats(self._passes, self._samples, nonfinite, zero, logits)
+
+    def zero_entries(self) -> float:
+        """The share of gradient entries that came back as exactly 0."""
+        return int(self._counts[2]) / max(self._entries, 1)
+
+    def lower_after(self, count: Tensor) -> None:
+        """Scale lower from the next pass on if this one overflowed.
+
+        Args:
+            count: how many samples lost gradient entries though what came in was finite, int64 ().
+        """
+        lower = count > self._incurable
+        at_start, at_floor = self.exponent >= self._start, self.exponent <= FLOOR
+        self._broken_at_start.copy_(torch.where(lower & at_start, count, self._broken_at_start))
+        given_up = lower & at_floor
+        self._incurable.copy_(torch.where(given_up, count, self._incurable))
+        at_bottom = torch.where(count < self._broken_at_start, FLOOR, self._start)
+        lowered = torch.where(at_floor, at_bottom, (self.exponent - STEP).clamp(min=FLOOR))
+        self.exponent.copy_(torch.where(lower, lowered, self.exponent))
+        self._calm.add_(1).masked_fill_(lower, 0)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """As before afterwards."""
+        tensors = (self._counts, self.exponent, self._broken_at_start, self._incurable, self._calm)
+        before = [t.clone() for t in tensors]
+        numbers = self._passes, self._samples, self._entries
+        try:
+            yield
+        finally:
+            self._passes, self._samples, self._entries = numbers
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
+    def shift_for(
+        self,
+        loss_scale: LossScale,
+        grads: Sequence[Tensor],
+        leaves: Sequence[Tensor],
+        *,
+        higher: int = 0,
+    ) -> DeviceShift | None:
+        """By which powers of two a pass is scaled."""
+        if loss_scale not in ("per-sample", "per-call") or not grads:
+            return None
+        peaks = row_peaks(grads)
+        if peaks is None or peaks.numel() == 0:
+            return None
+        if loss_scale == "per-call" or not rows_of([*grads, *leaves]):
+            peaks = torch.where(peaks.isfinite(), peaks, 0.0).amax()
+        return DeviceShift(self.exponent + (1 + higher) - exponent_of(peaks))
+
+    def finish(
+        self,
+        loss_scale: LossScale,
+        grads: Sequence[Tensor],
+        shift: Shift | None,
+        past: Sequence[Tensor | None] = (),
+        entered: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Undo the scale, put 0 for what is not finite, count, and scale lower from now on after an overflow."""
+        bounds = bounds_of(grads)
+        grads = unscaled(grads, loss_scale)
+        peaks = row_peaks(grads)
+        if peaks is None:
+            return list(grads), None
+        if shift is not None:
+            back = _back(cast("DeviceShift", shift).exponents, peaks, *bounds)
+            grads = [times_power_of_two(g, back) for g in grads]
+        if any(g is not None for g in past):
+            grads = added(grads, past)
+            peaks = row_peaks(grads)
+            if peaks is None:
+                return list(grads), None
+        broken = ~peaks.isfinite()
+        grads = [g.nan_to_num(0.0, 0.0, 0.0).contiguous() for g in grads]
+        zeros = sum((g.numel() - torch.count_nonzero(g) for g in grads), start=torch.zeros_like(self._counts[0]))
+        self._counts[:3] += torch.stack((broken.sum(), (peaks == 0).sum(), zeros))
+        if entered is not None:
+            self.lower_after((broken & _entered_finite(entered, broken)).sum())
+        return grads, broken
+
+
+def _entered_finite(entered: Sequence[Tensor], broken: Tensor) -> Tensor:
+    """Which samples have finite outputs and came with a finite gradient: the others cannot tell of an overflow."""
+    peaks = row_peaks([t.detach().float() for t in entered])
+    return broken if peaks is None or peaks.shape != broken.shape else peaks.isfinite()
+
+
+def _back(shift: Tensor, peaks: Tensor, smallest: int, largest: int) -> Tensor:
+    """The exponents that undo ``shift``, but leave each sample's largest entry between floor and ceiling."""
+    finite = torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
+    exponent = exponent_of(finite if shift.ndim else finite.amax())
+    return torch.minimum(torch.maximum(-shift, smallest + 1 - exponent), largest - exponent)
+
+
+def row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The largest absolute entry of each sample over all tensors; (1,) where they share no first dimension."""
+    tensors = [t for t in tensors if t.numel()]
+    if not tensors:
+        return None
+    per_row = rows_of(tensors)
+    start = 1 if per_row else 0
+    rows = [t.abs().amax(dim=tuple(range(start, t.ndim))) if t.ndim > start else t.abs() for t in tensors]
+    rows = [row if per_row else row.view(1) for row in rows]
+    widest = max((row.dtype for row in rows), key=lambda dtype: dtype.itemsize)
+    return torch.stack([row.to(widest) for row in rows]).amax(dim=0)

@@ -1,0 +1,53 @@
+"""Which samples lost gradient entries, for those who want to know it of their own passes alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+
+class Watch:
+    """Collects which samples lost gradient entries; see :func:`watch_gradients`.
+
+    Attributes:
+        broken: bool tensor (N,), True for samples with a non-finite entry in any watched pass; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.broken: Tensor | None = None
+
+    def add(self, broken: Tensor) -> None:
+        """Note the broken samples of one pass.
+
+        Raises:
+            ValueError: another number of samples than in the passes before.
+        """
+        if self.broken is not None and self.broken.shape != broken.shape:
+            raise ValueError(
+                f"expected passes of {len(self.broken)} samples inside one watch_gradients(), got one of "
+                f"{len(broken)}: watch batches of each size in a block of their own"
+            )
+        self.broken = broken if self.broken is None else self.broken | broken
+
+
+_watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
+
+
+@contextmanager
+def watch_gradients() -> Iterator[Watch]:
+    """Watch the backward passes of all forwards made inside the block (the passes themselves may come later).
+
+    All those passes must have the same number of samples. Nothing waits for the device.
+    """
+    watch = Watch()
+    token = _watches.set((*_watches.get(), watch))
+    try:
+        yield watch
+    finally:
+        _watches.reset(token)
+
+
+def current_watches() -> tuple[Watch, ...]:
+    """The watches that forward passes of this thread report to now."""
+    return _watches.get()
