@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from .boundary import Call, Crossing, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
 from .modules import (
     COMMON_ERRORS,
+    HALF,
     Anchor,
     Decisions,
     EngineName,
@@ -22,7 +24,7 @@ from .modules import (
     read_by_caller,
     shapes,
 )
-from .networks import Networks
+from .networks import Kind, Networks, key_of
 from .report import summarise
 
 
@@ -137,37 +139,31 @@ class FastAttackModel(Shell):
             raise type(error)(f"{type(self.wrapped).__name__} refused an input of shape {given}: {error}") from error
 
     def _run(self, arguments: Packed) -> Any:
-        tensors = arguments.tensors
-        with torch.inference_mode(False):
-            self._networks.look_once(arguments, [t.requires_grad for t in tensors])
-        twin = self._networks.twin.engine
-        if is_transformed(tensors):
-            return twin.bind(arguments)(tensors).tree()
-        needs = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
-        with_gradient = any(needs)
-        if with_gradient or (self._decisions == "fast" and not self._full_precision):
+        networks, tensors = self._networks, arguments.tensors
+        if not networks.looked:
             with torch.inference_mode(False):
-                self._networks.check_once(arguments, needs)
-        call = self._call(arguments, needs)
+                networks.look_once(arguments, [t.requires_grad for t in tensors])
+        if is_transformed(tensors):
+            return networks.twin.engine.bind(arguments)(tensors).tree()
+        enabled = torch.is_grad_enabled()
+        needs = [enabled and t.requires_grad for t in tensors]
+        with_gradient = True in needs
+        key = key_of(arguments, needs)
+        if with_gradient or (self._decisions == "fast" and not self._full_precision):
+            networks.check_once(key, arguments, needs)
+        call = self._call(arguments, networks.kind(key), with_gradient=with_gradient)
         if with_gradient:
             return call(tensors)
         with torch.no_grad():
             return call.values(tensors, exact=self._decisions != "fast")
 
-    def _call(self, arguments: Packed, needs: list[bool]) -> Call:
+    def _call(self, arguments: Packed, kind: Kind, *, with_gradient: bool) -> Call:
         networks = self._networks
-        kind = networks.kind(arguments, needs)
-        read = read_by_caller() if self._decisions == "auto" and any(needs) else ""
+        read = read_by_caller() if self._decisions == "auto" and with_gradient else ""
         full = self._full_precision or read == "gradients"
         engine = networks.twin.engine if full else networks.engine_for(kind)
         generation = networks.generation
-        crossing = Crossing(
-            logits_dtype=self._logits_dtype,
-            loss_scale=self._given["loss_scale"],  # type: ignore[arg-type]
-            can_overflow=engine.precision.dtype == torch.float16,
-            state=networks.state,
-            rows=replace(kind.rows, ends=None) if full else kind.rows,
-        )
+        crossing = self._crossing(kind, engine.precision.dtype, full=full)
         return Call(
             fast=engine.bind(arguments),
             twin=networks.twin.engine.bind(arguments),
@@ -175,8 +171,21 @@ class FastAttackModel(Shell):
             crossing=crossing,
             is_current=lambda: networks.generation == generation,
             twin_is_current=networks.twin_is_current,
-            audit=None if full else networks.auditor(kind, arguments, crossing),
+            audit=None if full or kind.dtype not in HALF else partial(networks.audit, kind, arguments, crossing),
         )
+
+    def _crossing(self, kind: Kind, dtype: torch.dtype, *, full: bool) -> Crossing:
+        """The ways across the boundary for this kind of call, made once for each dtype that it runs in."""
+        key = dtype, self._logits_dtype, full
+        if key not in kind.crossings:
+            kind.crossings[key] = Crossing(
+                logits_dtype=self._logits_dtype,
+                loss_scale=self._given["loss_scale"],  # type: ignore[arg-type]
+                can_overflow=dtype == torch.float16,
+                state=self._networks.state,
+                rows=replace(kind.rows, ends=None) if full else kind.rows,
+            )
+        return kind.crossings[key]
 
     def update(self) -> "FastAttackModel":
         """Bring the fast model up to date with the wrapped model, in place; returns it.

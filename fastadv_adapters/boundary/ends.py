@@ -68,6 +68,9 @@ class _Open:
 def ends_of(ends: Ends | None, device: str, *, cut: bool = False) -> Iterator[Cuts]:
     """Run the network inside, with half precision ending there, and with ``cut`` its graph in two parts."""
     cuts = Cuts([], [])
+    if ends is None and getattr(_here, "open", None) is None:
+        yield cuts
+        return
     before, autocast = getattr(_here, "open", None), torch.is_autocast_enabled(device)
     _here.open = None if ends is None else _Open(ends, cuts if cut and ends.cut else None, device)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modules import without_anomaly_mode, without_reentrant_checkpoints
+from ..modules import autocast, without_anomaly_mode, without_reentrant_checkpoints
 from .crossing import Crossing, Pulled
 from .packing import Packed
 from .run import Run, Tape
@@ -110,8 +110,7 @@ class Boundary(torch.autograd.Function):
                 "backward() before the weights change"
             )
         # An autocast region around backward() would lower the products of a network in full precision.
-        autocast = torch.autocast(tensors[0].device.type, enabled=False)
-        with autocast, without_anomaly_mode(), without_reentrant_checkpoints():
+        with autocast(tensors[0].device.type, None), without_anomaly_mode(), without_reentrant_checkpoints():
             if again:
                 return None, *_differentiable(call, tensors, needs, grads)
             tape: Tape | None = ctx.tape

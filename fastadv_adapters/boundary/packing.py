@@ -1,7 +1,7 @@
 """Arguments and outputs of any shape (tuples, dicts, data classes) as a flat list of tensors."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,28 @@ from torch.utils import _pytree as pytree  # private by name, but what PyTorch's
 from .opening import flatten, hides_tensors
 
 _CONSTANT = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """All of a tree but its tensors."""
+
+    leaves: list[Any]  # None in the place of each tensor: whoever keeps a form keeps no tensor alive
+    spec: pytree.TreeSpec
+    places: list[int]
+    kind: tuple[Any, ...]
+    constants: tuple[Any, ...] | None
+    hiding: list[str]
+    build: Callable[[Sequence[Tensor]], Any] | None = None  # of the commonest trees, where unflattening takes long
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        if self.build is not None:
+            (_,) = tensors
+            return self.build(tensors)
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        return pytree.tree_unflatten(leaves, self.spec)
 
 
 class Packed:
@@ -27,33 +49,57 @@ class Packed:
     """
 
     def __init__(self, tree: Any) -> None:
-        self._leaves, self._spec = flatten(tree)
-        self._places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
-        self.tensors: list[Tensor] = [self._leaves[i] for i in self._places]
-        ranks = tuple(t.ndim for t in self.tensors)
-        others = tuple(_kind(leaf) for leaf in self._leaves if not isinstance(leaf, Tensor))
-        self.kind = (str(self._spec), ranks, others)
-        self.hiding = [type(leaf).__name__ for leaf in self._leaves if hides_tensors(leaf)]
-        self.constants = _constants(str(self._spec), self._leaves)
-        for i in self._places:  # whoever keeps this object with other tensors keeps none of these alive
-            self._leaves[i] = None
+        form, self.tensors = _common(tree) or _taken_apart(tree)
+        self._take(form)
+
+    def _take(self, form: _Form) -> None:
+        self._form = form
+        self.kind, self.constants, self.hiding = form.kind, form.constants, form.hiding
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         """The same tree with these tensors in it."""
-        leaves = list(self._leaves)
-        for place, tensor in zip(self._places, tensors, strict=True):
-            leaves[place] = tensor
-        return pytree.tree_unflatten(leaves, self._spec)
+        return self._form.with_tensors(tensors)
 
     def holding(self, tensors: Sequence[Tensor]) -> "Packed":
         """The same tree with these tensors in it, packed."""
-        other = copy.copy(self)
+        other = Packed.__new__(Packed)
         other.tensors = list(tensors)
+        other._take(self._form)
         return other
 
     def tree(self) -> Any:
         """The tree as it came."""
         return self.rebuild(self.tensors)
+
+
+def _taken_apart(tree: Any) -> tuple[_Form, list[Tensor]]:
+    leaves, spec = flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = [leaves[i] for i in places]
+    ranks = tuple(t.ndim for t in tensors)
+    others = tuple(_kind(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
+    hiding = [type(leaf).__name__ for leaf in leaves if hides_tensors(leaf)]
+    constants = _constants(str(spec), leaves)
+    for i in places:
+        leaves[i] = None
+    return _Form(leaves, spec, places, (str(spec), ranks, others), constants, hiding), tensors
+
+
+_forms: dict[tuple[bool, int], _Form] = {}
+
+
+def _common(tree: Any) -> tuple[_Form, list[Tensor]] | None:
+    """The commonest trees, whose forms are kept: one tensor, as an output or as the only argument."""
+    call = type(tree) is tuple and list(map(type, tree)) == [tuple, dict] and len(tree[0]) == 1 and not tree[1]
+    tensor = tree[0][0] if call else tree
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_complex():
+        return None
+    key = call, tensor.ndim
+    if key not in _forms:
+        form, _ = _taken_apart(tree)
+        build: Callable[[Sequence[Tensor]], Any] = (lambda t: ((t[0],), {})) if call else (lambda t: t[0])
+        _forms[key] = replace(form, build=build)
+    return _forms[key], [tensor]
 
 
 def _constants(spec: str, leaves: Sequence[Any]) -> tuple[Any, ...] | None:

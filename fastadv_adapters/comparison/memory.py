@@ -19,7 +19,7 @@ from ..modules import (
     random_state_kept,
     tensors_in,
 )
-from ..networks import Networks
+from ..networks import Networks, key_of
 
 
 class BytesKept(NamedTuple):
@@ -83,7 +83,8 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
 
 def _fast_copy(networks: Networks, arguments: Packed) -> nn.Module:
     networks.refresh(unasked=True)
-    networks.check_once(arguments, [t.is_floating_point() for t in arguments.tensors])
+    needs = [t.is_floating_point() for t in arguments.tensors]
+    networks.check_once(key_of(arguments, needs), arguments, needs)
     return networks.throw_away_copy()
 
 

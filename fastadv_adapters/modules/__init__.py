@@ -34,7 +34,7 @@ from .inputs import (
 from .layouts import differ, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out
 from .notices import FastAttackWarning, notify
-from .precision import HALF, MATRIX_LAYERS, Precision, cast_ahead_names, ieee_float32, is_in_hardware, resolve
+from .precision import HALF, MATRIX_LAYERS, Precision, autocast, cast_ahead_names, ieee_float32, is_in_hardware, resolve
 from .randomness import host_state, random_state_kept
 from .shell import Shell
 
@@ -55,6 +55,7 @@ __all__ = [
     "accept_options",
     "accept_tensors",
     "alias",
+    "autocast",
     "become",
     "cast_ahead_names",
     "clone",

@@ -58,11 +58,7 @@ class Precision:
     @contextmanager
     def context(self) -> Iterator[None]:
         """Autocast as the fast network needs it; an autocast region of the caller's is switched off or replaced."""
-        # The cache of autocast holds casts of leaves that require a gradient; here no weight does.
-        autocast = torch.autocast(
-            self.device.type, dtype=self.dtype if self.half else None, enabled=self.half, cache_enabled=False
-        )
-        with autocast, without_reentrant_checkpoints():
+        with autocast(self.device.type, self.dtype if self.half else None), without_reentrant_checkpoints():
             yield
 
     def dtype_for(self, tensor: Tensor, *, cast_ahead: bool = False) -> torch.dtype:
@@ -84,6 +80,29 @@ class Precision:
         if not self.channels_last:
             return tensor.to(self.base)
         return tensor.to(self.base).contiguous(memory_format=self.memory_format(tensor.ndim))
+
+
+@contextmanager
+def autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast to ``dtype`` inside, or none at all: what ``torch.autocast`` does, in a fraction of its time.
+
+    Its cache is off: it holds casts of leaves that require a gradient, and here no weight does.
+    """
+    enabled = torch.is_autocast_enabled(device)
+    if dtype is None and not enabled:
+        yield
+        return
+    before, cache = torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled()
+    try:
+        if dtype is not None:
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_enabled(device, dtype is not None)
+        torch.set_autocast_cache_enabled(False)
+        yield
+    finally:
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, before)
+        torch.set_autocast_cache_enabled(cache)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ by what ``nearness`` holds to be near. ``kinds`` keeps what is known of each kin
 precision by real gradients (``audit``). ``freshness`` notices changes of the model; ``remarks`` are what is said.
 """
 
+from .kinds import Kind, key_of
 from .pair import Networks
 
-__all__ = ["Networks"]
+__all__ = ["Kind", "Networks", "key_of"]

@@ -2,17 +2,17 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..boundary import Crossing, Packed
+from ..boundary import Crossing, Packed, Pulled
 from ..folding import Trace
 from ..modules import HALF, Precision, is_in_hardware, notify
 from . import remarks
-from .audit import Finding
+from .audit import Finding, Gradients
 from .auditing import Auditor
 from .fast import Fast
 from .kinds import Kind
@@ -38,23 +38,33 @@ class Audited(ABC):
     def refresh(self, *, unasked: bool = False) -> None:
         """Bring everything up to date."""
 
-    def auditor(self, kind: Kind, arguments: Packed, crossing: Crossing) -> Auditor | None:
-        """What looks at the backward passes of a call; None in full precision."""
-        if kind.dtype not in HALF:
-            return None
+    def audit(
+        self,
+        kind: Kind,
+        arguments: Packed,
+        crossing: Crossing,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        grads: Gradients,
+        pulled: Pulled,
+    ) -> Pulled:
+        """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
+        first = kind.passes is None
+        if not kind.is_due(self.updates) or not all(g.numel() for g in pulled.gradients):
+            return pulled
         mine = self.network_in(kind.dtype)
-        return Auditor(
-            kind=kind,
+        auditor = Auditor(
             arguments=arguments,
             crossing=crossing,
             twin=self.twin.engine,
             mine=mine,
             anew=partial(self._made_anew, mine),
             update=self._update_late,
-            updates=self.updates,
             others=partial(self._others, kind),
             tell=self._found_wanting,
+            first=first,
         )
+        return auditor(tensors, needs, grads, pulled)
 
     def _made_anew(self, like: Fast) -> Fast:
         """Another network of the weights as they are; it rounds as this one does."""

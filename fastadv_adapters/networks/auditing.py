@@ -10,43 +10,37 @@ from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
-from .kinds import Kind
 from .trial import batched
 
 
 @dataclass
 class Auditor:
-    """Looks at the backward passes of one call, if an audit of its kind is due.
+    """Looks at a backward pass of one call.
 
     Attributes:
-        kind: of the call; told what it is to run in from now on.
         arguments: of the call.
         crossing: of its passes.
         twin: runs the model in full precision.
         mine: the fast network that the call runs in.
         anew: makes another one like it, from the weights as they are.
         update: brings all up to date, and says that the weights had been changed unnoticed.
-        updates: how many updates the model has seen.
         others: the fast networks in the dtypes that may be tried instead, best first; the last is in full precision.
         tell: is told what was found to be too little, and what the kind of call runs in from now on.
+        first: whether it is the first pass of its kind.
     """
 
-    kind: Kind
     arguments: Packed
     crossing: Crossing
     twin: Engine
     mine: Fast
     anew: Callable[[], Fast]
     update: Callable[[], None]
-    updates: int
     others: Callable[[], Iterator[Fast]]
     tell: Callable[[Finding, torch.dtype], None]
+    first: bool
 
     def __call__(self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled) -> Pulled:
         """The gradients of the pass: as they came, or better ones."""
-        first = self.kind.passes is None
-        if not self.kind.is_due(self.updates) or not all(g.numel() for g in pulled.gradients):
-            return pulled
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
             if self._are_weights_old(tensors, needs):
                 self.update()
@@ -55,7 +49,7 @@ class Auditor:
                     or pulled
                 )
             # An overflow in the first pass is cured by the scale of the next one.
-            judged = self._judge(tensors, needs, grads, pulled.gradients, pulled.broken if first else None)
+            judged = self._judge(tensors, needs, grads, pulled.gradients, pulled.broken if self.first else None)
             if judged is None or judged[1].good:
                 return pulled
             index, finding = judged
@@ -67,9 +61,8 @@ class Auditor:
                 gradients = found.pull(problem.grads, keep=False)
                 if not other.precision.half or (gradients and look(problem, gradients.gradients).good):
                     break
-            self.kind.dtype = other.precision.dtype
             better = other.engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
-        self.tell(finding, self.kind.dtype)  # last, since a warning may be an error
+        self.tell(finding, other.precision.dtype)  # last, since a warning may be an error
         return better or pulled
 
     def _are_weights_old(self, tensors: Sequence[Tensor], needs: Sequence[bool]) -> bool:

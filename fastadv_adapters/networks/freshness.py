@@ -99,11 +99,10 @@ class Freshness:
         self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
         self._ids = set(map(id, self._tensors))
-        self._kinds = list(map(kind, self._tensors))
         self._pins = [t.detach() for t in self._tensors]  # freed storage could come back at the same address
         self._strided = [t for t in self._tensors if t.layout is torch.strided]
         self._sparse = [t for t in self._tensors if t.layout is not torch.strided]
-        self._pointers = self._now_pointers()
+        self._kinds, self._devices, self._pointers = self._now_kinds(), self._now_devices(), self._now_pointers()
         self._versioned = [t for t in (*self._tensors, *self._held) if not t.is_inference()]
 
     def note_step(self, stepped: set[int]) -> None:
@@ -117,9 +116,9 @@ class Freshness:
             return Change.STRUCTURE
         if any(cls.forward is not forward for cls, forward in self._forwards):
             return Change.STRUCTURE
-        if not all(map(_same, self._looked_at, self._snapshots)):
+        if not _same(self._looked_at, self._snapshots):
             return Change.STRUCTURE
-        if any(not _same(_freeze(vars(o)), frozen) for o, frozen in self._objects):
+        if self._objects and not _same([_freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
             return Change.STRUCTURE
         if list(map(_place, self._held)) != self._held_kinds:  # by ``tensor.data = ...``; no refresh follows that
             return Change.STRUCTURE
@@ -131,7 +130,7 @@ class Freshness:
         if any(not isinstance(new, Tensor) or _family(new) != _family(old) for old, new in others):
             return Change.STRUCTURE
         moved = self._now_pointers() != self._pointers
-        if list(map(kind, self._tensors)) != self._kinds:  # by ``tensor.data = ...``
+        if self._now_kinds() != self._kinds or (moved and self._now_devices() != self._devices):  # by ``tensor.data =``
             return Change.STRUCTURE
         if replaced or others or moved:
             return Change.STRUCTURE if self._holds_own else Change.TENSORS
@@ -140,6 +139,14 @@ class Freshness:
 
     def _now_registered(self) -> list[Tensor | None]:
         return [t for d in self._dicts for t in d.values()]
+
+    def _now_kinds(self) -> list[tuple[object, ...]]:
+        # Much of the whole comparison; so no call of kind() for each strided tensor, and no device, which is slow.
+        strided: list[tuple[object, ...]] = [(t.shape, t.stride(), t.dtype, type(t)) for t in self._strided]
+        return strided + list(map(kind, self._sparse))
+
+    def _now_devices(self) -> list[torch.device]:
+        return [t.device for t in self._tensors]
 
     def _now_pointers(self) -> list[Any]:
         return [*(t.data_ptr() for t in self._strided), *map(pointer, self._sparse)]
@@ -159,7 +166,7 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return pointer(tensor), kind(tensor)
 
 
-def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+def _same(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
     try:
         return bool(now == before)
     except Exception:  # a replaced tensor or array has no truth value: it is another one
@@ -176,12 +183,14 @@ def _attributes_of(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def _snapshot(attributes: dict[str, Any]) -> dict[str, Any]:
-    # Modes are no change; tensors are compared one by one, by identity.
-    passed_over = ("training", "_parameters", "_buffers")
-    return {
-        key: _WHATEVER if key in passed_over or isinstance(value, Tensor) else _shallow(value)
-        for key, value in attributes.items()
-    }
+    # Modes are no change; tensors are compared one by one, by identity, and the dicts that hold them are only to stay.
+    return {key: _remembered(key, value) for key, value in attributes.items()}
+
+
+def _remembered(key: str, value: Any) -> Any:
+    if key == "training" or isinstance(value, Tensor):
+        return _WHATEVER
+    return value if key in ("_parameters", "_buffers") else _shallow(value)
 
 
 def _shallow(value: Any) -> Any:

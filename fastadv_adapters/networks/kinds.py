@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..boundary import Packed, Rows
+from ..boundary import Crossing, Packed, Rows
 
 PASSES = 256
 """An audit is due after so many backward passes of a kind; or, if the weights have changed, after a quarter of them."""
@@ -23,6 +23,7 @@ class Kind:
         settled: whether that was found with two samples or more.
         passes: backward passes since the last audit; None before the first.
         updates: how many updates the model had seen at the last audit.
+        crossings: the ways across the boundary, by what they depend on.
     """
 
     dtype: torch.dtype
@@ -31,6 +32,7 @@ class Kind:
     settled: bool = False
     passes: int | None = None
     updates: int = 0
+    crossings: dict[Any, Crossing] = field(default_factory=dict)
 
     @property
     def apart(self) -> bool:

@@ -17,7 +17,7 @@ from .audited import Audited
 from .building import BuiltLater
 from .fast import Fast
 from .freshness import Change, Freshness
-from .kinds import Kind, key_of
+from .kinds import Kind
 from .selfcheck import Verdict, check
 from .trial import few
 from .twin import Twin, writes_parameters
@@ -36,7 +36,8 @@ class Networks(BuiltLater, Audited):
 
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
-        kinds: what is known of each kind of call.
+        kinds: what is known of each kind of call, by its key.
+        looked: whether it was found out whether the model writes into its parameters.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
         updates: how often the source was followed.
@@ -79,14 +80,14 @@ class Networks(BuiltLater, Audited):
 
         An update that was interrupted is made good by a new build before anything is run again.
         """
-        with self._lock, torch.inference_mode(False), torch.no_grad():
+        with self._lock:
             change = Change.STRUCTURE if self.unfinished else self._freshness.change()
             if unasked and change is Change.NONE:
                 return
             self.unfinished = True
             self.generation += 1
             self.updates += 1
-            with outside_of_transforms():
+            with torch.inference_mode(False), torch.no_grad(), outside_of_transforms():
                 self._follow(change)
             self.unfinished = False
 
@@ -111,7 +112,7 @@ class Networks(BuiltLater, Audited):
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
         self.kinds: dict[Any, Kind] = {}
-        self._looked = False
+        self.looked = not self._live  # a twin with tensors of its own may be written to
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
@@ -194,7 +195,7 @@ class Networks(BuiltLater, Audited):
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: does the model write into its parameters? The twin's are then its own."""
         with self._lock:
-            if self._looked or not self._live:
+            if self.looked:
                 return
             writes = None
             for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
@@ -206,18 +207,18 @@ class Networks(BuiltLater, Audited):
                 self.twin = Twin(self.source, self.precision, live=False)
                 self.notes.append(remarks.WRITES)
                 self.unfinished = False
-            self._looked = writes is not None and number_of_samples(arguments.tensors) > 0
+            self.looked = writes is not None and number_of_samples(arguments.tensors) > 0
 
-    def kind(self, arguments: Packed, needs: Sequence[bool]) -> Kind:
-        """What is known of this kind of call."""
-        return self.kinds.get(key_of(arguments, needs)) or Kind(self.precision.dtype)
+    def kind(self, key: Any) -> Kind:
+        """What is known of the kind of call with this key."""
+        return self.kinds.get(key) or Kind(self.precision.dtype)
 
-    def check_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
+    def check_once(self, key: Any, arguments: Packed, needs: Sequence[bool]) -> None:
         """At the first call of each kind, and again when there are two samples at last: is the fast run right?"""
-        samples, key = number_of_samples(arguments.tensors), key_of(arguments, needs)
+        samples = number_of_samples(arguments.tensors)
         if samples == 0 or self._is_known(key, samples):
             return
-        with self._lock:
+        with self._lock, torch.inference_mode(False):
             if self._is_known(key, samples):
                 return
             verdict = check(self.source, self._trace, self.precision, arguments, needs)
