@@ -41,8 +41,8 @@ class Watch:
             patch.setattr(FastAttackModel, name, self._around(call, lambda fast, *args: fast.wrapped))
         make = FastAttackModel._call
 
-        def remember(fast: FastAttackModel, *args: Any) -> Any:
-            call = make(fast, *args)
+        def remember(fast: FastAttackModel, *args: Any, **rest: Any) -> Any:
+            call = make(fast, *args, **rest)
             vars(call)["watched"] = fast.wrapped
             return call
 
