@@ -75,8 +75,8 @@ def _intro(found: list[Compared], images: int) -> str:
         f"losses and PGD, adv-lib's APGD with both losses, and `SafePGD` with other losses, at equal steps.\n"
         f"{images} images, mean of {seeds} seeds or more, budgets at which the best attack leaves {RANGE[0]:.0%} to\n"
         f"{RANGE[1]:.0%}, {len(found)} cells. Logits are multiplied by the factor. In L1 torchattacks has no attack\n"
-        f"with a budget. At worst `SafePGD`, in float32 or bfloat16, is {100 * worst:.1f} points behind the best of the\n"
-        f"other libraries."
+        f"with a budget. At worst `SafePGD`, in float32 or bfloat16, is {100 * worst:.1f} points behind the best of\n"
+        f"the other libraries."
     )
 
 

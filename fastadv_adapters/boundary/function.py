@@ -17,7 +17,7 @@ from .packing import Packed
 from .run import Run, Tape
 from .watching import current_watches
 
-Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled], Pulled]
+Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled, Sequence[Tensor]], Pulled]
 
 
 @dataclass
@@ -141,10 +141,11 @@ def _pull(
 ) -> Iterator[Tensor | None]:
     """One backward pass of the fast network; the forward pass is run again where its tape is gone or overwritten."""
     pulled = tape.pull(grads, keep=keep) if tape is not None else None
-    while pulled is None:
-        pulled = call.record(tensors, needs).pull(grads, keep=False)
+    while tape is None or pulled is None:
+        tape = call.record(tensors, needs)
+        pulled = tape.pull(grads, keep=False)
     if call.audit is not None:
-        pulled = call.audit(tensors, needs, grads, pulled)
+        pulled = call.audit(tensors, needs, grads, pulled, tape.output.tensors)
     if pulled.broken is not None:
         entries = sum(g.numel() for g in pulled.gradients)
         call.crossing.state.count_pass(samples=pulled.broken.numel(), entries=entries)

@@ -6,7 +6,7 @@ direction tells that in most cases, and a step is tried where it does not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -65,18 +65,24 @@ class Problem:
         tensors: the inputs.
         needs: which of them want a gradient.
         grads: what came in at the outputs.
+        index: which samples of the pass these are; None for all of them.
+        values: the outputs in full precision, once gradients have been asked for.
     """
 
     run: Run
     tensors: list[Tensor]
     needs: Sequence[bool]
     grads: Gradients
+    index: Tensor | None = None
+    values: list[Tensor] = field(default_factory=list)
 
     def exact(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The gradients at the inputs in full precision."""
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
             outputs = self.run(leaves).tensors
+        if tensors is self.tensors:
+            self.values = [o.detach() for o in outputs]
         pairs = [(o, g) for o, g in zip(outputs, self.grads, strict=True) if g is not None and o.requires_grad]
         wanted = [leaf for leaf, need in zip(leaves, self.needs, strict=True) if need]
         # Gradients of confident samples come in at 1e-38 and below, which full precision does not bear either.

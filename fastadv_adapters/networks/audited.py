@@ -47,6 +47,7 @@ class Audited(ABC):
         needs: Sequence[bool],
         grads: Gradients,
         pulled: Pulled,
+        outputs: Sequence[Tensor],
     ) -> Pulled:
         """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
         first = kind.passes is None
@@ -64,7 +65,7 @@ class Audited(ABC):
             tell=self._found_wanting,
             first=first,
         )
-        return auditor(tensors, needs, grads, pulled)
+        return auditor(tensors, needs, grads, pulled, outputs)
 
     def _made_anew(self, like: Fast) -> Fast:
         """Another network of the weights as they are; it rounds as this one does."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..boundary import Crossing, Engine, Packed, Pulled
-from ..modules import is_out_of_memory, random_state_kept
+from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
 from .trial import batched
@@ -39,22 +39,29 @@ class Auditor:
     tell: Callable[[Finding, torch.dtype], None]
     first: bool
 
-    def __call__(self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled) -> Pulled:
+    def __call__(
+        self,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        grads: Gradients,
+        pulled: Pulled,
+        outputs: Sequence[Tensor],
+    ) -> Pulled:
         """The gradients of the pass: as they came, or better ones."""
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
-            if self._are_weights_old(tensors, needs):
+            # An overflow in the first pass is cured by the scale of the next one.
+            judged = self._judge(tensors, needs, grads, pulled)
+            if judged is not None and self._are_weights_old(judged[0], outputs):
                 self.update()
                 pulled = (
                     self.mine.engine.bind(self.arguments).record(tensors, needs, self.crossing).pull(grads, keep=False)
                     or pulled
                 )
-            # An overflow in the first pass is cured by the scale of the next one.
-            judged = self._judge(tensors, needs, grads, pulled.gradients, pulled.broken if self.first else None)
+                judged = self._judge(tensors, needs, grads, pulled)
             if judged is None or judged[1].good:
                 return pulled
-            index, finding = judged
+            problem, finding = judged
             for other in self.others():
-                problem = self._problem(tensors, needs, grads, index)
                 crossing = self._crossing(other)
                 # Eager, for a recording of these few samples would serve nothing else.
                 found = other.eager().bind(self.arguments).record(problem.tensors, needs, crossing)
@@ -65,21 +72,25 @@ class Auditor:
         self.tell(finding, other.precision.dtype)  # last, since a warning may be an error
         return better or pulled
 
-    def _are_weights_old(self, tensors: Sequence[Tensor], needs: Sequence[bool]) -> bool:
+    def _are_weights_old(self, problem: Problem, outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
-        few = [
-            t.detach()[:SAMPLES].clone() if row else t.detach().clone()
-            for t, row in zip(tensors, batched(tensors, needs), strict=True)
-        ]
         try:
-            exact = self._values(self.twin, few)
-            if is_near(self._values(self.mine.eager(), few), exact):
+            if is_near(self._own_values(problem, outputs), problem.values):
                 return False
-            return is_near(self._values(self.anew().eager(), few), exact)
+            return is_near(self._values(self.anew().eager(), problem.tensors), problem.values)
         except Exception as error:  # the model takes batches of one size only
             if is_out_of_memory(error):
                 raise
             return False
+
+    def _own_values(self, problem: Problem, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the pass gave for the samples of a problem."""
+        if problem.index is None:
+            return outputs
+        samples = number_of_samples(problem.tensors)
+        if all(value.ndim and len(value) == samples for value in problem.values):
+            return [o.index_select(0, problem.index) for o in outputs]
+        return self._values(self.mine.eager(), problem.tensors)
 
     def _values(self, engine: Engine, tensors: Sequence[Tensor]) -> list[Tensor]:
         crossing = replace(self.crossing, counts_outputs=False)
@@ -89,14 +100,10 @@ class Auditor:
         return replace(self.crossing, can_overflow=other.precision.dtype == torch.float16)
 
     def _judge(
-        self,
-        tensors: Sequence[Tensor],
-        needs: Sequence[bool],
-        grads: Gradients,
-        found: Sequence[Tensor],
-        broken: Tensor | None,
-    ) -> tuple[Tensor | None, Finding] | None:
+        self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled
+    ) -> tuple[Problem, Finding] | None:
         """Look at a few samples, and at all of them if a few may not be enough; None if the model cannot be asked."""
+        found, broken = pulled.gradients, pulled.broken if self.first else None
         apart = len({len(g) for g in found}) == 1 and all(g.ndim > 1 for g in found)
         known = broken is not None and apart and broken.shape == found[0].shape[:1]
         left_out = broken if broken is not None and known else None
@@ -104,23 +111,16 @@ class Auditor:
             index = smallest(found, left_out)
             if not len(index):
                 return None
-            few = self._look(tensors, needs, grads, [g.index_select(0, index) for g in found], index)
+            few = self._look(self._problem(tensors, needs, grads, index), [g.index_select(0, index) for g in found])
             rows = self.crossing.rows.apart([g is not None for g in grads], cut=False)
-            if few is not None and (few.good or rows):
-                return index, few
-        whole = self._look(tensors, needs, grads, found if apart else [g.reshape(1, -1) for g in found], None)
-        return None if whole is None else (None, whole)
+            if few is not None and (few[1].good or rows):
+                return few
+        whole = found if apart else [g.reshape(1, -1) for g in found]
+        return self._look(self._problem(tensors, needs, grads, None), whole)
 
-    def _look(
-        self,
-        tensors: Sequence[Tensor],
-        needs: Sequence[bool],
-        grads: Gradients,
-        found: Sequence[Tensor],
-        index: Tensor | None,
-    ) -> Finding | None:
+    def _look(self, problem: Problem, found: Sequence[Tensor]) -> tuple[Problem, Finding] | None:
         try:
-            return look(self._problem(tensors, needs, grads, index), found)
+            return problem, look(problem, found)
         except Exception as error:  # the model takes batches of one size only
             if is_out_of_memory(error):
                 raise
@@ -139,4 +139,5 @@ class Auditor:
             [t.detach().index_select(0, index) if row else t.detach() for t, row in zip(tensors, own, strict=True)],
             needs,
             [g.index_select(0, index) if g is not None and g.shape[:1] == (samples,) else g for g in grads],
+            index,
         )

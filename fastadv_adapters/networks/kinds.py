@@ -9,7 +9,7 @@ import torch
 from ..boundary import Crossing, Packed, Rows
 
 PASSES = 256
-"""An audit is due after so many backward passes of a kind; or, if the weights have changed, after a quarter of them."""
+"""An audit is due after so many backward passes of a kind; or, if the weights have changed, after half of them."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Kind:
         """Whether the next backward pass is to be audited; counts it."""
         if self.passes is not None:
             self.passes += 1
-            if self.passes < (PASSES if updates == self.updates else PASSES // 4):
+            if self.passes < (PASSES if updates == self.updates else PASSES // 2):
                 return False
         self.passes, self.updates = 0, updates
         return True

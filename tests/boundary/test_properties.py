@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from hypothesis import assume, event, given
+from hypothesis import assume, event, given, reject
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastadv_adapters import FastAttackModel, watch_gradients
 from fastadv_adapters.boundary.powers import exponent_of, times_power_of_two
 from fastadv_adapters.boundary.scaling import LossScale
+from fastadv_adapters.modules.notices import FastAttackWarning
 from tests.support.property_tools import FLOAT64, TIGHT, assert_rows_close, in_dtype, moves_by, peaks, run, untouched
 from tests.support.strategies import Draw, Recipe, recipes
 from tests.support.tools import cosine
@@ -203,7 +204,10 @@ def test_the_filter_touches_only_the_samples_that_are_broken(
     net.stages.insert(data.draw(st.integers(0, len(recipe.stages)), label="stage"), Fault())
     fast = FastAttackModel(net, dtype=dtype, loss_scale=loss_scale, engine="eager")
     with untouched(net):
-        whole = run(fast, x)[1]
+        try:
+            whole = run(fast, x)[1]
+        except FastAttackWarning:  # of the audit: gradients that cancel to nothing in half precision
+            reject()
         with Fault.in_rows(rows, value, place), watch_gradients() as watch:
             found = run(fast, x)[1]
     with Fault.in_rows(rows, value, place):

@@ -135,7 +135,7 @@ def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     assert passes(1) == [8]
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
-    assert passes(PASSES // 4 - 1) == []
+    assert passes(PASSES // 2 - 1) == []
     assert passes(1) == [8]
 
 
