@@ -53,9 +53,9 @@ class Past:
         """
         self.age += 1
         newer, older = (self.age - 1) % 2, self.age % 2
-        same = (bits_of(self.kept) == bits_of(x)).flatten(2).all(2)
-        cycling = (self.hits & same[[newer, older, _AFTER]]).any(0)
-        self.hits = same[[newer, older, _ANCHOR]]
+        same = (bits_of(self.kept) == bits_of(x)).flatten(2).all(2).unbind()
+        cycling = (self.hits & torch.stack([same[newer], same[older], same[_AFTER]])).any(0)
+        self.hits = torch.stack([same[newer], same[older], same[_ANCHOR]])
         self.kept[older] = x
         if self.age % WINDOW == 0:
             self.kept[_ANCHOR] = x

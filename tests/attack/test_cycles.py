@@ -65,12 +65,11 @@ def robust(data: Digits) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("loss", ["ce", "margin"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "loss"), [(torch.float32, "ce"), (torch.bfloat16, "margin")], ids=str)
 def test_200_steps_on_the_robust_digits_network_need_a_fifth_of_the_passes(
     dtype: torch.dtype, loss: LossName, robust: nn.Module, data: Digits
 ) -> None:
-    x, y = data.test_images[:100], data.test_labels[:100]
+    x, y = data.test_images[:80], data.test_labels[:80]
     found, with_rest, without = both(robust, dtype, x, y, eps=0.15, alpha=0.15 / 4, steps=200, loss=loss)
     assert 10 < int(broken(robust, found, y).sum()) < 60
     assert 5 * with_rest <= without
@@ -93,7 +92,7 @@ def test_results_are_the_same_bit_for_bit(norm: Norm, targeted: bool, dtype: tor
     assert with_rest < without if norm == "linf" else with_rest <= without
 
 
-@pytest.mark.parametrize("x_dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("x_dtype", [torch.float16, torch.float64], ids=str)
 def test_the_iterates_are_compared_and_not_their_copies_in_half_precision(x_dtype: torch.dtype) -> None:
     net, x, y = mixed(16)
     model = net.double() if x_dtype == torch.float64 else net.to(x_dtype)
@@ -209,6 +208,14 @@ def test_no_sample_rests_with(settings: dict[str, Any]) -> None:
     net, x, y = mixed(16)
     with_rest, without = passes_of(net, x, y, **settings)
     assert with_rest == without > 30
+
+
+def test_no_sample_rests_without_early_stop() -> None:
+    net, x, y = mixed(16)
+    eps = HALF["linf"] / 2
+    attack = SafePGD(net.eval(), eps=eps, alpha=eps / 2, steps=30, loss="ce", generator=seed())
+    attack(x, y)
+    assert attack.model.gradient_stats.samples == 30 * len(x)
 
 
 @pytest.mark.parametrize("kind", [Draws, DrawsFromNumpy, HoldsGenerator, HoldsNumpyGenerator])
