@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from digits import Digits, DigitsNet, grey_digits, train
-from fastadv_adapters.attack import LossName, Norm, SafePGD, resolve_loss
+from fastadv_adapters.attack import LossName, Norm, SafePGD, ball_around, resolve_loss
 from fastadv_adapters.attack.cycles import WINDOW, Past, can_cycle
+from fastadv_adapters.attack.pool import Best, Pool
+from fastadv_adapters.attack.resting import Resting
 from fastadv_adapters.attack.search import Settings
+from fastadv_adapters.attack.targets import Targets
 from fastadv_adapters.model import FastAttackModel
 from fastadv_adapters.networks import Networks
 from tests.attack.test_balls import NORMS
@@ -285,6 +288,50 @@ def test_a_scale_that_moves_wakes_those_who_rest(monkeypatch: pytest.MonkeyPatch
     assert passes_of(net, x, y)[0] == calm
     monkeypatch.setattr(Networks, "marks", lambda self: object())
     assert passes_of(net, x, y)[0] == without
+
+
+def with_two_at_rest() -> tuple[FastAttackModel, Resting, Pool]:
+    """Of five samples the second and the fourth rest: their iterates stay, those of the others move."""
+    net, x, y = mixed(5)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    fast(x.clone().requires_grad_()).sum().backward()
+    ball, targets, none = ball_around("linf", x, eps=0.1), Targets.of(y, classes=True), torch.zeros(5, dtype=torch.bool)
+    best = Best.none(x.clone())
+    best.loss.copy_(torch.arange(5.0))
+    pool = Pool(torch.arange(5), targets, ball, x.clone(), best, none)
+    resting = Resting(fast, ball, targets, allowed=True)
+    for _ in range(3):
+        assert pool.index.tolist() == [0, 1, 2, 3, 4]
+        move(pool)
+        pool = resting.rest(pool)
+    assert pool.index.tolist() == [0, 2, 4]
+    return fast, resting, pool
+
+
+def move(pool: Pool) -> None:
+    pool.x += torch.where(pool.index % 2 == 0, 0.01, 0.0).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("how", ["scale", "weights", "draws", "end"])
+def test_those_who_rest_come_back_in_order(how: str) -> None:
+    fast, resting, pool = with_two_at_rest()
+    pool.x.copy_(pool.index.view(-1, 1, 1, 1) / 10)
+    if how == "end":
+        pool = resting.join(pool)
+    else:
+        if how == "weights":
+            fast.update()
+        elif how == "draws":
+            torch.rand(1)
+        else:
+            fast._networks.kinds[next(iter(fast._networks.kinds))].dtype = torch.float16
+        for _ in range(3 if how == "draws" else 1):  # whether something was drawn is asked if a sample could rest
+            pool = resting.rest(pool)
+    assert pool.index.tolist() == pool.best.loss.tolist() == [0, 1, 2, 3, 4]
+    assert pool.x[[0, 2, 4], 0, 0, 0].tolist() == pytest.approx([0, 0.2, 0.4])
+    assert torch.equal(pool.x[[1, 3]], pool.ball.start()[[1, 3]])
+    assert pool.past is None or pool.past.age == 0
+    assert torch.equal(pool.targets.tree, resting._targets.tree)
 
 
 def test_the_scale_of_half_precision_and_an_update_are_among_the_marks() -> None:
