@@ -2,7 +2,8 @@
 
 ``safe_pgd`` holds the settings, checked by ``checks``; ``search`` is the loop, over the samples that ``pool`` holds,
 with ``objectives`` (another class, or just a higher loss) over ``targets``, made of ``losses`` and their
-``directions``, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them.
+``directions``, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them. Samples
+whose iterates come again (``cycles``) rest until the next start (``resting``).
 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """

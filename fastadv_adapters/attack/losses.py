@@ -30,12 +30,15 @@ class Loss:
         closed: the same with its gradient, without autograd; None where autograd has to find it.
         fallback: a loss whose gradient takes over, sample by sample, where that of ``function`` is all zero or not
             finite; not needed where there is a closed form.
+        repeats: whether the direction of a sample is known to depend on its logits and label alone: not on the step, as
+            that of "auto" does, and not on other samples or random numbers, as that of a callable might.
     """
 
     name: str
     function: LossFunction
     closed: Ascent | None = None
     fallback: Ascent | None = None
+    repeats: bool = False
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One value per sample, shape (N,).
@@ -116,11 +119,11 @@ def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
         return Loss(loss, _negative(auto) if targeted else auto, closed)
     if loss == "ce":
         closed = reverse(cross_entropy_ascent) if targeted else cross_entropy_ascent
-        return Loss(loss, _negative(cross_entropy) if targeted else cross_entropy, closed)
+        return Loss(loss, _negative(cross_entropy) if targeted else cross_entropy, closed, repeats=True)
     if loss == "margin":
-        return Loss(loss, _negative(margin) if targeted else margin, fallback)
+        return Loss(loss, _negative(margin) if targeted else margin, fallback, repeats=True)
     if loss == "dlr":
-        return Loss(loss, dlr_targeted if targeted else dlr, fallback=fallback)
+        return Loss(loss, dlr_targeted if targeted else dlr, fallback=fallback, repeats=True)
     raise ValueError(f"expected loss to be {choices}, got {loss!r}. Choose one of these")
 
 

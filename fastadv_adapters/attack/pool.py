@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .balls import Ball
+from .cycles import Past
 from .rounding import has_float64
 from .targets import Targets
 
@@ -80,6 +81,7 @@ class Pool:
         x: the iterates.
         best: the best candidates, as the attacked network judges them.
         broken: whether gradient or logits were not finite in any step.
+        past: earlier iterates, if it matters whether one comes again.
     """
 
     index: Tensor
@@ -88,12 +90,14 @@ class Pool:
     x: Tensor
     best: Best
     broken: Tensor
+    past: Past | None = None
     _rows: Rows | None = field(default=None, init=False)
 
     def take(self, index: Tensor) -> "Pool":
         """The samples at ``index``, in this pool's order."""
         places, x, broken = (t.index_select(0, index) for t in (self.index, self.x, self.broken))
-        return Pool(places, self.targets.take(index), self.ball.take(index), x, self.best.take(index), broken)
+        best, past = self.best.take(index), self.past and self.past.take(index)
+        return Pool(places, self.targets.take(index), self.ball.take(index), x, best, broken, past)
 
     def rows(self, size: int) -> Rows:
         """The batch of ``size`` rows.

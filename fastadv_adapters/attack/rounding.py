@@ -11,6 +11,11 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
+def bits_of(values: Tensor) -> Tensor:
+    """A view of floating values as integers with the same bits."""
+    return values.view(_BITS[values.element_size()])
+
+
 def toward(origin: Tensor, delta: Tensor) -> Tensor:
     """``origin + delta`` in the origin's dtype, rounded so that no coordinate is further from it than ``delta`` says.
 
@@ -27,6 +32,6 @@ def toward(origin: Tensor, delta: Tensor) -> Tensor:
     # Floats of one sign are ordered as the integers with their bits are (``nextafter`` lacks half precision on some
     # devices). A zero needs the origin's sign, so that the next float on that side is one more.
     signed = torch.where(target == 0, torch.where(origin < 0, -0.0, 0.0).to(target.dtype), target)
-    bits = signed.view(_BITS[target.element_size()])
+    bits = bits_of(signed)
     away_from_zero = (target < origin) == (bits >= 0)
     return torch.where(over, torch.where(away_from_zero, bits + 1, bits - 1).view(origin.dtype), target)

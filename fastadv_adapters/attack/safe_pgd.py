@@ -18,6 +18,7 @@ from .checks import (
     accept_size,
     accept_targets,
 )
+from .cycles import can_cycle
 from .losses import LossFunction, LossName, resolve_loss
 from .objectives import AnotherClass, HigherLoss, Objective
 from .pool import Best
@@ -57,6 +58,12 @@ class SafePGD(LeftOut):
             of the one with the highest loss. Waits for the device in every step. Where every new shape costs (engines
             other than ``"eager"``) what is left is filled up with copies of one sample to a power of two; their
             results are not used, but ``gradient_stats`` counts them.
+            With a constant ``alpha`` a sample also rests until the next start once its iterates are in a cycle (of
+            fewer than 16 steps, every bit compared), for then no candidate is new (arXiv:2503.19347). So with the
+            losses ``"ce"``, ``"margin"`` and ``"dlr"``; not with ``"auto"``, whose direction depends on the step, nor
+            with a callable, which might depend on other samples or random numbers. No sample rests if the model draws
+            random numbers or holds a generator, if samples see each other or share a scale, or on devices other than
+            CPUs without ``torch.use_deterministic_algorithms(True)``.
         generator: where random starts come from; None for PyTorch's global one. It may live on the CPU while x does
             not; then the starts are those of a CPU.
         classes: whether y holds class labels and the model gives logits. None: if y is of integers with shape (N,).
@@ -72,7 +79,7 @@ class SafePGD(LeftOut):
         model: the fast model; a plain one is wrapped once, here.
         exact: its view with exact decisions.
         before: None, or set after construction, a differentiable function of x (N, ...) whose result the model is given
-            in the place of x.
+            in the place of x. Each of its rows depends on that row of x alone.
 
     Raises:
         TypeError, ValueError: a setting, the model or an input is not as described.
@@ -175,6 +182,7 @@ class SafePGD(LeftOut):
             start="random" if self.random_start else "origin" if classes else "beside",
             generator=self.generator,
             early_stop=self.early_stop,
+            stops_cycles=self.early_stop and self.loss.repeats and can_cycle(self.step_sizes, self.model.device),
             shapes_cost=self.model.engine != "eager",
         )
 

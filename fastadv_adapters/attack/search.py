@@ -12,6 +12,7 @@ from ..model import FastAttackModel
 from .balls import Ball
 from .objectives import Objective
 from .pool import Best, Pool, Rows
+from .resting import Resting
 from .steps import rows_for
 from .targets import Targets
 
@@ -34,6 +35,7 @@ class Settings:
         start: where each restart begins: at a "random" point of the ball, "beside" the sample, or at it ("origin").
         generator: says on which device starts are drawn; None for the CPU.
         early_stop: whether confirmed samples are dropped.
+        stops_cycles: whether samples whose iterates are in a cycle are left out until the next start.
         shapes_cost: whether every new batch size costs the fast model time.
     """
 
@@ -44,6 +46,7 @@ class Settings:
     start: Start
     generator: torch.Generator | None
     early_stop: bool
+    stops_cycles: bool
     shapes_cost: bool
 
 
@@ -112,12 +115,16 @@ class Search:
     def _restart(self, network: FastAttackModel, pool: Pool) -> Pool:
         """All steps from one start; returns the samples that are left."""
         sizes = self.settings.step_sizes
+        resting = Resting(network, self.ball, self.targets, allowed=self.settings.stops_cycles)
         for step, size in enumerate(sizes):
             pool, gradient = self._look(network, pool, progress=step / max(1, len(sizes) - 1))
             if len(pool.index) == 0:
-                return pool
+                return resting.join(pool)
             pool.ball.step_(pool.x, gradient, size)
-        return self._look(network, pool)[0]
+            pool = resting.rest(pool)
+            if len(pool.index) == 0:
+                return resting.join(pool)
+        return resting.join(self._look(network, pool)[0])
 
     def _look(self, network: FastAttackModel, pool: Pool, progress: float | None = None) -> tuple[Pool, Tensor]:
         """Offer the iterates as candidates; returns who is left and the gradient of their loss.

@@ -35,7 +35,7 @@ from .layouts import differ, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out
 from .notices import FastAttackWarning, notify
 from .precision import HALF, MATRIX_LAYERS, Precision, autocast, cast_ahead_names, ieee_float32, is_in_hardware, resolve
-from .randomness import host_state, random_state_kept
+from .randomness import generator_states, holds_generator, host_state, random_state_kept
 from .shell import Shell
 
 __all__ = [
@@ -62,8 +62,10 @@ __all__ = [
     "copy_module",
     "device_of",
     "differ",
+    "generator_states",
     "has_hooks",
     "held_by",
+    "holds_generator",
     "hooks_of",
     "host_state",
     "ieee_float32",

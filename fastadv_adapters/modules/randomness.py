@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -27,4 +28,18 @@ def host_state() -> tuple[Any, ...]:
     """What all generators but those of devices are at, to be compared."""
     numpy: Any = sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy else ()
-    return random.getstate(), [str(part) for part in state], torch.get_rng_state().tolist()
+    own = [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
+    return random.getstate(), own, torch.get_rng_state().view(torch.int64).tolist()
+
+
+def generator_states(device: torch.device) -> tuple[Any, ...]:
+    """What all generators are at, on the CPU and on ``device``, to be compared."""
+    return *host_state(), torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
+
+
+def holds_generator(model: nn.Module) -> bool:
+    """Whether a part of a model has a random generator of its own as an attribute."""
+    numpy: Any = sys.modules.get("numpy")
+    theirs = (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
+    kinds = (torch.Generator, random.Random, *theirs)
+    return any(isinstance(value, kinds) for part in model.modules() for value in vars(part).values())

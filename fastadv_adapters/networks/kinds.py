@@ -40,6 +40,11 @@ class Kind:
         ends, outputs = self.rows.ends, self.rows.at_outputs
         return self.rows.at_ends if ends is not None and ends.cut else all(outputs or ())
 
+    @property
+    def known_apart(self) -> bool:
+        """Whether no sample is seen to reach another one, at the outputs or where half precision ends."""
+        return not self.coupled and self.rows.at_ends and all(self.rows.at_outputs or (False,))
+
     def is_due(self, updates: int) -> bool:
         """Whether the next backward pass is to be audited; counts it."""
         if self.passes is not None:

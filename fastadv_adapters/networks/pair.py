@@ -192,6 +192,16 @@ class Networks(BuiltLater, Audited):
             self.unfinished = False
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "not-folded")
 
+    def marks(self) -> tuple[Any, ...]:
+        """Equal as long as the gradient at an input is made in the same way; waits for the device in float16."""
+        dtypes = [kind.dtype for kind in self.kinds.values()]
+        scale = int(self.state.exponent) if torch.float16 in dtypes else None
+        return self.generation, self.updates, dtypes, scale
+
+    def known_apart(self) -> bool:
+        """Whether samples do not see each other in any kind of call so far, of which there is one at least."""
+        return bool(self.kinds) and all(kind.known_apart for kind in self.kinds.values())
+
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: does the model write into its parameters? The twin's are then its own."""
         with self._lock:

@@ -9,7 +9,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.attack import networks, strength, trades
+from benchmarks.attack import cycles, networks, strength, trades
 from benchmarks.attack.attacks import WAYS
 from benchmarks.attack.kept import Kept
 from benchmarks.attack.networks import NETWORKS, Scaled, pairs
@@ -119,3 +119,28 @@ def test_both_inner_maximisers_raise_the_divergence(name: str) -> None:
     with torch.no_grad():
         beside = trades.divergence(net((x + 1e-3).clamp(0, 1)), clean).mean()
         assert trades.divergence(net(found), clean).mean() > 10 * beside
+
+
+def test_the_command_for_cycles_writes_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "train", lambda net, x, y, **rest: train(net, x, y, epochs=2, show_progress=False))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    app = typer.Typer()
+    app.command()(cycles.main)
+    options = ["--budgets", "0.03", "--dtypes", "float32", "--images", "12", "--steps", "40"]
+    result = CliRunner().invoke(app, [*options, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "cycles.json").read_text())["results"]["cycles"]
+    assert [(r["loss"], r["share"]) for r in records] == [(name, share) for name in cycles.LOSSES for share in (4, 10)]
+    for record in records:
+        alone, ours = record["early_stop_alone"], record["with_cycles"]
+        assert ours == alone if record["loss"] == "auto" else ours <= alone
+        assert record["same_images"] == record["same_verdicts"] == 12
+    assert sum(r["with_cycles"] for r in records) < sum(r["early_stop_alone"] for r in records)
+    assert "| float32 | 0.03 | ce | eps/4 | 12 x 40 |" in (tmp_path / "cycles.md").read_text()
+
+
+def test_float16_has_few_images_and_an_unknown_dtype_is_an_error() -> None:
+    few = list(cycles.cells(["float32", "float16"], [0.1, 0.2], 300, 200))
+    assert {(c.dtype, c.images, c.steps) for c in few} == {("float32", 300, 200), ("float16", 24, 60)}
+    with pytest.raises(typer.BadParameter, match="expected some of float32, bfloat16, float16, got float8"):
+        cycles.main(dtypes="float32,float8")
