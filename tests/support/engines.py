@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastadv_adapters.boundary import Engine
+from fastadv_adapters.boundary import DeviceState, Engine
 from fastadv_adapters.engines import choosing, compiled
 from fastadv_adapters.engines.replay import ReplayEngine
 from fastadv_adapters.engines.waiting import refuse_what_waits
 from fastadv_adapters.modules.precision import Precision
-from fastadv_adapters.networks import fast
+from fastadv_adapters.networks import fast, pair
 
 
 class CpuGraph(TorchDispatchMode):
@@ -154,3 +154,5 @@ def use_engine(patch: pytest.MonkeyPatch, name: str, *, backend: str = "aot_eage
         return choosing.make_engine(name if asked == "auto" else asked, network, precision, **callbacks)  # type: ignore[arg-type]
 
     patch.setattr(fast, "make_engine", make)
+    if name == "cudagraph":
+        patch.setattr(pair, "state_on", DeviceState)  # what is recorded has to be tensors
