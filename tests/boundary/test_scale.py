@@ -131,3 +131,46 @@ def test_a_broken_sample_does_not_keep_overflow_from_being_cured() -> None:
         found = input_gradient(fast, x, x, weighted([1.0, 1.0, 1.0]))
     assert found[0].count_nonzero() == 0
     assert all(row.count_nonzero() > 0 for row in found[1:])
+
+
+# --- entries ----------------------------------------------------------------------------------------------------------
+
+
+class Maps(nn.Module):
+    """Scores for each pixel, from that pixel alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Tanh(), nn.Conv2d(8, 5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+@pytest.mark.parametrize("state", [HostState, DeviceState])
+def test_entries_that_are_lost_beside_others_of_their_sample_are_told(
+    state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastadv_adapters.networks.pair.state_on", state)
+    net, x = Maps().eval(), torch.rand(2, 3, 4, 4)
+    faint = torch.ones(4, 4)
+    faint[1:] = 1e-12  # most pixels are sure of themselves, as in a trained network
+
+    def loss(scores: Tensor, _: Tensor) -> Tensor:
+        return (scores.sum(1) * faint).sum()
+
+    shares, zero = [], []
+    for dtype in (torch.float32, torch.float16):
+        fast = FastAttackModel(net, dtype=dtype, engine="eager")
+        assert fast.zero_entries == 0.0
+        found = input_gradient(fast, x, x, loss)
+        assert fast.zero_entries == pytest.approx(float((found == 0).float().mean()))
+        shares.append(fast.zero_entries)
+        zero.append(fast.gradient_stats.zero)
+    assert zero == [0, 0], "no sample looks lost"
+    assert shares[0] == 0.0
+    assert shares[1] == pytest.approx(0.75)
+    fast.reset_gradient_stats()
+    assert fast.zero_entries == 0.0
