@@ -1,0 +1,234 @@
+"""The models that people have: is the fast one ever slower than the plain one?
+
+Run with `python -m benchmarks.speed.people`. For each model one gradient pass and one pass without gradient, plain and
+fast, in turn, in one process. Those of timm are left out if it is not installed (`pip install timm`).
+"""
+
+import importlib.util
+import itertools
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.networks import VisionTransformer, settle_statistics
+from benchmarks.shared.report import OUT, Part, Report, Table
+from benchmarks.shared.timing import Timing, measure_in_turn
+from digits import DigitsNet
+from fastadv_adapters import FastAttackModel
+
+console = Console()
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float32": {"dtype": torch.float32},
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one size.
+
+    Attributes:
+        name: in options and tables.
+        build: makes it, with random weights.
+        shape: of one image.
+        batch: images in a pass.
+        timm: whether it comes from timm.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    batch: int
+    timm: bool = False
+
+    def make(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """The model in eval mode with settled statistics, images and labels."""
+        torch.manual_seed(0)
+        x = torch.rand(self.batch, *self.shape)
+        model = settle_statistics(self.build(), x[:64])
+        with torch.no_grad():
+            return model, x, model(x).argmax(1)
+
+
+def _mlp(*widths: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _lenet() -> nn.Module:
+    convolutions = nn.Conv2d(1, 32, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def _timm(name: str, **options: Any) -> nn.Module:
+    """A model of timm, which asks for torchvision but needs none of it to build one."""
+    if not any(isinstance(finder, _NoTorchvision) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _NoTorchvision())
+    model: nn.Module = importlib.import_module("timm").create_model(name, **options)
+    return model
+
+
+class _NoTorchvision(MetaPathFinder, Loader):
+    """Finds modules of torchvision that have every name, for the CPU build of that does not import everywhere."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname.split(".")[0] != "torchvision":
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _Anything(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+class _Everything(type):
+    """Of classes that have every name."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return name
+
+
+class _Anything(types.ModuleType):
+    """A module that has every name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Everything(name, (), {})
+
+
+def _of_timm(name: str, size: int, batch: int, **options: Any) -> Model:
+    return Model(f"{name}, {size}", partial(_timm, name, **options), (3, size, size), batch, timm=True)
+
+
+MODELS = (
+    Model("MLP 784-128-10", partial(_mlp, 784, 128, 10), (1, 28, 28), 16),
+    Model("MLP 784-512-512-10", partial(_mlp, 784, 512, 512, 10), (1, 28, 28), 128),
+    Model("digits net, width 16", partial(DigitsNet, width=16), (1, 8, 8), 32),
+    Model("digits net, width 32", partial(DigitsNet, width=32), (1, 8, 8), 32),
+    Model("LeNet", _lenet, (1, 28, 28), 32),
+    Model(
+        "ViT of 4 layers of width 64",
+        partial(VisionTransformer, image=32, patch=4, width=64, depth=4, heads=4),
+        (3, 32, 32),
+        32,
+    ),
+    _of_timm("mobilenetv3_small_050", 96, 16),
+    _of_timm("mobilenetv2_100", 96, 16),
+    _of_timm("mnasnet_small", 96, 16),
+    _of_timm("efficientnet_b0", 96, 16),
+    _of_timm("convnext_atto", 96, 16),
+    _of_timm("nfnet_l0", 96, 8),
+    _of_timm("vit_tiny_patch16_224", 96, 16, img_size=96),
+    _of_timm("vit_small_patch16_224", 224, 4),
+    _of_timm("convnext_tiny", 224, 4),
+)
+
+
+def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of a pass."""
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)[0]
+
+
+def values(model: nn.Module, x: Tensor) -> Tensor:
+    """A pass without gradient."""
+    with torch.no_grad():
+        found: Tensor = model(x)
+    return found
+
+
+def measure(model: nn.Module, x: Tensor, y: Tensor, *, repeats: int) -> dict[str, Any]:
+    """Medians of gradient passes of all ways, and of passes without gradient."""
+    fast = {name: FastAttackModel(model, **options) for name, options in WAYS.items()}
+    gradients = {"plain": model, **fast}
+    passes = measure_in_turn(
+        {name: partial(gradient, net, x, y) for name, net in gradients.items()},
+        device=torch.device("cpu"),
+        repeats=repeats,
+        warmup=3,
+    )
+    forwards = measure_in_turn(
+        {name: partial(values, net, x) for name, net in (("plain", model), ("default", fast["default"]))},
+        device=torch.device("cpu"),
+        repeats=repeats,
+        warmup=2,
+    )
+    return {
+        "runs in": str(fast["default"].dtype).removeprefix("torch."),
+        "milliseconds": {name: 1e3 * timing.median for name, timing in passes.items()},
+        "ratio": {name: _ratio(passes, name) for name in WAYS},
+        "forward": _ratio(forwards, "default"),
+        "forward milliseconds": {name: 1e3 * timing.median for name, timing in forwards.items()},
+    }
+
+
+def _ratio(timings: dict[str, Timing], name: str) -> float:
+    return timings["plain"].median / timings[name].median
+
+
+def table_of(rows: dict[str, dict[str, Any]]) -> Table:
+    """Ratios."""
+    body = [
+        [
+            name,
+            f"{row['milliseconds']['plain']:.2f} ms",
+            f"{row['ratio']['default']:.2f} ({row['runs in']})",
+            *(f"{row['ratio'][way]:.2f}" for way in ("bfloat16", "float32")),
+            f"{row['forward']:.2f}",
+            f"{row['milliseconds']['default'] - row['milliseconds']['plain']:+.2f} ms",
+        ]
+        for name, row in rows.items()
+    ]
+    columns = ["model", "plain", "default options", "bfloat16", "float32", "without gradient", "default adds"]
+    note = (
+        "Time of the plain model over that of the fast one, a gradient pass each; above 1 is faster. Medians, in turn."
+    )
+    return Table("Plain time over fast time", columns, body, note)
+
+
+def main(
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 21,
+    threads: Annotated[int, typer.Option(help="Threads; 0 for PyTorch's own choice.")] = 0,
+    only: Annotated[str, typer.Option(help="A part of the names of the models to run.")] = "",
+    keep_freed: Annotated[bool, typer.Option(help="Keep freed memory in the process (glibc).")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and Markdown.")] = OUT,
+) -> None:
+    """Time every model, plain and fast."""
+    if threads:
+        torch.set_num_threads(threads)
+    kept = keep_freed_memory() if keep_freed else False
+    there = importlib.util.find_spec("timm") is not None
+    settings = {"repeats": repeats, "threads": torch.get_num_threads(), "freed memory kept": kept, "timm": there}
+    command = "python -m benchmarks.speed.people"
+    report = Report("people", "Models that people have", command, settings, torch.device("cpu"), out, console)
+    rows: dict[str, dict[str, Any]] = {}
+    for model in MODELS:
+        if only in model.name and (there or not model.timm):
+            with console.status(model.name):
+                rows[f"{model.name}, batch {model.batch}"] = measure(*model.make(), repeats=repeats)
+            report.add("people", Part([table_of(rows)], rows), show=False)
+    report.finish()
+    table_of(rows).show(console)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,54 @@
+"""The benchmarks of single questions, at the smallest sizes: they run, and what they find is what they say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+from benchmarks.precision import audits
+from benchmarks.speed import people
+from fastadv_adapters.networks.auditing import Auditor
+
+
+def run(main: Any, options: str, name: str, out: Path) -> dict[str, Any]:
+    app = typer.Typer()
+    app.command()(main)
+    with pytest.raises(SystemExit) as ended:
+        app([*options.split(), "--out", str(out)])
+    assert ended.value.code == 0
+    assert (out / f"{name}.md").exists()
+    found: dict[str, Any] = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["results"][name]
+    return found
+
+
+def test_audits_are_timed_and_nothing_stays_patched(tmp_path: Path) -> None:
+    before = vars(Auditor)["__call__"], vars(Auditor)["_judge"]
+    found = run(audits.main, "--tiny --batch 2 --epochs 1 --repeats 1 --only ResNet-18", "audits", tmp_path)
+    assert (vars(Auditor)["__call__"], vars(Auditor)["_judge"]) == before
+    ((name, row),) = found.items()
+    assert "ResNet-18" in name
+    assert row["ran in"] == ["bfloat16"]
+    assert row["warnings"] == []
+    assert row["of the attack"] == pytest.approx(row["audit"] / (row["audit"] + 50 * row["pass"]))
+    assert row["of one pass"] > 0.01, "an audit has been made"
+
+
+def test_models_of_people_are_timed(tmp_path: Path) -> None:
+    found = run(people.main, "--repeats 1 --only 784-128 --no-keep-freed", "people", tmp_path)
+    ((name, row),) = found.items()
+    assert name == "MLP 784-128-10, batch 16"
+    assert row["ratio"]["float32"] == pytest.approx(row["milliseconds"]["plain"] / row["milliseconds"]["float32"])
+    assert row["forward"] > 0
+
+
+def test_every_model_that_needs_no_other_library_is_whole() -> None:
+    for model in people.MODELS:
+        if not model.timm:
+            net, x, y = model.make()
+            assert not net.training
+            assert y.shape == (model.batch,)
+            assert people.gradient(net, x[:2], y[:2]).shape == x[:2].shape
+            assert people.values(net, x[:2]).dtype == torch.float32
