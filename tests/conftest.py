@@ -7,7 +7,9 @@ import hypothesis
 import pytest
 import torch
 
+from fastadv_adapters.boundary import DeviceState
 from fastadv_adapters.model import FastAttackModel
+from fastadv_adapters.networks import pair
 from tests.support.engines import use_engine
 from tests.support.own_process import put_last, pytest_pyfunc_call  # noqa: F401  # pytest finds the hook here
 from tests.support.tools import fingerprint
@@ -47,6 +49,12 @@ def chosen_engine(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.config.getoption("--engine") != "eager":
             use_engine(patch, request.config.getoption("--engine"))
         yield
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boundaries keep exponents and counts as tensors, as on an accelerator, where nothing may wait."""
+    monkeypatch.setattr(pair, "state_on", DeviceState)
 
 
 @pytest.fixture(autouse=True)

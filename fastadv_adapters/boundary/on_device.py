@@ -19,7 +19,9 @@ from .scaling import (
     Shift,
     State,
     added,
+    back_of,
     bounds_of,
+    row_peaks,
     rows_of,
     unscaled,
 )
@@ -170,7 +172,7 @@ class DeviceState(State):
         if peaks is None:
             return list(grads), None
         if shift is not None:
-            back = _back(cast("DeviceShift", shift).exponents, peaks, *bounds)
+            back = back_of(cast("DeviceShift", shift).exponents, peaks, *bounds)
             grads = [times_power_of_two(g, back) for g in grads]
         if any(g is not None for g in past):
             grads = added(grads, past)
@@ -190,23 +192,3 @@ def _entered_finite(entered: Sequence[Tensor], broken: Tensor) -> Tensor:
     """Which samples have finite outputs and came with a finite gradient: the others cannot tell of an overflow."""
     peaks = row_peaks([t.detach().float() for t in entered])
     return broken if peaks is None or peaks.shape != broken.shape else peaks.isfinite()
-
-
-def _back(shift: Tensor, peaks: Tensor, smallest: int, largest: int) -> Tensor:
-    """The exponents that undo ``shift``, but leave each sample's largest entry between floor and ceiling."""
-    finite = torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
-    exponent = exponent_of(finite if shift.ndim else finite.amax())
-    return torch.minimum(torch.maximum(-shift, smallest + 1 - exponent), largest - exponent)
-
-
-def row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The largest absolute entry of each sample over all tensors; (1,) where they share no first dimension."""
-    tensors = [t for t in tensors if t.numel()]
-    if not tensors:
-        return None
-    per_row = rows_of(tensors)
-    start = 1 if per_row else 0
-    rows = [t.abs().amax(dim=tuple(range(start, t.ndim))) if t.ndim > start else t.abs() for t in tensors]
-    rows = [row if per_row else row.view(1) for row in rows]
-    widest = max((row.dtype for row in rows), key=lambda dtype: dtype.itemsize)
-    return torch.stack([row.to(widest) for row in rows]).amax(dim=0)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .powers import exponent_of, power_of_two, times_power_of_two
 from .scaling import (
     FLOOR,
     PATIENCE,
@@ -19,7 +20,9 @@ from .scaling import (
     Shift,
     State,
     added,
+    back_of,
     bounds_of,
+    row_peaks,
     rows_of,
     unscaled,
 )
@@ -32,36 +35,31 @@ class HostShift:
     """See :class:`Shift`.
 
     Attributes:
-        exponents: one per sample, or one for all.
+        exponents: int32, (N,) per sample or () for all.
+        lowest: no exponent is below it.
+        highest: none is above it.
     """
 
-    exponents: Sequence[int]
+    exponents: Tensor
+    lowest: int
+    highest: int
 
     def times(self, values: Tensor) -> Tensor:
         """Exact for normal results."""
         values = values if values.dtype == torch.float64 else values.float()
         lowest, highest = _NORMAL[values.dtype]
-        if lowest <= min(self.exponents) and max(self.exponents) <= highest:
-            return values * _factor(self.exponents, values)
-        halves = [exponent // 2 for exponent in self.exponents]  # one factor alone would lie outside the range
-        rest = [exponent - half for exponent, half in zip(self.exponents, halves, strict=True)]
-        return values * _factor(halves, values) * _factor(rest, values)
+        if self.lowest < lowest or self.highest > highest:
+            return times_power_of_two(values, self.exponents)
+        factor = power_of_two(self.exponents, values.dtype)
+        return values * (factor.view(-1, *(1,) * (values.ndim - 1)) if factor.ndim else factor)
 
     def __neg__(self) -> "HostShift":
-        return HostShift([-exponent for exponent in self.exponents])
+        return HostShift(-self.exponents, -self.highest, -self.lowest)
 
     def __add__(self, other: Shift) -> "HostShift":
-        pair = [self.exponents, cast("HostShift", other).exponents]
-        longest = max(map(len, pair))
-        return HostShift([sum(both) for both in zip(*(list(e) * (longest // len(e)) for e in pair), strict=True)])
-
-
-def _factor(exponents: Sequence[int], values: Tensor) -> Tensor | float:
-    lowest, highest = _NORMAL[values.dtype]
-    factors = [math.ldexp(1.0, min(max(exponent, lowest), highest)) for exponent in exponents]
-    if len(factors) == 1 or min(factors) == max(factors):
-        return factors[0]
-    return torch.tensor(factors, dtype=values.dtype).view(-1, *(1,) * (values.ndim - 1))
+        other = cast("HostShift", other)
+        lowest, highest = self.lowest + other.lowest, self.highest + other.highest
+        return HostShift(self.exponents + other.exponents, lowest, highest)
 
 
 class HostState(State):
@@ -97,7 +95,7 @@ class HostState(State):
         """Count the samples with a non-finite output."""
         floating = [o for o in outputs if o.is_floating_point() and o.numel()]
         if not all(math.isfinite(o.detach().abs().amax().item()) for o in floating):
-            self._logits += sum(not math.isfinite(peak) for peak in row_peaks(floating))
+            self._logits += sum(not math.isfinite(number) for number in _numbers(floating))
 
     def count_pass(self, *, samples: int, entries: int) -> None:
         """Count one backward pass and its size."""
@@ -152,11 +150,16 @@ class HostState(State):
         if loss_scale not in ("per-sample", "per-call") or not grads:
             return None
         peaks = row_peaks(grads)
-        if not peaks:
+        if peaks is None:
             return None
+        numbers = peaks.tolist()
+        to = self.exponent + 1 + higher
         if loss_scale == "per-call" or not rows_of([*grads, *leaves]):
-            peaks = [max((p for p in peaks if math.isfinite(p)), default=0.0)]
-        return HostShift([self.exponent + 1 + higher - _exponent(peak) for peak in peaks])
+            own = _exponent(max(filter(math.isfinite, numbers), default=0.0))
+            return HostShift(torch.tensor(to - own, dtype=torch.int32), to - own, to - own)
+        lowest, highest = _exponents(numbers)
+        exponents = torch.frexp(peaks).exponent if math.isfinite(sum(numbers)) else exponent_of(peaks)
+        return HostShift(to - exponents, to - highest, to - lowest)
 
     def finish(
         self,
@@ -167,65 +170,58 @@ class HostState(State):
         entered: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Undo the scale, put 0 for what is not finite, count, and scale lower from now on after an overflow."""
-        bounds = bounds_of(grads)
+        smallest, largest = bounds_of(grads)
         grads = unscaled(grads, loss_scale)
         peaks = row_peaks(grads)
-        if not peaks:
+        if peaks is None:
             return list(grads), None
+        numbers = peaks.tolist()
         if shift is not None:
-            back = _back(cast("HostShift", shift).exponents, peaks, *bounds)
+            back = -cast("HostShift", shift)
+            lowest, highest = _exponents(numbers)
+            if lowest + back.lowest <= smallest or highest + back.highest > largest:
+                exponents = back_of(-back.exponents, peaks, smallest, largest)
+                back = HostShift(exponents, int(exponents.min()), int(exponents.max()))
             grads = [back.times(g) for g in grads]
         if any(g is not None for g in past):
             grads = added(grads, past)
-            peaks = row_peaks(grads)
-        broken = [not math.isfinite(peak) for peak in peaks]
-        if any(broken):
+            numbers = _numbers(grads)
+        whole = math.isfinite(sum(numbers))
+        broken = [] if whole else [not math.isfinite(number) for number in numbers]
+        if not whole:
             grads = [g.nan_to_num(0.0, 0.0, 0.0) for g in grads]
         self._nonfinite += sum(broken)
-        self._zero += peaks.count(0.0)
+        self._zero += numbers.count(0.0)
         self._zeros += sum(g.numel() - int(torch.count_nonzero(g)) for g in grads)
         if entered is not None:
-            self.lower_after(_told(broken, entered) if any(broken) else 0)
-        return [g.contiguous() for g in grads], torch.tensor(broken)
+            self.lower_after(0 if whole else _told(broken, entered))
+        which = torch.zeros(len(numbers), dtype=torch.bool) if whole else torch.tensor(broken)
+        return [g.contiguous() for g in grads], which
 
 
 def _told(broken: Sequence[bool], entered: Sequence[Tensor]) -> int:
     """How many of the broken samples came in whole."""
-    peaks = row_peaks([t.detach().float() for t in entered])
-    if len(peaks) != len(broken):
+    numbers = _numbers([t.detach().float() for t in entered])
+    if len(numbers) != len(broken):
         return sum(broken)
-    return sum(lost and math.isfinite(peak) for lost, peak in zip(broken, peaks, strict=True))
+    return sum(lost and math.isfinite(number) for lost, number in zip(broken, numbers, strict=True))
 
 
-def _back(exponents: Sequence[int], peaks: Sequence[float], smallest: int, largest: int) -> HostShift:
-    """What undoes a scale, but leaves each sample's largest entry between floor and ceiling."""
-    if len(exponents) == 1:
-        peaks = [max((p for p in peaks if math.isfinite(p)), default=0.0)]
-    found = [_exponent(peak if math.isfinite(peak) and peak else 1.0) for peak in peaks]
-    return HostShift([min(max(-e, smallest + 1 - own), largest - own) for e, own in zip(exponents, found, strict=True)])
+def _exponents(numbers: Sequence[float]) -> tuple[int, int]:
+    """The lowest and the highest exponent; that of 0, infinity and NaN is 0."""
+    lowest, highest = min(filter(None, numbers), default=0.0), max(numbers)
+    if not math.isfinite(lowest + highest):
+        finite = [number for number in numbers if math.isfinite(number)]
+        lowest, highest = min(filter(None, finite), default=0.0), max(finite, default=0.0)
+    found = _exponent(lowest), _exponent(highest)
+    return min(*found, 0), max(*found, 0)
 
 
 def _exponent(value: float) -> int:
-    """The e with 2^(e-1) <= |value| < 2^e; 0 if it is zero, infinite or NaN."""
-    return math.frexp(value)[1] if math.isfinite(value) else 0
+    """The e with 2^(e-1) <= value < 2^e; 0 for 0."""
+    return math.frexp(value)[1]
 
 
-def row_peaks(tensors: Sequence[Tensor]) -> list[float]:
-    """The largest absolute entry of each sample over all tensors; of all where they share no first dimension."""
-    tensors = [t for t in tensors if t.numel()]
-    if not tensors:
-        return []
-    rows = [_peaks(t, rows=rows_of(tensors)) for t in tensors]
-    return rows[0] if len(rows) == 1 else [_largest(peaks) for peaks in zip(*rows, strict=True)]
-
-
-def _largest(peaks: Sequence[float]) -> float:
-    return math.nan if any(map(math.isnan, peaks)) else max(peaks)
-
-
-def _peaks(tensor: Tensor, *, rows: bool) -> list[float]:
-    size = tensor.detach().abs()  # no isfinite() and no norm, which take several times as long
-    if not rows:
-        return [size.amax().item()]
-    found: list[float] = (size.amax(tuple(range(1, size.ndim))) if size.ndim > 1 else size).tolist()
-    return found
+def _numbers(tensors: Sequence[Tensor]) -> list[float]:
+    peaks = row_peaks(tensors)
+    return [] if peaks is None else peaks.tolist()

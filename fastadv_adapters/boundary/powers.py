@@ -27,11 +27,11 @@ def times_power_of_two(values: Tensor, exponent: Tensor) -> Tensor:
     exponent = exponent.view(exponent.shape + (1,) * (values.ndim - 1)) if exponent.ndim else exponent
     # Two factors, for one alone may lie outside the range. They round only below the normal numbers.
     half = torch.div(exponent, 2, rounding_mode="floor")
-    return values * _power_of_two(half, values.dtype) * _power_of_two(exponent - half, values.dtype)
+    return values * power_of_two(half, values.dtype) * power_of_two(exponent - half, values.dtype)
 
 
-def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """2**exponent from its bits, exactly; clamped to the normal numbers."""
+def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2**exponent from its bits, exactly; clamped to the normal numbers of ``dtype``."""
     integer, mantissa_bits, bias = _FORMAT[dtype]
     clamped = exponent.to(integer).clamp(1 - bias, bias)
     return ((clamped + bias) << mantissa_bits).view(dtype)

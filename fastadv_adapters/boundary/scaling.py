@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .powers import exponent_of
+
 START = 4  # the largest entry of a scaled gradient lies in [2^4, 2^5)
 FLOOR = -10  # as far down as overflow may push that
 STEP = 2
@@ -188,3 +190,25 @@ def bounds_of(grads: Sequence[Tensor]) -> tuple[int, int]:
 def rows_of(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors share a first dimension, so that each sample has a row in all of them."""
     return len({t.shape[:1] for t in tensors}) == 1 and tensors[0].ndim > 0
+
+
+def back_of(shift: Tensor, peaks: Tensor, smallest: int, largest: int) -> Tensor:
+    """The exponents that undo ``shift``, but leave each sample's largest entry between floor and ceiling."""
+    finite = torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
+    exponent = exponent_of(finite if shift.ndim else finite.amax())
+    return torch.minimum(torch.maximum(-shift, smallest + 1 - exponent), largest - exponent)
+
+
+def row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The largest absolute entry of each sample over all tensors; (1,) where they share no first dimension."""
+    tensors = [t for t in tensors if t.numel()]
+    if not tensors:
+        return None
+    per_row = rows_of(tensors)
+    start = 1 if per_row else 0
+    rows = [t.abs().amax(dim=tuple(range(start, t.ndim))) if t.ndim > start else t.abs() for t in tensors]
+    rows = [row if per_row else row.view(1) for row in rows]
+    if len(rows) == 1:
+        return rows[0]
+    widest = max((row.dtype for row in rows), key=lambda dtype: dtype.itemsize)
+    return torch.stack([row.to(widest) for row in rows]).amax(dim=0)

@@ -125,6 +125,7 @@ class Reads(TorchDispatchMode):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.usefixtures("as_on_a_device")
 def test_the_loop_never_waits_for_the_device(norm: Norm, loss: LossName) -> None:
     net, x, y = task(6)
     counts = []

@@ -257,6 +257,7 @@ def operators_of(work: Callable[[], object]) -> Operators:
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.usefixtures("as_on_a_device")
 def test_waits_for_the_device_do_not_depend_on_the_steps(norm: Norm, dtype: torch.dtype, random_start: bool) -> None:
     net, x, y = task(6)
     fast = FastAttackModel(net, dtype=dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning, GradientStats, watch_gradients
+from fastadv_adapters.boundary import DeviceState, HostState
 from fastadv_adapters.boundary.powers import exponent_of, times_power_of_two
 from fastadv_adapters.boundary.scaling import FLOOR, START
 from fastadv_adapters.networks import trial
@@ -17,6 +18,13 @@ from tests.support.tools import batch, cosine, head_of, input_gradient, referenc
 
 FLOAT32: Any = {"dtype": torch.float32}
 pytestmark = pytest.mark.usefixtures("untouched")
+
+
+@pytest.fixture(autouse=True, params=[HostState, DeviceState])
+def state(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What holds for one way to keep exponents and counts holds for the other."""
+    monkeypatch.setattr("fastadv_adapters.networks.pair.state_on", request.param)
+    return request.param
 
 
 class Injected(torch.autograd.Function):

@@ -15,6 +15,13 @@ from fastadv_adapters.torchattacks import accelerate
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, reference, small_net, steep
 
 
+@pytest.fixture(autouse=True, params=[HostState, DeviceState])
+def state(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What holds for one way to keep exponents and counts holds for the other."""
+    monkeypatch.setattr("fastadv_adapters.networks.pair.state_on", request.param)
+    return request.param
+
+
 def weighted(weights: list[float]) -> Any:
     return lambda logits, y: (logits * torch.linspace(-1, 1, 10) * torch.tensor(weights)[:, None]).sum()
 
@@ -67,10 +74,9 @@ def test_where_no_scale_helps_it_stays_where_it_was(monkeypatch: pytest.MonkeyPa
 # --- later passes -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [HostState, DeviceState])
-def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began(kind: Any) -> None:
-    state = kind(torch.device("cpu"))
-    number = int if kind is HostState else torch.tensor
+def test_the_scale_climbs_back_after_long_calm_and_no_higher_than_it_began(state: Any) -> None:
+    number = int if state is HostState else torch.tensor
+    state = state(torch.device("cpu"))
     state.start_at_most(2)
     state.lower_after(number(1))
     assert int(state.exponent) == 0
@@ -149,11 +155,7 @@ class Maps(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("state", [HostState, DeviceState])
-def test_entries_that_are_lost_beside_others_of_their_sample_are_told(
-    state: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastadv_adapters.networks.pair.state_on", state)
+def test_entries_that_are_lost_beside_others_of_their_sample_are_told() -> None:
     net, x = Maps().eval(), torch.rand(2, 3, 4, 4)
     faint = torch.ones(4, 4)
     faint[1:] = 1e-12  # most pixels are sure of themselves, as in a trained network
