@@ -1,6 +1,7 @@
 """Operators of our own for convolutions on processors, exact to the rounding of PyTorch's own.
 
 ``shapes`` replaces a convolution's backward pass by one that keeps no input; ``prepacked`` lays its weight out once;
+``depthwise`` finds the gradient at the input of depthwise layers by a forward convolution;
 ``winograd`` multiplies less in 3x3 convolutions, by the transforms in ``filters``.
 """
 
