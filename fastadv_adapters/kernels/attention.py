@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from .calls import is_transformed
 
 LONGEST = 640**2
 """Scores of one head. With more, PyTorch's own takes no longer, for its tiles save passes over memory."""
@@ -109,13 +110,15 @@ def _fits(query: Any, key: Any, value: Any, mask: Any) -> bool:
     tensors = (query, key, value) if mask is None else (query, key, value, mask)
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu" for tensor in tensors):
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return False
     lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     dtypes = (torch.bfloat16, torch.float32) if lowered else (torch.bfloat16,)
     if any(tensor.dtype not in dtypes for tensor in (query, key, value)):
         return False
-    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (query, key, value)):
+    if (
+        is_transformed()
+        or not torch.is_grad_enabled()
+        or not any(tensor.requires_grad for tensor in (query, key, value))
+    ):
         return False
     if query.ndim < 3 or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2] or query.numel() == 0:
         return False

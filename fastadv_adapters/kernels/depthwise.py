@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .calls import runs_in
+
 DTYPES = (torch.float32, torch.bfloat16)
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}
@@ -70,8 +72,7 @@ def spreads(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
         return False
     if input.device.type != "cpu" or input.ndim != weight.ndim or weight.requires_grad or weight.dtype not in DTYPES:
         return False
-    runs_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    if weight.dtype != runs_in or type(weight) is not nn.Parameter:
+    if weight.dtype != runs_in(input) or type(weight) is not nn.Parameter:
         return False
     geometry = zip(layer.kernel_size, layer.padding, layer.dilation, strict=True)
     return all(int(pad) <= by * (entries - 1) for entries, pad, by in geometry)

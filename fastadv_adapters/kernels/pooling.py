@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from .calls import is_transformed
 
 
 class _Mean(torch.autograd.Function):
@@ -56,6 +57,4 @@ def _is_over_places(dim: Any) -> bool:
 def _fits(input: Any) -> bool:
     if type(input) is not Tensor or input.ndim != 4 or not input.requires_grad or not input.is_floating_point():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return False
-    return not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+    return not is_transformed() and not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)

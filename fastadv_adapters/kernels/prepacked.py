@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..modules import Precision
 from . import depthwise, winograd
+from .calls import runs_in
 from .depthwise import Spread
 from .winograd import Winograd
 
@@ -132,8 +133,7 @@ def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch would run oneDNN here, channels-last, on a large frozen weight that is in the right dtype."""
     if input.device.type != "cpu" or weight.numel() < LEAST or layer.groups != 1 or input.ndim != 4:
         return False
-    runs_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    if weight.dtype not in _DTYPES or weight.dtype != runs_in or weight.requires_grad:
+    if weight.dtype not in _DTYPES or weight.dtype != runs_in(input) or weight.requires_grad:
         return False
     if type(weight) is not nn.Parameter or not input.is_contiguous(memory_format=torch.channels_last):
         return False
