@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..boundary import UnbalancedFoldError, mark_ends
-from ..kernels import is_laid_out, keep_shape_only
+from ..kernels import is_laid_out, keep_shape_only, lay_linear_out, route, widen_group_norm
 from ..modules import (
     MATRIX_LAYERS,
     Precision,
@@ -251,6 +251,9 @@ class _Builder:
             return
         for part, original in self.parts.values():
             keep_shape_only(part, type(original))
+            lay_linear_out(part)
+            widen_group_norm(part, self.precision.device)
+        route(self.result.network, self.precision)
         names = {id(part): name for name, (part, _) in self.parts.items()}
         found = run_in_place(self.result.network, passing=Skipped, fresh=Affine)
         self.result.in_place += [names[id(activation)] for activation in found]

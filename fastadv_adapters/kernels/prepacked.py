@@ -13,12 +13,15 @@ refuse a layer, PyTorch's convolution is run.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..modules import Precision
-from . import winograd
+from . import depthwise, winograd
+from .calls import runs_in
+from .depthwise import Spread
 from .winograd import Winograd
 
 LEAST = 2**16
@@ -78,7 +81,10 @@ class LaidOut:
         return gradient
 
 
-Weights = LaidOut | Winograd
+Weights = LaidOut | Winograd | Spread
+
+Way = bool | None
+"""How a layer is run: None for a depthwise one, else whether Winograd's algorithm pays."""
 
 
 class Prepacked:
@@ -88,27 +94,30 @@ class Prepacked:
 
     def __init__(self) -> None:
         # One attribute: a thread that is late with old weights does not put them among the new ones.
-        self._kept: tuple[Tensor | None, int, dict[bool, Weights]] = None, 0, {}  # by whether Winograd's algorithm pays
-        self._refused: set[bool] = set()
+        self._kept: tuple[Tensor | None, int, dict[Way, Weights]] = None, 0, {}
+        self._refused: set[Way] = set()
 
     def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
-        if not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
-            return None
-        pays = True not in self._refused and self.pays(layer, input.shape)
-        if pays in self._refused:
+        way: Way = None
+        if not depthwise.spreads(layer, input, weight):
+            if not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
+                return None
+            way = True not in self._refused and self.pays(layer, input.shape)
+        if way in self._refused:
             return None
         if self._kept[0] is not weight or self._kept[1] != weight._version:
             self._kept = weight, weight._version, {}  # old ones are given back first: new ones take their memory
         kept = self._kept[2]
-        if pays not in kept:
+        if way not in kept:
+            make: Any = {None: depthwise.lay_out, True: winograd.transform, False: _lay_out}[way]
             try:
                 with torch.no_grad():
-                    kept[pays] = (winograd.transform if pays else _lay_out)(layer, input.shape, weight)
+                    kept[way] = make(layer, input.shape, weight)
             except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
-                self._refused.add(pays)
+                self._refused.add(way)
                 return None
-        return kept[pays]
+        return kept[way]
 
 
 def is_laid_out(layer: nn.Module, precision: Precision) -> bool:
@@ -124,8 +133,7 @@ def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch would run oneDNN here, channels-last, on a large frozen weight that is in the right dtype."""
     if input.device.type != "cpu" or weight.numel() < LEAST or layer.groups != 1 or input.ndim != 4:
         return False
-    runs_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    if weight.dtype not in _DTYPES or weight.dtype != runs_in or weight.requires_grad:
+    if weight.dtype not in _DTYPES or weight.dtype != runs_in(input) or weight.requires_grad:
         return False
     if type(weight) is not nn.Parameter or not input.is_contiguous(memory_format=torch.channels_last):
         return False

@@ -20,8 +20,9 @@ from benchmarks.shared.correctness import FAILED, RIGHT, WRONG, confident_digits
 from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, choose, every_row, torchattacks_pgd
 from benchmarks.shared.timing import Budget, measure_in_turn
 from benchmarks.speed import __main__ as bench
-from benchmarks.speed import convolutions
+from benchmarks.speed import convolutions, layers
 from benchmarks.speed.floor import Work, work_of
+from benchmarks.speed.layer_kinds import LAYERS
 from benchmarks.speed.limits import PASS, SHORT, limits_part
 from benchmarks.speed.memory import kept_per_image
 from benchmarks.speed.plot import draw
@@ -110,6 +111,21 @@ def test_convolutions_are_compared_layer_by_layer(tmp_path: Path) -> None:
     assert "| 64 to 64 channels, 32x32, stride 1 |" in (tmp_path / "convolutions.md").read_text(encoding="utf-8")
 
 
+def test_kernels_are_compared_layer_by_layer(tmp_path: Path) -> None:
+    assert run(layers.main, "--repeats 1 --only depthwise", tmp_path) == 0
+    found = json.loads((tmp_path / "layers.json").read_text(encoding="utf-8"))["results"]["layers"]
+    assert set(found) == {name for name in LAYERS if "depthwise" in name}
+    for layer in found.values():
+        own, ours = (layer[f"{whose} bfloat16"]["errors"] for whose in ("own", "ours"))
+        assert all(error < 1.2 * other for error, other in zip(ours, own, strict=True))
+    assert "| depthwise 3x3, stride 2 |" in (tmp_path / "layers.md").read_text(encoding="utf-8")
+
+
+def test_layers_that_there_are_not_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(layers.main, "--only nothing", tmp_path) == 2
+    assert "expected" in capsys.readouterr().err
+
+
 def test_precision_runs_and_writes_its_results(tmp_path: Path) -> None:
     assert run(precision.main, "--images 8 --steps 2 --epochs 1 --resnet-images 0", tmp_path) == 0
     assert json.loads((tmp_path / "precision.json").read_text(encoding="utf-8"))["results"]
@@ -130,6 +146,7 @@ def test_the_command_names_what_it_does_not_know(
     [
         ("speed", "--sweep"),
         ("speed.convolutions", "--widest"),
+        ("speed.layers", "--only"),
         ("speed.keeping", "--dtype"),
         ("precision", "--resnet-images"),
         ("matrix", "--attacks"),

@@ -1,0 +1,147 @@
+"""Attention in bfloat16 on a processor: products in 16 bits, the softmax in float32 and kept for the backward pass.
+
+PyTorch's fused attention never holds all scores. On sequences of some hundred entries they fit the cache, and the
+fused kernel takes 2 to 7 times as long in bfloat16. Here the samples are taken in blocks whose scores stay in the
+cache. Scores and softmax are in float32, as in the fused kernel: rounded to 16 bits, large scores would be off by much
+more than the products are.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .calls import is_transformed
+
+LONGEST = 640**2
+"""Scores of one head. With more, PyTorch's own takes no longer, for its tiles save passes over memory."""
+
+MOST = 2**24
+"""Scores of one call, which are kept for the backward pass: 64 MiB. With more, PyTorch's own keeps none of them."""
+
+BLOCK = 2**19
+"""Scores that are computed at a time, if one sample does not have more."""
+
+
+class _Attend(torch.autograd.Function):
+    """Attention on (N, L, E), (N, S, E) and (N, S, V), and what is added to the scores, or None."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        kept = query.new_empty(*query.shape[:-1], key.shape[-2], dtype=torch.float32)
+        output = value.new_empty(*query.shape[:-1], value.shape[-1])
+        for block in _blocks(kept):
+            kept[block] = weights = _weights(query[block], key[block], None if bias is None else bias[block], scale)
+            torch.matmul(weights.to(value.dtype), value[block], out=output[block])
+        ctx.save_for_backward(query, key, value, bias, kept)
+        ctx.scale = scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # second derivatives: what was kept has no graph
+            return *_gradients(query, key, value, _weights(query, key, bias, ctx.scale), grad, ctx.scale), None, None
+        found = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)]
+        for block in _blocks(kept):
+            parts = query[block], key[block], value[block], kept[block], grad[block]
+            for tensor, part in zip(found, _gradients(*parts, ctx.scale), strict=True):
+                tensor[block] = part
+        return *found, None, None
+
+
+def _blocks(scores: Tensor) -> list[slice]:
+    size = max(1, BLOCK // max(1, math.prod(scores.shape[1:])))
+    return [slice(start, start + size) for start in range(0, len(scores), size)]
+
+
+def _weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """The softmax of the scores, in float32; 0 in rows that see nothing."""
+    scores = _product(query, key) * scale
+    if bias is None:
+        return torch.softmax(scores, -1)
+    return torch.ops.aten._safe_softmax(scores + bias, -1)  # type: ignore[no-any-return]
+
+
+def _product(rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows @ columns.T`` in float32, from two products that hand out 16 bits.
+
+    The second subtracts what the first has handed out before it rounds: what it hands out is what the first has lost.
+    """
+    columns = columns.transpose(-2, -1)
+    product = torch.bmm(rows, columns)
+    return product.float() + torch.baddbmm(product, rows, columns, beta=-1)
+
+
+def _gradients(
+    query: Tensor, key: Tensor, value: Tensor, weights: Tensor, grad: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    at_weights = _product(grad, value)
+    at_scores = torch.ops.aten._softmax_backward_data(at_weights, weights, -1, torch.float32).to(query.dtype)
+    at_query, at_key = (at_scores @ key) * scale, (at_scores.transpose(-2, -1) @ query) * scale
+    return at_query, at_key, weights.to(value.dtype).transpose(-2, -1) @ grad
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``scaled_dot_product_attention``, by other products if that is faster and exact enough."""
+    if dropout_p or enable_gqa or (is_causal and attn_mask is not None) or not _fits(query, key, value, attn_mask):
+        others: Any = {"enable_gqa": True} if enable_gqa else {}
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+    shape = (*query.shape[:-1], key.shape[-2])
+    if is_causal:
+        attn_mask = torch.ones(shape[-2:], dtype=torch.bool).tril()
+    with torch.autocast("cpu", enabled=False):
+        parts = [tensor.to(torch.bfloat16).reshape(-1, *tensor.shape[-2:]) for tensor in (query, key, value)]
+        bias = None if attn_mask is None else _bias(attn_mask).expand(shape).reshape(-1, *shape[-2:])
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        output: Tensor = _Attend.apply(*parts, bias, factor)  # type: ignore[no-untyped-call]
+        return output.view(*query.shape[:-1], value.shape[-1])
+
+
+def _bias(mask: Tensor) -> Tensor:
+    """What a mask adds to the scores: itself, or minus infinity where it is false."""
+    if mask.dtype != torch.bool:
+        return mask.float()
+    return torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+
+
+def _fits(query: Any, key: Any, value: Any, mask: Any) -> bool:
+    """Whether PyTorch would run plain tensors in bfloat16 on a processor, with a gradient, and not too many scores."""
+    tensors = (query, key, value) if mask is None else (query, key, value, mask)
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu" for tensor in tensors):
+        return False
+    lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    dtypes = (torch.bfloat16, torch.float32) if lowered else (torch.bfloat16,)
+    if any(tensor.dtype not in dtypes for tensor in (query, key, value)):
+        return False
+    if (
+        is_transformed()
+        or not torch.is_grad_enabled()
+        or not any(tensor.requires_grad for tensor in (query, key, value))
+    ):
+        return False
+    if query.ndim < 3 or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2] or query.numel() == 0:
+        return False
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2] or key.numel() == 0 or value.numel() == 0:
+        return False  # PyTorch's own says what is wrong
+    each = query.shape[-2] * key.shape[-2]
+    few = each <= LONGEST and each * math.prod(query.shape[:-2]) <= MOST
+    return few and (mask is None or _is_mask(mask, (*query.shape[:-1], key.shape[-2])))
+
+
+def _is_mask(mask: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a mask needs no gradient and fits scores of this shape."""
+    if mask.requires_grad or mask.ndim > len(shape) or (mask.dtype != torch.bool and not mask.is_floating_point()):
+        return False
+    return all(own in (1, size) for own, size in zip(reversed(mask.shape), reversed(shape), strict=False))

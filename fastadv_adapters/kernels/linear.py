@@ -1,0 +1,143 @@
+"""Linear layers on a processor whose weights are laid out once per update, as oneDNN's kernels want them.
+
+As ``prepacked`` does for convolutions: PyTorch's operators reorder the weight anew in every forward and every backward
+pass. In float32 PyTorch runs another library's products (MKL), which on some processors take twice as long as oneDNN's.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules import become
+from .calls import is_transformed, runs_in
+
+LEAST = 2**17
+"""Weights with fewer entries are reordered in less time than a Function takes to be called."""
+
+PRODUCTS = 2**22
+"""In float32: with fewer multiplications in a call, MKL is faster."""
+
+
+@dataclass
+class LaidOut:
+    """The weight of one layer as its passes want it.
+
+    Attributes:
+        bias: of the layer.
+        forward: the weight for the forward pass.
+        backward: that for the backward pass, once there has been one.
+    """
+
+    bias: Tensor | None
+    dtype: torch.dtype
+    forward: Tensor
+    backward: Tensor | None = None
+
+    def multiply(self, input: Tensor) -> Tensor:
+        """The layer's output."""
+        return _multiply(input.to(self.dtype), self.forward, self.bias)
+
+    def gradient(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """The gradient at the input from that at the output; not itself differentiable."""
+        if self.backward is None:
+            self.backward = _reorder(weight.t().contiguous(), grad)
+        return _multiply(grad, self.backward, None)
+
+
+def _reorder(weight: Tensor, input: Tensor) -> Tensor:
+    rows = input.numel() // input.shape[-1]
+    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return laid_out
+
+
+def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = input.reshape(-1, input.shape[-1])
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return output.view(*input.shape[:-1], output.shape[-1])
+
+
+class Kept:
+    """What is kept of one layer's weight, made by the first pass that needs it."""
+
+    def __init__(self) -> None:
+        # One attribute: a thread that is late with an old weight does not put it in the place of the new one.
+        self._kept: tuple[Tensor | None, int, LaidOut | None] = None, 0, None
+        self._refused = False
+
+    def find(self, layer: nn.Linear, input: Tensor) -> LaidOut | None:
+        """The weight for this call; None if PyTorch's own product is to be run."""
+        weight = layer.weight
+        if self._refused or not _fits(layer, input):
+            return None
+        kept, version, laid_out = self._kept
+        if laid_out is None or kept is not weight or version != weight._version:
+            self._kept = None, 0, None  # an old one is given back first: the new one takes its memory
+            version = weight._version
+            try:
+                with torch.no_grad():
+                    laid_out = LaidOut(layer.bias, weight.dtype, _reorder(weight.detach(), input))
+            except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
+                self._refused = True
+                return None
+            self._kept = weight, version, laid_out
+        return laid_out
+
+
+def _fits(layer: nn.Linear, input: Tensor) -> bool:
+    """Whether oneDNN is faster here, on a frozen weight that is in the right dtype."""
+    weight = layer.weight
+    if weight.numel() < LEAST or weight.dtype not in (torch.float32, torch.bfloat16) or weight.requires_grad:
+        return False
+    if type(weight) is not nn.Parameter or type(input) not in (Tensor, nn.Parameter) or input.device.type != "cpu":
+        return False
+    if weight.dtype != runs_in(input) or not input.is_floating_point() or not torch._C._get_mkldnn_enabled():
+        return False
+    if input.numel() == 0 or input.shape[-1] != weight.shape[1] or not weight.is_contiguous() or is_transformed():
+        return False
+    return weight.dtype == torch.bfloat16 or math.prod(input.shape[:-1]) * weight.numel() >= PRODUCTS
+
+
+class _Multiply(torch.autograd.Function):
+    """A linear layer with a frozen weight."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, laid_out: LaidOut) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.laid_out = laid_out
+        return laid_out.multiply(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        if grad.requires_grad:
+            return grad @ weight, None, None
+        laid_out: LaidOut = ctx.laid_out
+        return laid_out.gradient(grad, weight), None, None
+
+
+class _Linear:
+    """Mixin for a linear layer."""
+
+    laid_out: Kept
+    weight: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply, by a weight that is laid out, if that is faster."""
+        laid_out = None if torch.compiler.is_compiling() else self.laid_out.find(self, input)  # type: ignore[arg-type]
+        if laid_out is None:
+            output: Tensor = super().forward(input)  # type: ignore[misc]
+        elif torch.is_grad_enabled() and input.requires_grad:
+            output = _Multiply.apply(input, self.weight, laid_out)  # type: ignore[no-untyped-call]
+        else:
+            output = laid_out.multiply(input)
+        return output
+
+
+def lay_linear_out(part: nn.Module) -> None:
+    """Have a linear layer of exactly PyTorch's class keep its weight laid out; it decides at each call."""
+    if type(part) is nn.Linear:
+        become(part, _Linear)
+        vars(part)["laid_out"] = Kept()

@@ -1,0 +1,92 @@
+"""Operators that a module's own code calls, run by faster ones inside that module alone.
+
+The user's code is not changed. Inside the forward of a module whose code names such an operator a
+``TorchFunctionMode`` looks at each call, hands those on to the faster operator and all others to PyTorch. A mode is of
+this thread and of this call, so nothing is left behind, and a checkpoint that runs the module again finds it again.
+A call costs about a microsecond more there. So only modules with few parts are chosen.
+"""
+
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..modules import Precision, become, kind_of
+from .attention import attend
+from .pooling import adaptive_average, mean
+
+MOST = 16
+"""A module with more parts, itself included, calls too many other operators: a whole network, say."""
+
+_Operator = Callable[..., Any]
+
+# What PyTorch's own function runs, with other attention in it: it is one call to a mode, which sees nothing inside.
+_multi_head = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "scaled_dot_product_attention": attend},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+_ATTENTION: dict[_Operator, _Operator] = {
+    F.scaled_dot_product_attention: attend,
+    F.multi_head_attention_forward: _multi_head,
+}
+_MEANS: dict[_Operator, _Operator] = {
+    torch.Tensor.mean: mean,
+    torch.mean: mean,
+    F.adaptive_avg_pool2d: adaptive_average,
+}
+
+
+def route(network: nn.Module, precision: Precision) -> None:
+    """Have the modules of a copied network run faster operators, if their code names some that are slow here."""
+    if precision.device.type != "cpu":
+        return
+    operators = {**(_MEANS if precision.channels_last else {})}
+    if precision.dtype == torch.bfloat16:
+        operators.update(_ATTENTION)
+    names = {operator.__name__ for operator in operators}
+    for part in list(network.modules()):
+        if names & _named_by(kind_of(part)) and len(list(part.modules())) <= MOST:
+            become(part, _Routed)
+            vars(part)["operators"] = operators
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, operators: dict[_Operator, _Operator]) -> None:
+        super().__init__()
+        self._operators = operators
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._operators.get(function, function)(*args, **(kwargs or {}))
+
+
+class _Routed:
+    """Mixin for a module in whose forward other operators are run."""
+
+    operators: dict[_Operator, _Operator]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module. A compiler chooses operators by itself, and without gradients PyTorch has fused modules."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with _Mode(self.operators):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def _named_by(kind: type[nn.Module]) -> set[str]:
+    """Names in the code of a class, as far as it is not that of every module; none if it makes checkpoints inside."""
+    methods = [value for base in kind.__mro__ if base is not nn.Module for value in vars(base).values()]
+    found = {name for method in methods if isinstance(method, FunctionType) for name in _names(method.__code__)}
+    return set() if any("checkpoint" in name for name in found) else found
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
