@@ -1,14 +1,13 @@
 """``FastAttackModel``: a PyTorch model wrapped for fast attacks."""
 
 import sys
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from .boundary import Call, Crossing, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
+from .boundary import Call, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
 from .modules import (
     COMMON_ERRORS,
     HALF,
@@ -163,7 +162,8 @@ class FastAttackModel(Shell):
         full = self._full_precision or read == "gradients"
         engine = networks.twin.engine if full else networks.engine_for(kind)
         generation = networks.generation
-        crossing = self._crossing(kind, engine.precision.dtype, full=full)
+        scaled = self._given["loss_scale"]
+        crossing = kind.crossing(networks.state, engine.precision.dtype, self._logits_dtype, scaled, full=full)  # type: ignore[arg-type]
         return Call(
             fast=engine.bind(arguments),
             twin=networks.twin.engine.bind(arguments),
@@ -173,19 +173,6 @@ class FastAttackModel(Shell):
             twin_is_current=networks.twin_is_current,
             audit=None if full or kind.dtype not in HALF else partial(networks.audit, kind, arguments, crossing),
         )
-
-    def _crossing(self, kind: Kind, dtype: torch.dtype, *, full: bool) -> Crossing:
-        """The ways across the boundary for this kind of call, made once for each dtype that it runs in."""
-        key = dtype, self._logits_dtype, full
-        if key not in kind.crossings:
-            kind.crossings[key] = Crossing(
-                logits_dtype=self._logits_dtype,
-                loss_scale=self._given["loss_scale"],  # type: ignore[arg-type]
-                can_overflow=dtype == torch.float16,
-                state=self._networks.state,
-                rows=replace(kind.rows, ends=None) if full else kind.rows,
-            )
-        return kind.crossings[key]
 
     def update(self) -> "FastAttackModel":
         """Bring the fast model up to date with the wrapped model, in place; returns it.

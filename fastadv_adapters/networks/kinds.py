@@ -1,12 +1,12 @@
 """What is known of each kind of call: a verdict belongs to the kind that it was made for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from ..boundary import Crossing, Packed, Rows
+from ..boundary import Crossing, LossScale, Packed, Rows, State
 
 PASSES = 256
 """An audit is due after so many backward passes of a kind; or, if the weights have changed, after half of them."""
@@ -23,7 +23,6 @@ class Kind:
         settled: whether that was found with two samples or more.
         passes: backward passes since the last audit; None before the first.
         updates: how many updates the model had seen at the last audit.
-        crossings: the ways across the boundary, by what they depend on.
     """
 
     dtype: torch.dtype
@@ -32,7 +31,7 @@ class Kind:
     settled: bool = False
     passes: int | None = None
     updates: int = 0
-    crossings: dict[Any, Crossing] = field(default_factory=dict)
+    _crossings: dict[Any, Crossing] = field(default_factory=dict)
 
     @property
     def apart(self) -> bool:
@@ -44,6 +43,24 @@ class Kind:
     def known_apart(self) -> bool:
         """Whether no sample is seen to reach another one, at the outputs or where half precision ends."""
         return not self.coupled and self.rows.at_ends and all(self.rows.at_outputs or (False,))
+
+    def crossing(
+        self, state: State, dtype: torch.dtype, logits_dtype: torch.dtype, loss_scale: LossScale, *, full: bool
+    ) -> Crossing:
+        """The ways across the boundary, made once.
+
+        Args:
+            state: the memory of the model.
+            dtype: what the call runs in.
+            logits_dtype: dtype of its outputs.
+            loss_scale: the option.
+            full: whether it runs on the twin.
+        """
+        key = state, dtype, logits_dtype, full
+        if key not in self._crossings:
+            rows = replace(self.rows, ends=None) if full else self.rows
+            self._crossings[key] = Crossing(logits_dtype, loss_scale, dtype == torch.float16, state, rows)
+        return self._crossings[key]
 
     def is_due(self, updates: int) -> bool:
         """Whether the next backward pass is to be audited; counts it."""

@@ -8,8 +8,7 @@ import pytest
 import torch
 import typer
 
-from benchmarks.precision import audits
-from benchmarks.speed import people
+from benchmarks.speed import audits, people
 from fastadv_adapters.networks.auditing import Auditor
 
 

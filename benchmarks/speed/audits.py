@@ -1,6 +1,6 @@
 """What audits cost of an attack, and whether one sends a network of the benchmark back to float32 without need.
 
-Run with `python -m benchmarks.precision.audits`. An audit comes with the first backward pass of each kind of call, and
+Run with `python -m benchmarks.speed.audits`. An audit comes with the first backward pass of each kind of call, and
 then every 256 passes, or every 128 if the weights have changed meanwhile: about once in an attack of 50 steps at most.
 """
 
@@ -145,7 +145,7 @@ def main(
     """Time audits, and say what each network runs in after them."""
     rows: dict[str, dict[str, Any]] = {}
     settings = {"batch": batch, "repeats": repeats, "epochs": epochs, "dtype": dtype}
-    command = "python -m benchmarks.precision.audits"
+    command = "python -m benchmarks.speed.audits"
     report = Report("audits", "The cost of audits", command, settings, torch.device("cpu"), out, console)
     for name, model, x, y in subjects(batch, epochs, only, tiny=tiny):
         with console.status(name):
