@@ -31,7 +31,7 @@ class Kind:
     settled: bool = False
     passes: int | None = None
     updates: int = 0
-    _crossings: dict[Any, Crossing] = field(default_factory=dict)
+    _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property
     def apart(self) -> bool:
