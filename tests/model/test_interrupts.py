@@ -1,5 +1,6 @@
 """Exceptions and Ctrl-C in the middle of anything: both models go on, and a half-done update is never used."""
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -149,11 +150,13 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # what it would call at any time is no part of the work, but may be of the package
     sys.settrace(trace)
     try:
         yield lines
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 def in_another_thread(work: Callable[[], Tensor]) -> Tensor:
