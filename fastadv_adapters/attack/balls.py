@@ -100,6 +100,10 @@ class Ball(ABC):
         taken: dict[str, Any] = {k: v.index_select(0, index) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **taken)
 
+    def times(self, factor: float) -> "Self":
+        """The ball around the same samples with ``factor`` times the radius."""
+        return self if factor == 1 else type(self).around(self.origin, factor * self.eps, self.lower, self.upper)
+
     def step_(self, x: Tensor, gradient: Tensor, alpha: float) -> Tensor:
         """Move ``x`` by ``alpha`` in the direction in which its loss rises most, and back into the ball.
 

@@ -24,7 +24,7 @@ from .objectives import AnotherClass, HigherLoss, Objective
 from .pool import Best
 from .rounding import has_float64
 from .search import Search, Settings, Start
-from .steps import step_sizes
+from .steps import radii, step_sizes
 from .targets import Targets, has_classes, need_of_classes
 
 
@@ -41,7 +41,9 @@ class SafePGD(LeftOut):
             Called with x it returns logits (N, C), or without ``classes`` whatever the loss takes.
         eps: the largest perturbation, in units of x and of the norm.
         alpha: the size of every step in the same units; None for steps that fall from ``2 * eps`` (``eps`` for
-            ``"l1"``) in a straight line towards 0, see :attr:`step_sizes`.
+            ``"l1"``) in a straight line towards 0, see :attr:`step_sizes`. In ``"l1"``, of 6 steps or more, the first
+            half walks in a larger ball, which shrinks from 2.5 eps to ``eps``; only what lies within ``eps`` is a
+            candidate.
         steps: gradient steps per restart, at least 0.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: whether each restart begins at a random point of the ball. If not, all restarts would be the
@@ -179,6 +181,7 @@ class SafePGD(LeftOut):
             exact=self.exact,
             before=self.before,
             step_sizes=self.step_sizes,
+            radii=radii(self.norm, steps=self.steps, alpha=self.alpha),
             start="random" if self.random_start else "origin" if classes else "beside",
             generator=self.generator,
             early_stop=self.early_stop,

@@ -32,6 +32,7 @@ class Settings:
         exact: gives the logits that count.
         before: a differentiable function between x and the model, or None.
         step_sizes: one per step.
+        radii: of the ball after each step, as a multiple of eps; what is outside of eps is no candidate.
         start: where each restart begins: at a "random" point of the ball, "beside" the sample, or at it ("origin").
         generator: says on which device starts are drawn; None for the CPU.
         early_stop: whether confirmed samples are dropped.
@@ -43,6 +44,7 @@ class Settings:
     exact: FastAttackModel
     before: Callable[[Tensor], Tensor] | None
     step_sizes: tuple[float, ...]
+    radii: tuple[float, ...]
     start: Start
     generator: torch.Generator | None
     early_stop: bool
@@ -116,26 +118,36 @@ class Search:
         """All steps from one start; returns the samples that are left."""
         sizes = self.settings.step_sizes
         resting = Resting(network, self.ball, self.targets, allowed=self.settings.stops_cycles)
-        for step, size in enumerate(sizes):
-            pool, gradient = self._look(network, pool, progress=step / max(1, len(sizes) - 1))
+        inside = True
+        for step, (size, radius) in enumerate(zip(sizes, self.settings.radii, strict=True)):
+            pool, gradient = self._look(network, pool, progress=step / max(1, len(sizes) - 1), inside=inside)
             if len(pool.index) == 0:
                 return resting.join(pool)
-            pool.ball.step_(pool.x, gradient, size)
+            pool.ball.times(radius).step_(pool.x, gradient, radius * size)
+            inside = radius == 1
             pool = resting.rest(pool)
             if len(pool.index) == 0:
                 return resting.join(pool)
         return resting.join(self._look(network, pool)[0])
 
-    def _look(self, network: FastAttackModel, pool: Pool, progress: float | None = None) -> tuple[Pool, Tensor]:
+    def _look(
+        self, network: FastAttackModel, pool: Pool, progress: float | None = None, *, inside: bool = True
+    ) -> tuple[Pool, Tensor]:
         """Offer the iterates as candidates; returns who is left and the gradient of their loss.
 
-        ``progress`` is the share of the steps that is done, 0 to 1; None if no gradient is wanted.
+        Args:
+            network: what is attacked.
+            pool: the samples.
+            progress: the share of the steps that is done, 0 to 1; None if no gradient is wanted.
+            inside: whether the iterates are within eps; if not, they are no candidates.
         """
         ascend = progress is not None
         seen = self._see(network, pool, ascend=ascend)
         values, directions = self._rate(seen, progress)
-        adversarial = self._offer(seen, pool, values)
-        places = self._confirm(pool, seen.x, adversarial) if self.settings.early_stop else None
+        places = None
+        if inside:
+            adversarial = self._offer(seen, pool, values)
+            places = self._confirm(pool, seen.x, adversarial) if self.settings.early_stop else None
         left = pool if places is None else pool.take(places)
         if not ascend or len(left.index) == 0:
             return left, left.x

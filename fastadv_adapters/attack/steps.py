@@ -5,6 +5,12 @@ from .balls import Norm
 FIRST: dict[Norm, float] = {"linf": 2.0, "l2": 2.0, "l1": 1.0}
 """The first of the default steps, as a multiple of eps, by norm."""
 
+WIDER = 1.5
+"""By how many eps the ball of the first default step in L1 is wider."""
+
+ENOUGH = 6
+"""Fewer steps than this have none to spare for a larger ball."""
+
 LEAST_ROWS = 8
 """The smallest batch that is filled up to: halving goes on until here, since every shape is compiled or recorded."""
 
@@ -23,6 +29,19 @@ def step_sizes(norm: Norm, *, eps: float, steps: int, alpha: float | None) -> tu
     if alpha is not None:
         return (alpha,) * steps
     return tuple(FIRST[norm] * eps * (1 - step / steps) for step in range(steps))
+
+
+def radii(norm: Norm, *, steps: int, alpha: float | None) -> tuple[float, ...]:
+    """The radius of the ball at each step, as a multiple of eps: 1 but for the default steps in L1.
+
+    There an iterate near the sphere can hardly move: what one coordinate gains another one loses. So the first steps
+    walk in a larger ball, which shrinks to eps over the first half of them (Croce and Hein 2021, arXiv:2103.01208,
+    section 3.2, where it shrinks twice).
+    """
+    if norm != "l1" or alpha is not None or steps < ENOUGH:
+        return (1.0,) * steps
+    shrinking = steps // 2
+    return tuple(max(1.0, 1.0 + WIDER * (1 - step / shrinking)) for step in range(steps))
 
 
 def rows_for(samples: int, most: int) -> int:

@@ -15,7 +15,7 @@ from fastadv_adapters.attack import LossName, Norm
 from fastadv_adapters.attack.balls import Ball, ball_around
 from fastadv_adapters.attack.pool import Best, Pool
 from fastadv_adapters.attack.safe_pgd import SafePGD
-from fastadv_adapters.attack.steps import rows_for, step_sizes
+from fastadv_adapters.attack.steps import ENOUGH, WIDER, radii, rows_for, step_sizes
 from fastadv_adapters.attack.targets import Targets
 from fastadv_adapters.model import FastAttackModel
 from tests.attack.test_balls import NORMS
@@ -306,3 +306,39 @@ def test_candidates_are_kept_in_place() -> None:
     assert torch.equal(best.x, torch.stack([second[0], second[1], third[2]]))
     assert best.adversarial.tolist() == [True, False, True]
     assert [t.data_ptr() for t in (best.x, best.adversarial, best.loss)] == addresses
+
+
+# The larger ball of the first steps in L1
+
+
+def test_the_ball_shrinks_to_eps_in_l1_alone_and_by_default_alone() -> None:
+    found = radii("l1", steps=10, alpha=None)
+    assert found[0] == 1 + WIDER
+    assert list(found) == sorted(found, reverse=True)
+    assert found[5:] == (1.0,) * 5
+    assert set(radii("l1", steps=10, alpha=0.1)) == set(radii("l2", steps=10, alpha=None)) == {1.0}
+    assert radii("l1", steps=ENOUGH - 1, alpha=None) == (1.0,) * (ENOUGH - 1)
+    assert radii("l1", steps=0, alpha=None) == ()
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_what_was_seen_outside_of_eps_is_no_candidate(early_stop: bool, restarts: int) -> None:
+    """The farther out, the more adversarial; so a candidate from outside would win, and be cut back."""
+    net, x, y = task(6)
+    looked: list[Tensor] = []
+    fast = FastAttackModel(net, dtype=torch.float32)
+    fast.register_forward_pre_hook(lambda model, args: looked.append(args[0].detach().clone()))
+    eps = 0.05
+    attack = SafePGD(fast, eps=eps, norm="l1", steps=8, restarts=restarts, early_stop=early_stop, generator=seed())
+    found = attack(x, y)
+    wide = [
+        x_t for x_t in looked if x_t.shape == x.shape and bool(((x_t - x).abs().flatten(1).sum(1) > 1.01 * eps).any())
+    ]
+    assert wide, "the test needs iterates outside"
+    assert ((found - x).abs().flatten(1).sum(1) <= eps * (1 + 1e-6)).all()
+    inside = [
+        x_t for x_t in looked if x_t.shape == x.shape and bool(((x_t - x).abs().flatten(1).sum(1) <= 1.01 * eps).all())
+    ]
+    for row in range(len(x)):
+        assert min(float((found[row] - x_t[row]).abs().max()) for x_t in inside) < 1e-5
