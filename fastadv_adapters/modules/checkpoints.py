@@ -1,6 +1,7 @@
 """Reentrant checkpoints, which allow no ``autograd.grad``, run as the other kind inside a network's own runs."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,15 +12,24 @@ from torch.utils import checkpoint
 _REENTRANT = checkpoint.CheckpointFunction
 
 
-class _Here(threading.local):
-    """Whether this thread is in a run of ours."""
+class _Mark:
+    """Of one run of ours: it dies with the frame of that, so an interrupt at any line leaves none behind."""
 
-    inside = False
+
+class _Here(threading.local):
+    """The run of ours that this thread is in."""
+
+    mark: weakref.ref[_Mark] | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether there is one."""
+        return self.mark is not None and self.mark() is not None
 
 
 _here = _Here()
-_lock = threading.RLock()  # an interrupt may leave it held, and this thread has to go on
-_threads: set[int] = set()  # that are in a run
+_lock = threading.RLock()
+_marks: weakref.WeakSet[_Mark] = weakref.WeakSet()  # of all threads
 
 
 class _StandIn:
@@ -53,16 +63,16 @@ def without_reentrant_checkpoints() -> Iterator[None]:
     if torch.compiler.is_compiling():  # the compiler knows both kinds, and no threads
         yield
         return
-    thread = threading.get_ident()
+    mark = _Mark()
     try:
-        _here.inside = True
+        _here.mark = weakref.ref(mark)
         with _lock:
-            _threads.add(thread)
+            _marks.add(mark)
             vars(checkpoint)["CheckpointFunction"] = _StandIn
         yield
     finally:
-        _here.inside = False
         with _lock:
-            _threads.discard(thread)
-            if not _threads:
+            _marks.discard(mark)
+            if not _marks:
                 vars(checkpoint)["CheckpointFunction"] = _REENTRANT
+        _here.mark = None
