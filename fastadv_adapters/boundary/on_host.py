@@ -1,4 +1,4 @@
-"""The state of the boundary on a processor, where nothing waits: exponents and counts are numbers of Python."""
+"""The state of the boundary on a processor, where nothing waits: largest entries are read, and counts are numbers."""
 
 import math
 from collections.abc import Iterator, Sequence

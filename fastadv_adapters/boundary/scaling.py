@@ -6,7 +6,7 @@ gradient at the input divided by it in float32: exactly the same gradient, witho
 Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, here per sample and with powers of two only).
 
 The same is written twice. On an accelerator (``on_device``) nothing may wait for the device, so exponents and counts
-are tensors there. On a processor (``on_host``) nothing waits, and numbers of Python spare most of the operators.
+are tensors there. On a processor (``on_host``) nothing waits, and reading the largest entries spares most operators.
 """
 
 from abc import ABC, abstractmethod
