@@ -3,6 +3,7 @@
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
 ``reaching_back`` says what a copy must not have, ``rebinding`` and ``weak`` what it has anew, ``leaving_out`` what not;
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes;
+``extras`` imports what only some parts need;
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;
 ``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
@@ -15,6 +16,7 @@ from .callers import needs_exact_gradients, read_by_caller, reads_decisions
 from .checkpoints import without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in
+from .extras import need
 from .holding import held_by, own_tensors, tensors_in_containers
 from .inputs import (
     COMMON_ERRORS,
@@ -77,6 +79,7 @@ __all__ = [
     "is_out_of_memory",
     "kind",
     "kind_of",
+    "need",
     "needs_exact_gradients",
     "notify",
     "number_of_samples",
