@@ -202,19 +202,26 @@ class _Mode(TorchFunctionMode):
         return result
 
 
+class _Use:
+    """How many passes of one module have used nothing that is kept since one did; no attribute of it changes."""
+
+    def __init__(self, memo: Memo) -> None:
+        self.memo, self.passes_without = memo, 0
+
+
 class Remembering:
     """Mixin for a module that computes something from its weights alone, or may."""
 
-    memo: Memo
-    passes_without: int
+    use_of_memo: _Use
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, hooks included. A compiler sees by itself what stands still."""
-        if self.passes_without >= _PASSES or torch.compiler.is_compiling():
+        use = self.use_of_memo
+        if use.passes_without >= _PASSES or torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        with _Mode(self.memo) as mode:
+        with _Mode(use.memo) as mode:
             result = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        vars(self)["passes_without"] = 0 if mode.pays else self.passes_without + 1
+        use.passes_without = 0 if mode.pays else use.passes_without + 1
         return result
 
 
@@ -226,7 +233,7 @@ def remember(network: nn.Module, precision: Precision) -> Memo | None:
     memo = Memo(network, precision)
     for part in parts:
         become(part, Remembering)
-        vars(part).update(memo=memo, passes_without=0)
+        vars(part)["use_of_memo"] = _Use(memo)
     return memo
 
 

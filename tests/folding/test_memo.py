@@ -14,6 +14,7 @@ from fastadv_adapters import FastAttackModel
 from fastadv_adapters.folding.memo import Memo, Remembering
 from tests.support.agreement import train_a_step
 from tests.support.computed import MODELS, ScaledStdConv2d, StdLinear
+from tests.support.engines import use_engine
 from tests.support.tools import batch, cosine, input_gradient, settle
 
 OF_WEIGHTS = {"aten::batch_norm", "aten::_weight_norm", "aten::linalg_vector_norm", "aten::std", "aten::index"}
@@ -99,6 +100,17 @@ def test_other_precisions(kind: str, dtype: torch.dtype) -> None:
     assert not any("half precision" in note or "folded" in note for note in fast._networks.notes)
 
 
+@pytest.mark.parametrize("kind", ["ScaledStdConv2d", "positions", "old spectral norm of products"])
+def test_recordings_read_what_updates_compute(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_engine(monkeypatch, "cudagraph")
+    model = model_of(kind, torch.float64)
+    fast, (x, _) = fast_of(model, engine="auto"), batch()
+    for _ in range(3):
+        equal(fast, model)
+        train_a_step(model, x.double())
+    assert fast.engine == ("eager" if "old" in kind else "cudagraph"), "a recording calls no hooks"
+
+
 def test_a_replaced_parameter_is_followed() -> None:
     model = model_of("ScaledStdConv2d", torch.float64)
     fast = fast_of(model)
@@ -159,7 +171,7 @@ def test_a_module_that_computes_nothing_is_left_alone_after_two_passes() -> None
     for _ in range(3):
         fast(inputs()[0].requires_grad_())
     network: Any = network_of(fast)
-    assert network.passes_without == 2
+    assert network.use_of_memo.passes_without == 2
 
 
 # --- code that does more than compute ---------------------------------------------------------------------------------
