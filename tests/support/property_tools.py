@@ -45,9 +45,9 @@ def in_dtype(recipe: Recipe, samples: int, dtype: torch.dtype) -> tuple[Net, Ten
 
 @functools.cache
 def transposed_in_3d_is_right() -> bool:
-    """Whether a transposed 3-d convolution in bfloat16 has its own gradient, channels-last. In PyTorch 2.6 it has not.
+    """Whether a transposed 3-d convolution in bfloat16, channels-last, has its own gradient.
 
-    Audits find that, and the network then runs in float32, with a warning.
+    In PyTorch 2.6 and 2.11 it has not. Audits find that, and the network then runs in float32, with a warning.
     """
     x, weight = (torch.linspace(-1, 1, n, dtype=torch.bfloat16).cos() for n in (24, 4))
     x = x.view(3, 1, 2, 2, 2).to(memory_format=torch.channels_last_3d).requires_grad_()
