@@ -29,7 +29,8 @@ def operators(model: nn.Module, x: Tensor) -> list[str]:
     with Counting() as counting:
         z = x.clone().requires_grad_()
         torch.autograd.grad(model(z).logsumexp(1).sum(), z)
-    return counting.names
+    names: list[str] = counting.names
+    return names
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
