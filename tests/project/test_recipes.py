@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from digits import DigitsNet, grey_digits
-from fastadv_adapters import FastAttackModel
+from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.boundary import Packed
+from fastadv_adapters.networks import pair
 from tests.support.torchvision import hide_if_broken
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
@@ -27,6 +29,7 @@ ELSEWHERE = {"ddp", "robustbench_models"}
 
 SMALL = {"epochs": 1, "images": 96, "width": 4}
 OTHER: dict[str, dict[str, Any]] = {"torch_compile": {"backend": "eager"}}
+AS_LIGHTNING_WARNS = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:The 'train_dataloader' does")
 
 
 @pytest.fixture
@@ -67,9 +70,7 @@ def test_a_recipe_is_short_and_says_what_changes(name: str) -> None:
     assert "# <- fast" in text
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec:FutureWarning", "ignore:The 'train_dataloader' does not have many workers"
-)
+@AS_LIGHTNING_WARNS
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_a_recipe_runs_and_its_fast_models_follow(
     name: str, made: list[FastAttackModel], capsys: pytest.CaptureFixture[str]
@@ -83,6 +84,32 @@ def test_a_recipe_runs_and_its_fast_models_follow(
     assert made
     for fast in made:
         assert far(fast) < 0.05
+
+
+@AS_LIGHTNING_WARNS
+def test_a_lightning_module_that_attacks_itself_is_not_built_anew_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refers to its trainer, which counts steps."""
+    hide_if_broken()
+    recipe = importlib.import_module("lightning_module")
+    builds, rebuild = list[int](), pair.Networks._rebuild
+
+    def noted(self: pair.Networks) -> None:
+        builds.append(1)
+        rebuild(self)
+
+    monkeypatch.setattr(pair.Networks, "_rebuild", noted)
+    found = []
+    for batches in (2, 5):
+        module = recipe.Robust(width=4)
+        module.attack = SafePGD(FastAttackModel(module), eps=0.1, steps=1, loss="ce")
+        data = grey_digits()
+        rows = TensorDataset(data.train_images[: 8 * batches], data.train_labels[: 8 * batches])
+        builds.clear()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = recipe.lightning.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.fit(module, DataLoader(rows, batch_size=8))
+        found.append(len(builds))
+    assert found == [1, 1]  # once the trainer is there
 
 
 def test_processes_keep_the_same_weights() -> None:
