@@ -8,8 +8,8 @@ whose iterates come again (``cycles``) rest until the next start (``resting``).
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """
 
-from .balls import Ball, Norm, ball_around
-from .checks import accept_bounds, accept_inputs, accept_size
+from .balls import Ball, Norm, accept_norm, ball_around
+from .checks import accept_bounds, accept_inputs, accept_logits, accept_size
 from .losses import Loss, LossFunction, LossName, resolve_loss
 from .safe_pgd import SafePGD
 from .steps import step_sizes
@@ -23,6 +23,8 @@ __all__ = [
     "SafePGD",
     "accept_bounds",
     "accept_inputs",
+    "accept_logits",
+    "accept_norm",
     "accept_size",
     "ball_around",
     "resolve_loss",
