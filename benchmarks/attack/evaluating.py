@@ -115,20 +115,21 @@ def kills(
 ) -> None:
     """Kill evaluations at random moments, let each go on, and compare with one that was let alone."""
     generator = random.Random(seed)
-    whole = _evaluated(subject("robust", folder, images=images), None, None)
     with tempfile.TemporaryDirectory() as place:
-        begun = time.monotonic()
-        _let_run(folder, Path(place, "whole"), images, Path(place, "whole.log"))
-        length = time.monotonic() - begun
+        _, length = _ran(folder, Path(place, "whole"), images, None)
+        whole = _as_compared(Report.load(Path(place, "whole")))
         console.print(f"alone: {length:.1f} s")
         for number in range(times):
-            output, log = Path(place, str(number)), Path(place, f"{number}.log")
-            killed = [_killed(folder, output, images, log, generator.uniform(0.2, 1.0) * length) for _ in range(2)]
-            _let_run(folder, output, images, log)
-            indices = log.read_text().split()
-            same = _as_compared(Report.load(output)) == _as_compared(whole)
-            console.print(f"{number}: killed with {killed} lines, same report: {same}, lines {len(indices)}")
-            if not same or len(set(indices)) < len(indices):
+            output = Path(place, str(number))
+            moment = generator.uniform(0, length)
+            killed, _ = _ran(folder, output, images, moment)
+            _ran(folder, output, images, None)
+            told = Path(place, f"{number}.log").read_text().split()
+            same, again = _as_compared(Report.load(output)) == whole, len(told) - len(set(told))
+            console.print(
+                f"{number}: killed after {moment:.1f} s with {killed} lines; same report: {same}; again: {again}"
+            )
+            if not same or again:
                 raise typer.Exit(1)
 
 
@@ -172,21 +173,25 @@ def _as_compared(report: Report) -> list[dict[str, object]]:
     return [{k: v for k, v in row.as_dict().items() if k not in left_out} for row in report.samples]
 
 
-def _command(folder: Path, output: Path, images: int, log: Path) -> list[str]:
-    module = [sys.executable, "-m", "benchmarks.attack.evaluating", "once"]
-    return [*module, str(folder), str(output), str(images), str(log)]
+def _ran(folder: Path, output: Path, images: int, moment: float | None) -> tuple[int, float]:
+    """Evaluate in another process, which is killed so many seconds after it began with the samples, if at all.
 
-
-def _let_run(folder: Path, output: Path, images: int, log: Path) -> None:
-    subprocess.run(_command(folder, output, images, log), check=True)
-
-
-def _killed(folder: Path, output: Path, images: int, log: Path, after: float) -> int:
-    """Kill an evaluation after so many seconds; returns how many samples were finished by then."""
-    with subprocess.Popen(_command(folder, output, images, log)) as process:
-        time.sleep(after)
-        os.kill(process.pid, signal.SIGKILL)
-    return len(list(_readable(output)))
+    Returns how many samples are finished, and how long it worked on them.
+    """
+    arguments = [str(folder), str(output), str(images), str(output.with_suffix(".log"))]
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.attack.evaluating", "once", *arguments]) as process:
+        while not (output / "header.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        length = time.monotonic() - begun
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise typer.Exit(1)
+    return len(list(_readable(output))), length
 
 
 def _readable(output: Path) -> Iterator[str]:
