@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 CHUNK = 16
 """How many samples are taken at once, at most."""
@@ -109,12 +108,14 @@ class Together:
                 plan = make()
             except Exception as error:
                 self._store.set("plan", json.dumps({"error": [type(error).__name__, str(error)]}))
+                self._wait_until_told()
                 raise
             self._store.set("plan", json.dumps({"plan": plan}))
         while not self._store.check(["plan"]):
             time.sleep(_POLL)
         got: dict[str, Any] = json.loads(self._store.get("plan"))
         if "error" in got:
+            self._store.set(f"told/{self.rank}", "1")
             kind, text = got["error"]
             raise {"OSError": OSError, "TypeError": TypeError}.get(kind, ValueError)(text)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -165,6 +166,13 @@ class Together:
         ):
             time.sleep(_POLL)
 
+    def _wait_until_told(self) -> None:
+        """Stay until the others know: the store may go with this process."""
+        deadline = time.monotonic() + SILENT
+        others = [f"told/{rank}" for rank in range(1, self.world)]
+        while not self._store.check(others) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+
     def _taken(self, number: int, indices: list[int]) -> list[int]:
         self._left[number] = set(indices)
         self._chunk_of.update((index, number) for index in indices)
@@ -210,6 +218,8 @@ def sharing() -> Sharing:
         store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ and dist.is_available():
         if not _met:  # connect once
+            from torch.distributed.rendezvous import rendezvous
+
             _met.extend(next(iter(rendezvous("env://"))))
         store, rank, world = _met
     else:
