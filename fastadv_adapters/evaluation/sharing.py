@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch.distributed as dist
 
@@ -23,6 +23,20 @@ another has taken from it; results are the same.)"""
 
 _BEAT = 1.0
 _POLL = 0.05
+
+
+class Count(NamedTuple):
+    """What all processes of this call have done.
+
+    Attributes:
+        begun: samples that are or were on their way.
+        finished: samples among them that are on disk.
+        broken: finished samples that do not stand.
+    """
+
+    begun: int
+    finished: int
+    broken: int
 
 
 class Sharing(Protocol):
@@ -45,8 +59,11 @@ class Sharing(Protocol):
     def inherited(self, finished: Callable[[], set[int]]) -> list[int] | None:
         """Samples of a process that died, once this one has finished all of its own; None if all are finished."""
 
-    def done(self, indices: list[int], standing: int) -> tuple[int, int]:
-        """Say that samples are on disk; returns how many of all there are by now, and how many of them stand."""
+    def begin(self, count: int) -> None:
+        """Say that so many samples are on their way."""
+
+    def done(self, indices: list[int], broken: int) -> "Count":
+        """Say that samples are on disk, and how many of them are broken; returns what all have done by now."""
 
     def close(self, merge: Callable[[], None]) -> None:
         """Let the lowest rank that is alive merge, once, and wait for that."""
@@ -58,7 +75,7 @@ class Alone:
     rank, world = 0, 1
 
     def __init__(self) -> None:
-        self._done = self._standing = 0
+        self._begun = self._finished = self._broken = 0
 
     def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What it makes."""
@@ -73,11 +90,15 @@ class Alone:
         """None: nobody else is there."""
         return None
 
-    def done(self, indices: list[int], standing: int) -> tuple[int, int]:
+    def begin(self, count: int) -> None:
         """Count."""
-        self._done += len(indices)
-        self._standing += standing
-        return self._done, self._standing
+        self._begun += count
+
+    def done(self, indices: list[int], broken: int) -> "Count":
+        """Count."""
+        self._finished += len(indices)
+        self._broken += broken
+        return Count(self._begun, self._finished, self._broken)
 
     def close(self, merge: Callable[[], None]) -> None:
         """Merge."""
@@ -142,14 +163,19 @@ class Together:
             time.sleep(_POLL)
         return None
 
-    def done(self, indices: list[int], standing: int) -> tuple[int, int]:
+    def begin(self, count: int) -> None:
+        """Count."""
+        self._store.add("begun", count)
+
+    def done(self, indices: list[int], broken: int) -> "Count":
         """Mark chunks of which every sample is on disk."""
         for index in indices:
             number = self._chunk_of[index]
             self._left[number].discard(index)
             if not self._left[number]:
                 self._store.set(f"done/{number}", "1")
-        return self._store.add("samples", len(indices)), self._store.add("standing", standing)
+        finished, broken = self._store.add("finished", len(indices)), self._store.add("broken", broken)
+        return Count(self._store.add("begun", 0), finished, broken)
 
     def close(self, merge: Callable[[], None]) -> None:
         """Let the lowest rank that is alive merge, once, and wait for that."""
