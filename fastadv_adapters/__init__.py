@@ -9,7 +9,16 @@ from .boundary import GradientStats as GradientStats
 from .boundary import watch_gradients as watch_gradients
 from .model import FastAttackModel as FastAttackModel
 from .modules import FastAttackWarning as FastAttackWarning
+from .modules import with_batch_statistics as with_batch_statistics
 from .options import FastAttackOptions as FastAttackOptions
 
 __version__ = "0.1.0"
-__all__ = ["FastAttackModel", "FastAttackOptions", "FastAttackWarning", "GradientStats", "SafePGD", "watch_gradients"]
+__all__ = [
+    "FastAttackModel",
+    "FastAttackOptions",
+    "FastAttackWarning",
+    "GradientStats",
+    "SafePGD",
+    "watch_gradients",
+    "with_batch_statistics",
+]
