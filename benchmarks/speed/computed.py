@@ -19,8 +19,8 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from benchmarks.shared.report import OUT, Part, Report, Table, milliseconds, timing_record
 from benchmarks.shared.rows import half_of
-from benchmarks.shared.timing import measure_in_turn
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import measure_in_turn
 from fastadv_adapters.folding import build
 
 console = Console()
