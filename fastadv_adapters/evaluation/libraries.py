@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ class Torchattack(Attack):
     @property
     def description(self) -> str:
         """The class and its settings, as torchattacks prints them."""
-        return f"torchattacks {self.attack!r}"
+        return re.sub(" at 0x[0-9a-f]+", "", f"torchattacks {self.attack!r}")
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack, whatever its budget is: a candidate outside of the evaluation's is no success."""
