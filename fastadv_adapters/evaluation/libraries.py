@@ -19,7 +19,9 @@ from .stages import Attack, BatchStage, Setting, Stage
 
 @dataclass(frozen=True)
 class Torchattack(Attack):
-    """An attack of torchattacks; it is copied, and the copy runs on the fast model.
+    """An attack of torchattacks; it is copied, and the copy runs on the fast model where it would on the plain one.
+
+    (Other models in it, whose adversarials are to be transferred, stay; and so does that of LGV, which trains it.)
 
     Attributes:
         attack: as it was given; its budget is its own.
@@ -40,7 +42,7 @@ class Torchattack(Attack):
         shared = setting.fast.view(logits_dtype=torch.float32)
         parts = list(adapter.attacks_in(attack))
         for part in parts:  # one fast copy serves all
-            if not isinstance(part.model, FastAttackModel):
+            if part.model is setting.model and type(part).__name__ != "LGV":
                 part.model = adapter.view_for(part, shared, {})
         counted = all(shares(part.model, setting.fast) for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)
