@@ -9,12 +9,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.attack import cycles, networks, strength, trades
+from benchmarks.attack import cycles, evaluating, networks, strength, trades
 from benchmarks.attack.attacks import WAYS
 from benchmarks.attack.kept import Kept
 from benchmarks.attack.networks import NETWORKS, Scaled, pairs
 from benchmarks.attack.page import compared, write_page
 from digits import DigitsNet, grey_digits, train
+from tests.support.tools import attackable_net, batch
 
 
 def cell(attack: str, robust: float, *, seed: int = 0, eps: float = 0.1, network: str = "normal") -> dict[str, object]:
@@ -144,3 +145,16 @@ def test_float16_has_few_images_and_an_unknown_dtype_is_an_error() -> None:
     assert {(c.dtype, c.images, c.steps) for c in few} == {("float32", 300, 200), ("float16", 24, 60)}
     with pytest.raises(typer.BadParameter, match="expected some of float32, bfloat16, float16, got float8"):
         cycles.main(dtypes="float32,float8")
+
+
+def test_passes_of_an_evaluation_are_a_share_of_those_of_fixed_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = batch(32)
+    net = attackable_net()
+    one = networks.Subject("normal", net, x, net(x).argmax(1))
+    monkeypatch.setattr(evaluating, "subject", lambda *_, **__: one)
+    monkeypatch.setattr(evaluating, "STEPS", 20)
+    result = CliRunner().invoke(evaluating.app, ["passes"])
+    assert result.exit_code == 0, result.output
+    assert "same verdicts for batch sizes (1, 7, 128): [True, True, True]" in " ".join(result.output.split())
+    monkeypatch.setitem(evaluating.BOUND, "normal", 0.001)
+    assert CliRunner().invoke(evaluating.app, ["passes"]).exit_code == 1
