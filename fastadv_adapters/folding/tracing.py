@@ -64,7 +64,7 @@ class Trace:
             self._traced += [] if alike else [(looks, self.own[name])]
         found = self.own[name]
         if isinstance(found, ValueError):
-            raise ValueError(str(found))
+            raise ValueError(*found.args)
         graph, node = found
         copied, places = fx.Graph(), dict[fx.Node, fx.Node]()
         copied.output(copied.graph_copy(graph, places))

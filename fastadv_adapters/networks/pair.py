@@ -150,7 +150,8 @@ class Networks(BuiltLater, Audited):
             gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
 
             def told(reason: str, runs: RunBy = "eager") -> None:
-                (gave_up() or _ignore)(reason, runs)
+                if (tell := gave_up()) is not None:
+                    tell(reason, runs)
 
             with torch.inference_mode(False), torch.no_grad():
                 precision = replace(self.precision, dtype=dtype)
@@ -296,7 +297,3 @@ class Networks(BuiltLater, Audited):
             said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
         return said
-
-
-def _ignore(reason: str, runs: RunBy) -> None:
-    pass
