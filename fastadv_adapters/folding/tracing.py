@@ -53,7 +53,7 @@ class Trace:
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
     own: dict[str, _Found] = field(default_factory=dict)
-    _traced: list[tuple[Any, _Found]] = field(default_factory=list)
+    _traced: list[tuple[Any, _Found]] = field(default_factory=list, init=False)
 
     def own_forward(self, name: str, norm: nn.Module) -> tuple[fx.Graph, fx.Node]:
         """As :func:`without_batch_norm`; norms that are alike are traced once, for all networks that are built."""
@@ -64,7 +64,7 @@ class Trace:
             self._traced += [] if alike else [(looks, self.own[name])]
         found = self.own[name]
         if isinstance(found, ValueError):
-            raise ValueError(*found.args)
+            raise found
         graph, node = found
         copied, places = fx.Graph(), dict[fx.Node, fx.Node]()
         copied.output(copied.graph_copy(graph, places))
