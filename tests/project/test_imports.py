@@ -7,6 +7,7 @@ import pytest
 
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({names!r})); "
 LIBRARIES = ["torchattacks", "foolbox", "eagerpy", "torchvision", "sklearn", "matplotlib", "rich", "typer"]
+LIBRARIES += ["safetensors", "torchmetrics", "pyautoattack"]
 
 
 def run_without(names: list[str], code: str) -> subprocess.CompletedProcess[str]:
