@@ -1,4 +1,4 @@
-"""A data set attacked and reported: ``evaluate`` and its ``Report``.
+"""A data set attacked and reported: ``evaluate()`` and its ``Report``.
 
 ``planning`` looks at everything first: ``data`` reads samples by index, ``attacks`` says what runs on them. ``safe`` (a
 batch that is kept full), ``standard`` (AutoAttack) and ``libraries`` are ``stages`` that samples (``rows``) pass one
