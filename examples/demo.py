@@ -9,20 +9,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import foolbox
 import torch
-import torchattacks
-import typer
-from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 
 from digits import Attack, Digits, DigitsNet, accuracy, grey_digits, predict, train
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
+
+try:
+    import foolbox
+    import torchattacks
+    import typer
+    from matplotlib.figure import Figure
+    from rich import box
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+    from safetensors.torch import save_file
+except ModuleNotFoundError as error:
+    raise SystemExit(f"expected {error.name} to be installed, got none: pip install -e '.[demo]'") from None
 
 EPS = 0.15
 """How far an attack may move a pixel, where 0 is white and 1 is black."""
@@ -128,6 +133,7 @@ def train_both(data: Digits, sizes: Sizes, *, seed: int) -> dict[str, FastAttack
         seed=seed,
         title="adversarial training",
     )
+    predict(fast, data.test_images[:1])  # it follows the last step too
     console.print(f"The network changed {steps} times and nobody called update(). The fast model that attacked it:")
     facts = fast.summary().splitlines()
     console.print("\n".join(line for line in facts if line.split()[0] in ("device", "dtype", "updates")))
@@ -191,13 +197,23 @@ def draw(path: Path, models: Mapping[str, FastAttackModel], data: Digits, *, ste
         for cell, image, label, seen in zip(axes, images.cpu().numpy(), y.tolist(), predictions.tolist(), strict=True):
             cell.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
             cell.set_axis_off()
-            cell.set_title(str(seen), color="tab:green" if seen == label else "tab:red", fontsize=11)
+            right = seen == label  # a cross tells without colours
+            cell.set_title(str(seen) if right else f"{seen} \N{BALLOT X}", color="#0072b2" if right else "#d55e00")
     figure.savefig(path, dpi=120)
+
+
+def keep(folder: Path, models: Mapping[str, FastAttackModel], data: Digits) -> None:
+    """Write the networks' weights and the test digits, for the command `fastadv`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, fast in models.items():
+        save_file(fast.wrapped.state_dict(), folder / f"{name}.safetensors")
+    save_file({"x": data.test_images, "y": data.test_labels}, folder / "digits.safetensors")
 
 
 def main(
     picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("demo.png"),
     table: Annotated[Path, typer.Option(help="Where the table goes, as Markdown.")] = Path("demo.md"),
+    kept: Annotated[Path, typer.Option(help="Folder for weights and digits.")] = Path("build/demo"),
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the networks and the order of the images.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs, and nothing else.")] = False,
@@ -219,7 +235,8 @@ def main(
     show_table(rows, caption)
     table.write_text(markdown(rows, caption), encoding="utf-8")
     draw(picture, models, data, steps=sizes.steps)
-    console.print(f"Table: {table}   Picture: {picture}")
+    keep(kept, models, data)
+    console.print(f"Table: {table}   Picture: {picture}   Networks and digits: {kept}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.shared.timing import synchronize
+from fastadv_adapters.comparison import synchronize
 from fastadv_adapters.engines.graphs import CudaRecorder
 
 Work = Callable[[], object]
@@ -54,7 +54,7 @@ def recorded(work: Work, device: torch.device) -> Work:
         return work
     recorder = CudaRecorder(device)
     with recorder.turn():
-        recorder.warm(work)
+        recorder.warm(work, looks=False)  # it may be compiled
         return recorder.capture(work)
 
 

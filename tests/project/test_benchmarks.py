@@ -16,17 +16,18 @@ from torch import nn
 from benchmarks import quote as quoting
 from benchmarks.precision import __main__ as precision
 from benchmarks.quote import Quotation, excerpt, quote
+from benchmarks.shared.budget import Budget
 from benchmarks.shared.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
 from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, choose, every_row, torchattacks_pgd
-from benchmarks.shared.timing import Budget, measure_in_turn
 from benchmarks.speed import __main__ as bench
-from benchmarks.speed import convolutions, layers
+from benchmarks.speed import computed, convolutions, layers
 from benchmarks.speed.floor import Work, work_of
 from benchmarks.speed.layer_kinds import LAYERS
 from benchmarks.speed.limits import PASS, SHORT, limits_part
 from benchmarks.speed.memory import kept_per_image
 from benchmarks.speed.plot import draw
 from benchmarks.speed.sweep import batches_up_to, saturating
+from fastadv_adapters.comparison import measure_in_turn
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -87,7 +88,7 @@ def test_freed_memory_is_kept_where_malloc_can_be_told() -> None:
     """In a process of its own: it would stay so for all tests."""
     code = """
 import resource, torch
-from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.heap import keep_freed_memory
 told = keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -101,6 +102,14 @@ print(told)
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip() == str(sys.platform == "linux")
+
+
+def test_networks_with_computed_weights_are_compared(tmp_path: Path) -> None:
+    assert run(computed.main, "--batch 1 --size 32 --blocks 1 --repeats 1", tmp_path) == 0
+    found = json.loads((tmp_path / "computed.json").read_text(encoding="utf-8"))["results"]["networks"]
+    assert found.keys() == computed.KINDS.keys()
+    assert all(way["median_s"] > 0 for ways in found.values() for way in ways.values())
+    assert "| standardised weights |" in (tmp_path / "computed.md").read_text(encoding="utf-8")
 
 
 def test_convolutions_are_compared_layer_by_layer(tmp_path: Path) -> None:
@@ -145,6 +154,7 @@ def test_the_command_names_what_it_does_not_know(
     ("command", "option"),
     [
         ("speed", "--sweep"),
+        ("speed.computed", "--blocks"),
         ("speed.convolutions", "--widest"),
         ("speed.layers", "--only"),
         ("speed.keeping", "--dtype"),
