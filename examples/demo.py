@@ -9,21 +9,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import foolbox
 import torch
-import torchattacks
-import typer
-from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from digits import Attack, Digits, DigitsNet, accuracy, grey_digits, predict, train
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
+
+try:
+    import foolbox
+    import torchattacks
+    import typer
+    from matplotlib.figure import Figure
+    from rich import box
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+    from safetensors.torch import save_file
+except ModuleNotFoundError as error:
+    raise SystemExit(f"expected {error.name} to be installed, got none: pip install -e '.[demo]'") from None
 
 EPS = 0.15
 """How far an attack may move a pixel, where 0 is white and 1 is black."""
@@ -129,6 +133,7 @@ def train_both(data: Digits, sizes: Sizes, *, seed: int) -> dict[str, FastAttack
         seed=seed,
         title="adversarial training",
     )
+    predict(fast, data.test_images[:1])  # it follows the last step too
     console.print(f"The network changed {steps} times and nobody called update(). The fast model that attacked it:")
     facts = fast.summary().splitlines()
     console.print("\n".join(line for line in facts if line.split()[0] in ("device", "dtype", "updates")))

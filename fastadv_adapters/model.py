@@ -23,7 +23,7 @@ from .modules import (
     read_by_caller,
     shapes,
 )
-from .networks import Kind, Networks, key_of
+from .networks import Networks, key_of
 from .report import summarise
 
 
@@ -44,7 +44,8 @@ class FastAttackModel(Shell):
         model: any ``nn.Module`` with a floating-point tensor (N, ...) among its inputs. Stays the caller's; train it
             on, and the fast model follows.
         dtype: what the fast network computes in: ``torch.float16``, ``torch.bfloat16``, ``torch.float32`` or
-            ``"auto"``, the fastest that the device has in hardware.
+            ``"auto"``: half precision if the device has it in hardware; on a CPU the first gradient pass shows whether
+            products are large enough for that to pay, else it is float32.
         fuse_bn: fold batch norm into the layer before it; where that cannot be, freeze it into a scale and a shift.
         channels_last: lay images out channels-last; ``"auto"``: if the model has convolutions.
         loss_scale: ``"per-sample"``: each sample's gradient at the logits is scaled by its own power of two;
@@ -121,10 +122,11 @@ class FastAttackModel(Shell):
             ValueError: an input on another device.
             RuntimeError: the model's own error (or another type), with the shapes that it refused.
         """
-        if self._given["auto_update"] or self._networks.unfinished:
+        followed = self._given["auto_update"] or self._networks.unfinished
+        if followed:
             self._networks.refresh(unasked=True)
         arguments = Packed((args, kwargs))
-        accept_tensors(arguments.tensors, self.device)
+        accept_tensors(arguments.tensors, self._networks.precision.device if followed else self.device)
         try:
             try:
                 return self._run(arguments)
@@ -150,23 +152,25 @@ class FastAttackModel(Shell):
         key = key_of(arguments, needs)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
             networks.check_once(key, arguments, needs)
-        call = self._call(arguments, networks.kind(key), with_gradient=with_gradient)
+        call = self._call(key, arguments, with_gradient=with_gradient)
         if with_gradient:
             return call(tensors)
         with torch.no_grad():
             return call.values(tensors, exact=self._decisions != "fast")
 
-    def _call(self, arguments: Packed, kind: Kind, *, with_gradient: bool) -> Call:
+    def _call(self, key: Any, arguments: Packed, *, with_gradient: bool) -> Call:
         networks = self._networks
+        kind = networks.kind(key)
         read = read_by_caller() if self._decisions == "auto" and with_gradient else ""
         full = self._full_precision or read == "gradients"
         engine = networks.twin.engine if full else networks.engine_for(kind)
+        judged = self._decisions == "auto" and not (full or with_gradient)
         generation = networks.generation
         scaled = self._given["loss_scale"]
         crossing = kind.crossing(networks.state, engine.precision.dtype, self._logits_dtype, scaled, full=full)  # type: ignore[arg-type]
         return Call(
             fast=engine.bind(arguments),
-            twin=networks.twin.engine.bind(arguments),
+            twin=networks.judges.run(networks, key, arguments) if judged else networks.twin.engine.bind(arguments),
             exact_values=not full and (self._decisions == "exact" or bool(read)),
             crossing=crossing,
             is_current=lambda: networks.generation == generation,
@@ -216,7 +220,7 @@ class FastAttackModel(Shell):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the fast network's matrix products and convolutions run in."""
+        """What the fast network's products run in; ``"auto"`` is settled at the first gradient pass."""
         return self._networks.precision.dtype
 
     @property
@@ -226,7 +230,10 @@ class FastAttackModel(Shell):
 
     @property
     def gradient_stats(self) -> GradientStats:
-        """What has passed through the boundary since the last reset; reading it waits for the device."""
+        """What has passed through the boundary since the last reset; reading it waits for the device.
+
+        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W), see ``docs/guide.md``.
+        """
         return self._networks.state.stats()
 
     @property

@@ -40,7 +40,8 @@ class GradientStats(NamedTuple):
         passes: backward passes.
         samples: samples in them.
         nonfinite: samples whose gradient had an infinite or NaN entry; such entries came back as 0.
-        zero: samples whose gradient came back as all zero though finite.
+        zero: samples whose gradient came back as all zero though finite. High without harm in attacks that want nothing
+            more of a sample once it is adversarial, as C&W, whose loss is a hinge.
         nonfinite_logits: samples with an infinite or NaN output, in forward passes of either kind.
     """
 
@@ -126,6 +127,7 @@ class State(ABC):
         leaves: Sequence[Tensor],
         *,
         higher: int = 0,
+        wide: bool = False,
     ) -> Shift | None:
         """By which powers of two a pass is scaled; None for none.
 
@@ -134,6 +136,7 @@ class State(ABC):
             grads: what comes in at the outputs.
             leaves: the inputs.
             higher: by so much higher than usual, as a power of two.
+            wide: whether the network has float32's range, in which a scale matters only near the ends of that.
         """
 
     @abstractmethod

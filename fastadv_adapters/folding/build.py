@@ -45,9 +45,10 @@ from .following import (
     outputs_of,
 )
 from .inplace import run_in_place
+from .memo import remember
 from .parts import Affine, Balance, Joined, Skipped, swap
 from .scales import channels_of
-from .tracing import STOCK_NORMS, Trace, batch_norm_input, without_batch_norm
+from .tracing import STOCK_NORMS, Trace, batch_norm_input
 
 _LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
 
@@ -105,6 +106,8 @@ def build_fast(source: nn.Module, trace: Trace | None, precision: Precision, *, 
     builder.treat_norms()
     builder.own_tensors()
     builder.spare_memory()
+    if lays_out_ahead and (memo := remember(builder.result.network, precision)) is not None:
+        builder.result.refreshes.append(memo)
     with torch.no_grad():
         in_one_block(builder.result.network)
         for refresh in builder.result.refreshes:
@@ -167,7 +170,7 @@ class _Builder:
             return "kept: it has hooks"
         if type(part) not in STOCK_NORMS:
             try:
-                own_forward = without_batch_norm(part)
+                own_forward = trace.own_forward(name, part)
                 comes_first = batch_norm_input(own_forward[1]).op == "placeholder"
             except ValueError as error:
                 return f"kept: {error}"

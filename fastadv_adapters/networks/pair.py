@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,13 +11,15 @@ from torch import nn
 
 from ..boundary import Engine, Packed, outside_of_transforms, state_on
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import EngineName, device_of, notify, number_of_samples, refuse_unfit, resolve
+from ..modules import EngineName, RunBy, device_of, notify, number_of_samples, refuse_unfit, resolve
 from . import remarks
 from .audited import Audited
 from .building import BuiltLater
 from .fast import Fast
 from .freshness import Change, Freshness
+from .judging import Judges
 from .kinds import Kind
+from .paying import Choice
 from .selfcheck import Verdict, check
 from .trial import few
 from .twin import Twin, writes_parameters
@@ -36,10 +38,12 @@ class Networks(BuiltLater, Audited):
 
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
+        choice: what ``dtype="auto"`` has come to.
         kinds: what is known of each kind of call, by its key.
         looked: whether it was found out whether the model writes into its parameters.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
+        judges: say what runs passes without gradient.
         updates: how often the source was followed.
         generation: counts changes of the fast network; a backward pass belongs to the generation of its forward pass.
         unfinished: whether an update was interrupted; nothing may run before the next one.
@@ -111,8 +115,9 @@ class Networks(BuiltLater, Audited):
             self.state = state_on(device)
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
+        self.choice = Choice(self._dtype, self.precision.dtype, device)
         self.kinds: dict[Any, Kind] = {}
-        self.looked = not self._live  # a twin with tensors of its own may be written to
+        self.looked = not self._live and not self.choice.open  # a twin with tensors of its own may be written to
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
@@ -143,7 +148,11 @@ class Networks(BuiltLater, Audited):
             # Without live following everything is of the last update, which the twin holds: it stands for the source.
             source = self.source if self._live else self.twin.engine.network
             gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
-            told: Callable[[str], None] = lambda reason: (gave_up() or _ignore)(reason)  # noqa: E731
+
+            def told(reason: str, runs: RunBy = "eager") -> None:
+                if (tell := gave_up()) is not None:
+                    tell(reason, runs)
+
             with torch.inference_mode(False), torch.no_grad():
                 precision = replace(self.precision, dtype=dtype)
                 self._networks[dtype] = Fast(source, self._trace, precision, self._engine, give_up=told)
@@ -163,10 +172,11 @@ class Networks(BuiltLater, Audited):
     def _copy_fast(self) -> None:
         self._networks: dict[torch.dtype, Fast] = {}
         self.network_in(self.precision.dtype)
+        self.judges = Judges(self)
 
-    def _gave_up(self, reason: str) -> None:
+    def _gave_up(self, reason: str, runs: RunBy) -> None:
         """The engine asked for cannot run this network; with "auto" nothing was asked for, and a note is enough."""
-        text = remarks.EAGER.format(reason)
+        text = remarks.OTHER_ENGINE.format(runs, reason)
         if text not in self.notes:
             self.notes.append(text)
             if self._engine != "auto":
@@ -203,16 +213,17 @@ class Networks(BuiltLater, Audited):
         return bool(self.kinds) and all(kind.known_apart for kind in self.kinds.values())
 
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
-        """Before anything is run: does the model write into its parameters? The twin's are then its own."""
+        """Before anything is run: how large are its products, and does it write into the twin's parameters?"""
         with self._lock:
             if self.looked:
                 return
             writes = None
             for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
-                writes = writes_parameters(self.source, self.precision, arguments, tensors)
+                counting = self.choice.counting(number_of_samples(tensors))
+                writes = writes_parameters(self.source, self.precision, arguments, tensors, counting)
                 if writes is not None:
                     break
-            if writes:
+            if writes and self._live:
                 self.unfinished = True
                 self.twin = Twin(self.source, self.precision, live=False)
                 self.notes.append(remarks.WRITES)
@@ -231,6 +242,8 @@ class Networks(BuiltLater, Audited):
         with self._lock, torch.inference_mode(False):
             if self._is_known(key, samples):
                 return
+            if not self.choice.settle(samples):
+                self._run_in_full()
             verdict = check(self.source, self._trace, self.precision, arguments, needs)
             if verdict is None:
                 return
@@ -241,6 +254,14 @@ class Networks(BuiltLater, Audited):
             self._let_end(self.kinds[key])
         for text, anchor in said:  # last, since a warning may be an error
             notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
+
+    def _run_in_full(self) -> None:
+        """Half precision does not pay."""
+        self.unfinished = True
+        self.precision = replace(self.precision, dtype=torch.float32)
+        self.generation += 1
+        self._copy_fast()
+        self.unfinished = False
 
     def _is_known(self, key: Any, samples: int) -> bool:
         known = self.kinds.get(key)
@@ -257,6 +278,7 @@ class Networks(BuiltLater, Audited):
         if verdict.half_error is not None:
             said.append((remarks.NOT_HALF.format(self.precision.dtype, verdict.half_error), "not-half"))
             self.precision = replace(self.precision, dtype=torch.float32)
+            self.choice.why = ""  # a note says it
         if verdict.folding_error is not None:
             text = remarks.DIFFERS if verdict.unexplained else remarks.NOT_FOLDED
             left = len(verdict.plan.producer) if verdict.plan else 0
@@ -275,7 +297,3 @@ class Networks(BuiltLater, Audited):
             said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
         return said
-
-
-def _ignore(reason: str) -> None:
-    pass

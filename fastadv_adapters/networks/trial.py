@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..boundary import (
     FLOOR,
@@ -32,7 +34,7 @@ from ..modules import (
     is_out_of_memory,
     random_state_kept,
 )
-from .nearness import Outcome, lost
+from .nearness import Outcome, difference, lost
 
 _SAMPLES = 4
 _HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
@@ -49,11 +51,19 @@ class Trial:
         self.tensors = [t.detach() for t in tensors]
         self.needs = needs if any(needs) else [t.is_floating_point() for t in tensors]
         self.batched = batched(tensors, self.needs)
+        self._engine: EagerEngine | None = None
         self.in_half = any(p.dtype in HALF for p in source.parameters())
 
-    def plain(self, *, draws: int = 0) -> Outcome:
-        """The wrapped model's outcome in at least float32, after ``draws`` random numbers."""
-        return self._outcome(self._plain_engine(), draws)
+    def plain(self) -> Outcome:
+        """The wrapped model's outcome in at least float32."""
+        self._engine = self._plain_engine()
+        return self._outcome(self._engine)
+
+    def repeats(self, reference: tuple[list[Tensor], list[Tensor]], *, draws: int = 0) -> bool:
+        """Whether the wrapped model has an outcome like this again, after ``draws`` random numbers."""
+        # Most do on the copy that has run. What that keeps from run to run may be why not.
+        again = self._engine is not None and difference(self._outcome(self._engine, draws), reference) is None
+        return again or difference(self._outcome(self._plain_engine(), draws), reference) is None
 
     def moved(self) -> Outcome:
         """The wrapped model's outcome with every weight moved in its last digits: what differs then is rounding."""
@@ -63,6 +73,19 @@ class Trial:
                 signs = torch.arange(tensor.numel(), device=tensor.device).cos().view(tensor.shape).to(tensor.dtype)
                 tensor.mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
         return self._outcome(engine)
+
+    def lowered(self) -> bool:
+        """Whether layers of the wrapped model give half precision here: in an autocast region of its own."""
+        engine, found = self._plain_engine(), []
+        for part in engine.network.modules():
+            part.register_forward_hook(lambda module, inputs, output: found.extend(_in_half(output)))
+        self._outcome(engine)
+        return bool(found)
+
+    def wide(self) -> "Trial":
+        """The same in float64, which no autocast region lowers."""
+        tensors = [t.double() if t.is_floating_point() else t for t in self.tensors]
+        return Trial(self.source, self.arguments, tensors, self.needs, replace(self.full, dtype=torch.float64))
 
     def fast(self, plan: Trace | None, precision: Precision) -> Outcome:
         """The fast network's outcome."""
@@ -128,11 +151,12 @@ class Trial:
 
     def _apart(self, ends: Ends | None) -> tuple[tuple[bool, ...], bool]:
         lengths: list[list[int]] = []
+        engine = self._plain_engine()
         for less in (0, 1):
             with self._gradients(0) as leaves:
                 shorter = [t[: len(t) - less] if own else t for t, own in zip(leaves, self.batched, strict=True)]
                 try:
-                    lengths.append([len(p) if p.ndim else -1 for p in self._places(shorter, ends)])
+                    lengths.append([len(p) if p.ndim else -1 for p in self._places(engine, shorter, ends)])
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise
@@ -149,7 +173,7 @@ class Trial:
         (In a sequence with time in front, each step reaches back only, or forth only.)
         """
         with self._gradients(0) as leaves:
-            found = self._places(leaves, ends)
+            found = self._places(self._plain_engine(), leaves, ends)
             places = [p for p, row in zip(found, have, strict=True) if row and p.requires_grad]
             wanted = [leaf for leaf, own in zip(leaves, self.batched, strict=True) if own and leaf.requires_grad]
             if not places or not wanted:
@@ -161,9 +185,8 @@ class Trial:
                     return True
         return False
 
-    def _places(self, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
+    def _places(self, engine: EagerEngine, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
         """In full precision, what the last layers give; the outputs if nothing follows these."""
-        engine = self._plain_engine()
         if ends is None or not ends.cut:
             return engine.bind(self.arguments)(leaves).tensors
         mark_ends(engine.network, ends.layers)
@@ -171,6 +194,8 @@ class Trial:
 
     def _plain_engine(self) -> EagerEngine:
         copied = in_one_block(copy_module(self.source, clone))
+        if self.full.dtype == torch.float64:
+            copied = copied.double()
         return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
 
     def _outcome(self, engine: EagerEngine, draws: int = 0) -> Outcome:
@@ -195,6 +220,11 @@ class Trial:
         with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)
             yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
+
+
+def _in_half(output: Any) -> list[Tensor]:
+    """Tensors in half precision among what a module gave."""
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.dtype in HALF]
 
 
 @dataclass
