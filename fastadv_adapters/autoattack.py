@@ -77,13 +77,13 @@ def accelerate(adversary: AdversaryT, **options: "Unpack[FastAttackOptions]") ->
             )
         if id(model) not in copies:
             copies[id(model)] = FastAttackModel(model, **options)
-        swaps.append((attack, ATTACKS[name], _view_for(name, copies[id(model)], options)))
+        swaps.append((attack, ATTACKS[name], view_for(name, copies[id(model)], options)))
     for attack, place, view in swaps:
         setattr(attack, place, view)
     return adversary
 
 
-def _view_for(name: str, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:
+def view_for(name: str, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:
     """The view of ``fast`` that this one attack is strongest on."""
     suits: dict[str, Any] = {"decisions": "exact" if name == "fab" else "auto"}
     if name.startswith("apgd") and fast.device.type != "mps":

@@ -12,7 +12,7 @@ EPS = 0.15
 _HELD_OUT = 128
 
 
-def trained(seed: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def trained(seed: int, device: torch.device, *, width: int = 64, epochs: int = 5) -> tuple[nn.Module, Tensor, Tensor]:
     """A network, and images (N, 1, 8, 8) in [0, 1] with labels that it has not seen; takes a few seconds."""
     pixels, targets = need("sklearn.datasets", extra="demo").load_digits(return_X_y=True)
     torch.manual_seed(seed)
@@ -20,9 +20,9 @@ def trained(seed: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]
     y = torch.as_tensor(targets).long().to(device)
     order = torch.randperm(len(x)).to(device)
     test, rest = order[:_HELD_OUT], order[_HELD_OUT:]
-    model = _network().to(device)
+    model = _network(width).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(5):
+    for _ in range(epochs):
         for index in rest[torch.randperm(len(rest)).to(device)].split(64):
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(model(x[index]), y[index]).backward()
@@ -30,7 +30,7 @@ def trained(seed: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]
     return model.eval(), x[test], y[test]
 
 
-def _network(width: int = 64) -> nn.Module:
+def _network(width: int) -> nn.Module:
     def block(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import autoattack
 from ..modules import need
 from .seeds import seed_of
 from .stages import Attack, BatchStage, Setting, Stage
@@ -87,11 +88,6 @@ def _attack(name: str, setting: Setting, eps: float) -> Any:
         attack.targeted = name == "fab-t"
     if hasattr(attack, "n_target_classes"):
         attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
-    # FAB moves and stops by the decisions that it reads off gradient passes, and fails on float64. In APGD the cross
-    # entropy of float64 logits does not saturate. Square asks for no gradient, and so gets full precision.
-    wide = part.startswith("apgd") and setting.judge.device.type != "mps"
-    view = setting.fast.view(
-        decisions="exact" if part == "fab" else "auto", logits_dtype=torch.float64 if wide else torch.float32
-    )
-    setattr(attack, "model" if part.startswith("apgd") else "predict", view)
+    shared = setting.fast.view(logits_dtype=torch.float32)
+    setattr(attack, autoattack.ATTACKS[part], autoattack.view_for(part, shared, {}))
     return attack

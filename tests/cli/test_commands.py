@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fastadv_adapters import compare
 from fastadv_adapters.cli.data import ImageFolder
+from fastadv_adapters.cli.demo import trained
 from fastadv_adapters.cli.numbers import bounds, number, requirement, shape
 
 from .conftest import Run
@@ -116,6 +118,15 @@ def test_a_folder_of_images_gives_each_class_in_turn(fastadv: Run, folder: Path)
         assert result.exit_code == 2
         assert "1.png, which cannot be read" in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_demo_trains_compares_and_evaluates(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastadv_adapters.cli.app.trained", partial(trained, width=2, epochs=1))
+    result = fastadv("demo", "--json", "demo.json")
+    assert result.exit_code == 0, result.output
+    assert "times as fast" in result.stdout
+    assert json.loads(Path("demo.json").read_text(encoding="utf-8"))["samples"] == 128
+    assert "on 128 samples" in result.stdout
 
 
 def test_numbers_are_read_as_people_write_them() -> None:

@@ -2,12 +2,15 @@
 
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from fastadv_adapters.cli import main
 
 from .conftest import Run
 
@@ -171,6 +174,24 @@ def test_debug_shows_where_an_error_comes_from(fastadv: Run) -> None:
     assert "Traceback" in result.stderr
     assert "networks_of_a_user.py" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("fastadv: expected networks_of_a_user.py:raises to make a model")
+
+
+def test_a_module_that_raises_is_told_and_forgotten(fastadv: Run) -> None:
+    Path("broken_module.py").write_text("import networks_of_a_user\n1 / 0\n", encoding="utf-8")
+    for _ in range(2):
+        result = fastadv("compare", "broken_module.py:Net", *ON)
+        failed(result, "expected broken_module.py to be importable, got ZeroDivisionError")
+    assert "broken_module" not in sys.modules
+
+
+def test_without_its_libraries_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "pip install 'fastadv_adapters[cli]'" in capsys.readouterr().err
 
 
 def test_wrong_use_is_status_2(fastadv: Run) -> None:

@@ -1,6 +1,8 @@
 """``compare``: what it finds, what it recommends, and that it leaves everything as it was."""
 
+import io
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from digits import grey_digits, trained_net
 from fastadv_adapters import Comparison, FastAttackModel, compare
 from fastadv_adapters.comparison import Row
 from fastadv_adapters.comparison.fidelity import Pass, agreement
+from fastadv_adapters.comparison.progress import Progress
 from fastadv_adapters.comparison.row import Effect
 
 DATA = grey_digits(test_size=16)
@@ -114,6 +117,31 @@ def test_what_is_slower_is_never_recommended() -> None:
     assert found.speedup == 1
     assert found.faithful
     assert found.verdict.startswith("Stay with the plain model: the fast one is no faster (")
+
+
+def test_what_is_recommended_beside_the_default_options_is_named() -> None:
+    rows = [Row("plain", ratios=[1.0, 1.0]), Row("default", {}, ratios=[0.8, 0.9]), Row("float32", ratios=[1.5, 1.7])]
+    rows[2].options = {"dtype": torch.float32}
+    found = Comparison("PGD-10", 4, rows, "float32", "float64", {"eps": 0.1, "norm": "linf"}, {}, {})
+    assert found.verdict == (
+        "The fast model is faster (1.60 times as fast, 1.55 to 1.65) and faithful, with dtype=torch.float32; with the "
+        "default options it is no faster (0.85 times as fast, 0.83 to 0.88) and faithful."
+    )
+    assert found.verdict in repr(found)
+    assert found.record()["recommended"] == {"dtype": "torch.float32"}
+
+
+def test_on_a_terminal_it_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(True) as told:
+        told.say("timing 3 ways in turn")
+        told.say("timing default once more")
+    assert "\x1b[" in terminal.getvalue()
 
 
 def test_what_is_faster_and_faithful_is_recommended() -> None:

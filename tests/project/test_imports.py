@@ -18,6 +18,8 @@ LIBRARIES = [
     "safetensors",
     "torchmetrics",
     "typer",
+    "safetensors",
+    "torchmetrics",
 ]
 
 
