@@ -119,7 +119,7 @@ class Folder:
     def clean_up(self) -> None:
         """Remove what a killed process has left unfinished. Nobody else may be writing."""
         for path in self.path.glob(f"*{_UNFINISHED}"):
-            path.unlink()
+            path.unlink(missing_ok=True)
         for path in self.path.glob("rows*.jsonl"):
             content = path.read_bytes()
             if content and not content.endswith(b"\n"):
@@ -151,7 +151,7 @@ class Folder:
             text = "".join(f"{json.dumps(rows[index].as_dict())}\n" for index in sorted(rows))
             _write(self.path / MERGED, text.encode())
             for path in lines:
-                path.unlink()
+                path.unlink(missing_ok=True)
         loose = [path for path in shards if not path.name.startswith("adversarials-all-")]
         if loose:
             self._merge_images(loose)
@@ -163,7 +163,7 @@ class Folder:
             some = [(index, *images[index]) for index in order[first : first + WHOLE]]
             _write(self.path / f"adversarials-all-{number:05}.safetensors", _packed(some))
         for path in loose:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 class Writer:
