@@ -183,10 +183,10 @@ def test_the_readme_has_its_tables() -> None:
 
 def test_guide_code_runs() -> None:
     """The blocks share one namespace, in order."""
-    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "options.md").read_text(encoding="utf-8")
     namespace: dict[str, Any] = {}
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     assert len(blocks) >= 10, "the guide should show code"
     for block in blocks:
         line = text.count("\n", 0, block.start(1))  # so that a traceback names the guide's own line
-        exec(compile("\n" * line + block[1], "docs/guide.md", "exec"), namespace)
+        exec(compile("\n" * line + block[1], "docs/guides/options.md", "exec"), namespace)

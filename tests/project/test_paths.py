@@ -124,9 +124,9 @@ def test_an_old_name_is_found(text: str) -> None:
     "text",
     [
         "see `fastadv_adapters/attack/search.py` and `tests/attack/`.",
-        "[here](docs/guide.md#engines)",
+        "[here](docs/guides/options.md#engines)",
         "all of `tests/engines/*.py`",
-        "`boundary/function.py`, `model.py`, `guide.md`",
+        "`boundary/function.py`, `model.py`, `options.md`",
         ":func:`~fastadv_adapters.attack.resolve_loss`",
         "fastadv_adapters.boundary.Tape, fastadv_adapters.model.FastAttackModel.view.",
         "`python -m benchmarks.precision`, python -m benchmarks.speed.keeping --quick",
