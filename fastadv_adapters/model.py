@@ -221,7 +221,7 @@ class FastAttackModel(Shell):
 
     @property
     def engine(self) -> RunBy:
-        """What runs the fast network: ``"eager"``, ``"compile"`` or ``"cudagraph"``."""
+        """``"eager"``, ``"compile"`` or ``"cudagraph"``, whichever runs the fast network now."""
         return self._networks.fast.name
 
     @property

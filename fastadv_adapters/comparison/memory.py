@@ -55,7 +55,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
         **kwargs: likewise.
 
     Returns:
-        Bytes per sample: those of the pass, divided by N.
+        Those of the pass, divided by N.
 
     Raises:
         TypeError: ``model`` is not a module, or no input is a floating-point tensor.

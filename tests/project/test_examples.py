@@ -1,4 +1,4 @@
-"""The examples and the README's code run as they stand."""
+"""The examples run as they stand."""
 
 import re
 import runpy
@@ -65,18 +65,6 @@ def test_demo_writes_table_and_picture(
     assert len({len(line.split("|")) for line in lines[:8]}) == 1, "heading, rule and six rows of as many cells"
     assert [line.split("|")[2].strip() for line in lines[2:5]] == ["torchattacks PGD", "foolbox LinfPGD", "SafePGD"]
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_readme_code_runs() -> None:
-    """The blocks share one namespace in order; `model`, `x` and `y` are there from the start."""
-    data = grey_digits(test_size=16)
-    namespace = {"model": trained_net(data, width=8, epochs=1), "x": data.test_images, "y": data.test_labels}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert blocks, "the README should show code"
-    for block in blocks:
-        line = text.count("\n", 0, block.start(1))  # so that a traceback names the README's own line
-        exec(compile("\n" * line + block[1], "README.md", "exec"), namespace)
 
 
 DIGITS = [(grey_digits(test_size=100), (1, 8, 8)), (rgb_digits(test_size=100), (3, 32, 32))]
