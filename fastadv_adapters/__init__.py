@@ -11,5 +11,5 @@ from .model import FastAttackModel as FastAttackModel
 from .modules import FastAttackWarning as FastAttackWarning
 from .options import FastAttackOptions as FastAttackOptions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["FastAttackModel", "FastAttackOptions", "FastAttackWarning", "GradientStats", "SafePGD", "watch_gradients"]
