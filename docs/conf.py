@@ -36,8 +36,8 @@ myst_heading_anchors = 4  # the same anchors as GitHub's
 suppress_warnings = ["myst.header"]  # pages that commands write begin some sections two levels down
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

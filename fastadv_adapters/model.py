@@ -177,8 +177,11 @@ class FastAttackModel(Shell):
     def update(self) -> "FastAttackModel":
         """Bring the fast model up to date with the wrapped model, in place; returns it.
 
-        Changed values are folded and cast into the same storage. Where modules, shapes, the device or a plain
-        attribute changed, the networks are built anew.
+        Changed values are folded and cast into the same storage. If modules, shapes, the device or a plain attribute
+        changed, the networks are built anew.
+
+        Raises:
+            ValueError: the model has become one that cannot be wrapped; the text says why and what to do.
         """
         self._networks.refresh()
         return self
@@ -196,6 +199,9 @@ class FastAttackModel(Shell):
             decisions: as in the class; None keeps this one's.
             logits_dtype: likewise.
             full_precision: take gradients from the full-precision twin too, through the same boundary; None likewise.
+
+        Raises:
+            ValueError: no such choice.
         """
         full_precision = self._full_precision if full_precision is None else full_precision
         decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
@@ -244,7 +250,7 @@ class FastAttackModel(Shell):
         self._networks.state.reset_counts()
 
     def summary(self) -> str:
-        """What was done with the model, layer by layer, and why not where not; as text for printing."""
+        """What was done with the model, layer by layer, or why nothing was; as text for printing."""
         options = {**self._given, "decisions": self._decisions, "logits_dtype": self._logits_dtype}
         options["full_precision"] = self._full_precision
         return summarise(self._networks, options)
