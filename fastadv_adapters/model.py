@@ -44,7 +44,8 @@ class FastAttackModel(Shell):
         model: any ``nn.Module`` with a floating-point tensor (N, ...) among its inputs. Stays the caller's; train it
             on, and the fast model follows.
         dtype: what the fast network computes in: ``torch.float16``, ``torch.bfloat16``, ``torch.float32`` or
-            ``"auto"``, the fastest that the device has in hardware.
+            ``"auto"``: half precision if the device has it in hardware; on a CPU the first gradient pass shows whether
+            products are large enough for that to pay, else it is float32.
         fuse_bn: fold batch norm into the layer before it; where that cannot be, freeze it into a scale and a shift.
         channels_last: lay images out channels-last; ``"auto"``: if the model has convolutions.
         loss_scale: ``"per-sample"``: each sample's gradient at the logits is scaled by its own power of two;
@@ -222,7 +223,7 @@ class FastAttackModel(Shell):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the fast network's matrix products and convolutions run in."""
+        """What the fast network's products run in; ``"auto"`` is settled at the first gradient pass."""
         return self._networks.precision.dtype
 
     @property

@@ -64,14 +64,16 @@ class Model:
             return model, x, model(x).argmax(1)
 
 
-def _mlp(*widths: int) -> nn.Module:
+def mlp(*widths: int) -> nn.Module:
+    """Linear layers of these widths, with ReLU between them."""
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def _lenet() -> nn.Module:
+def lenet() -> nn.Module:
+    """Two convolutions, two linear layers, no batch norm."""
     convolutions = nn.Conv2d(1, 32, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2)
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10))
 
@@ -120,11 +122,11 @@ def _of_timm(name: str, size: int, batch: int, **options: Any) -> Model:
 
 
 MODELS = (
-    Model("MLP 784-128-10", partial(_mlp, 784, 128, 10), (1, 28, 28), 16),
-    Model("MLP 784-512-512-10", partial(_mlp, 784, 512, 512, 10), (1, 28, 28), 128),
+    Model("MLP 784-128-10", partial(mlp, 784, 128, 10), (1, 28, 28), 16),
+    Model("MLP 784-512-512-10", partial(mlp, 784, 512, 512, 10), (1, 28, 28), 128),
     Model("digits net, width 16", partial(DigitsNet, width=16), (1, 8, 8), 32),
     Model("digits net, width 32", partial(DigitsNet, width=32), (1, 8, 8), 32),
-    Model("LeNet", _lenet, (1, 28, 28), 32),
+    Model("LeNet", lenet, (1, 28, 28), 32),
     Model(
         "ViT of 4 layers of width 64",
         partial(VisionTransformer, image=32, patch=4, width=64, depth=4, heads=4),

@@ -18,6 +18,7 @@ from .building import BuiltLater
 from .fast import Fast
 from .freshness import Change, Freshness
 from .kinds import Kind
+from .paying import Choice
 from .selfcheck import Verdict, check
 from .trial import few
 from .twin import Twin, writes_parameters
@@ -36,6 +37,7 @@ class Networks(BuiltLater, Audited):
 
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
+        choice: what ``dtype="auto"`` has come to.
         kinds: what is known of each kind of call, by its key.
         looked: whether it was found out whether the model writes into its parameters.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
@@ -111,8 +113,9 @@ class Networks(BuiltLater, Audited):
             self.state = state_on(device)
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
+        self.choice = Choice(self._dtype, self.precision.dtype, device)
         self.kinds: dict[Any, Kind] = {}
-        self.looked = not self._live  # a twin with tensors of its own may be written to
+        self.looked = not self._live and not self.choice.open  # a twin with tensors of its own may be written to
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
@@ -203,16 +206,17 @@ class Networks(BuiltLater, Audited):
         return bool(self.kinds) and all(kind.known_apart for kind in self.kinds.values())
 
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
-        """Before anything is run: does the model write into its parameters? The twin's are then its own."""
+        """Before anything is run: how large are its products, and does it write into the twin's parameters?"""
         with self._lock:
             if self.looked:
                 return
             writes = None
             for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
-                writes = writes_parameters(self.source, self.precision, arguments, tensors)
+                counting = self.choice.counting(number_of_samples(tensors))
+                writes = writes_parameters(self.source, self.precision, arguments, tensors, counting)
                 if writes is not None:
                     break
-            if writes:
+            if writes and self._live:
                 self.unfinished = True
                 self.twin = Twin(self.source, self.precision, live=False)
                 self.notes.append(remarks.WRITES)
@@ -231,6 +235,8 @@ class Networks(BuiltLater, Audited):
         with self._lock, torch.inference_mode(False):
             if self._is_known(key, samples):
                 return
+            if not self.choice.settle(samples):
+                self._run_in_full()
             verdict = check(self.source, self._trace, self.precision, arguments, needs)
             if verdict is None:
                 return
@@ -241,6 +247,14 @@ class Networks(BuiltLater, Audited):
             self._let_end(self.kinds[key])
         for text, anchor in said:  # last, since a warning may be an error
             notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
+
+    def _run_in_full(self) -> None:
+        """Half precision does not pay."""
+        self.unfinished = True
+        self.precision = replace(self.precision, dtype=torch.float32)
+        self.generation += 1
+        self._copy_fast()
+        self.unfinished = False
 
     def _is_known(self, key: Any, samples: int) -> bool:
         known = self.kinds.get(key)
@@ -257,6 +271,7 @@ class Networks(BuiltLater, Audited):
         if verdict.half_error is not None:
             said.append((remarks.NOT_HALF.format(self.precision.dtype, verdict.half_error), "not-half"))
             self.precision = replace(self.precision, dtype=torch.float32)
+            self.choice.why = ""  # a note says it
         if verdict.folding_error is not None:
             text = remarks.DIFFERS if verdict.unexplained else remarks.NOT_FOLDED
             left = len(verdict.plan.producer) if verdict.plan else 0

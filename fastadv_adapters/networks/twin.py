@@ -1,6 +1,7 @@
 """The full-precision twin: the wrapped model's structure, in eval mode, on its own weights."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -86,13 +87,25 @@ class Twin:
 
 
 def writes_parameters(
-    source: nn.Module, precision: Precision, arguments: Packed, tensors: Sequence[Tensor]
+    source: nn.Module,
+    precision: Precision,
+    arguments: Packed,
+    tensors: Sequence[Tensor],
+    counting: AbstractContextManager[None],
 ) -> bool | None:
-    """Whether running the model changes its parameters; seen on a copy, run once on these tensors. None: it raised."""
+    """Whether running the model changes its parameters; seen on a copy, run once on these tensors. None: it raised.
+
+    Args:
+        source: the model.
+        precision: says where it is.
+        arguments: of the call.
+        tensors: in the place of those of the call.
+        counting: a context for the run.
+    """
     trial = Twin(source, precision, live=False)
     network = trial.engine.network
     try:
-        with random_state_kept(precision.device), torch.no_grad():
+        with random_state_kept(precision.device), torch.no_grad(), counting:
             trial.engine.bind(arguments)([t.detach().clone() for t in tensors])
     except Exception as error:  # the model's own, which the run itself will raise, or one about so few samples
         if is_out_of_memory(error):

@@ -22,7 +22,7 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
     precision = networks.precision
     facts = {
         "device": precision.device,
-        "dtype": _short(precision.dtype) + (", but this view in full precision" if options["full_precision"] else ""),
+        "dtype": _dtype(networks) + (", but this view in full precision" if options["full_precision"] else ""),
         "memory format": "channels-last" if precision.channels_last else "contiguous",
         "engine": networks.fast.name,
         "decisions": _DECISIONS[options["decisions"]],
@@ -37,6 +37,11 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
     lines += [f"  note           {note}" for note in networks.notes]
     found = misfits(networks.source, precision.device.type, precision.dtype)
     return "\n".join(lines + _batch_norms(networks) + tensor_core_lines(found))
+
+
+def _dtype(networks: Networks) -> str:
+    dtype, why = _short(networks.precision.dtype), networks.choice.why
+    return f"{dtype} ({why})" if why else dtype
 
 
 def _short(dtype: object) -> str:
