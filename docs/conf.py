@@ -45,7 +45,7 @@ napoleon_use_ivar = True
 
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:class", r".*\.AttackT"),  # a type variable: the type that comes in
+    (r"py:class", r".*\.(Attack|Adversary)T"),  # type variables: the type that comes in
     (r"py:class", r"fastadv_adapters\.boundary\.watching\.Watch"),  # described where it is handed out
 ]
 

@@ -1,6 +1,7 @@
 """What every test starts from, and the watch over wrapped models."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -60,6 +61,15 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def trace_kept() -> Iterator[None]:
+    """AutoAttack's look for dynamic defences ends whatever traces: coverage, say."""
+    trace = sys.gettrace()
+    yield
+    if sys.gettrace() is not trace:
+        sys.settrace(trace)
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,22 @@ from typing import Any, Literal
 READERS = {
     "torchattacks": ("CW", "DeepFool", "SparseFool", "FAB", "EADL1", "EADEN", "JSMA", "TPGD"),
     "foolbox": ("MinimizationAttack", "VirtualAdversarialAttack"),
+    "pyautoattack": ("FABAttack",),
+    "autoattack": ("FABAttack",),
 }
 """Classes of attacks that move or stop by decisions that they read off the logits of gradient passes.
 
-(torchattacks' APGD reads them too, but only to choose among its candidates.) TPGD and VirtualAdversarialAttack compare
+(APGD reads them too, but only to choose among its candidates.) TPGD and VirtualAdversarialAttack compare
 such logits with those of a pass without gradient: they start so near to each other that half precision in one of them
 hides the difference. Subclasses count, users' own too. No library is imported to find out.
 """
 STEEP = {"torchattacks": ("EADL1", "EADEN"), "foolbox": ("EADAttack",)}
 """Those among them whose gradients have to be exact too: EAD sets entries back by a threshold on its steps, and so
 amplifies small differences; with gradients in half precision its distances are up to 5 % larger."""
-_ENTRANCES = ("__call__", "run", "forward")  # methods in which attacks of both libraries begin
+_ENTRANCES = ("__call__", "run", "forward", "perturb")  # methods in which attacks of these libraries begin
+_FUNCTIONS = "adv_lib.attacks."
+_FIXED_BUDGET = ("auto_pgd", "projected_gradient_descent")
+"""Attacks of adv-lib are functions, one or two a module: those in all modules but these minimise a perturbation."""
 
 
 def reads_decisions(attack: Any) -> bool:
@@ -42,16 +47,20 @@ def read_by_caller() -> Literal["", "decisions", "gradients"]:
     """What of an attack that is running, anywhere up this thread's stack, has to be exact: more than nothing.
 
     Only the libraries' own frames are looked into: every attack, users' own too, begins in ``__call__`` of its base
-    class. Attacks inside an attack count with the outermost, which decides by what they return.
+    class, or is a function of the library. Attacks inside an attack count with the outermost, which decides by what
+    they return.
     """
     found: Literal["", "decisions", "gradients"] = ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        library = frame.f_globals.get("__name__", "").split(".")[0]
+        module = frame.f_globals.get("__name__", "")
+        library = module.split(".")[0]
         if frame.f_code.co_name in _ENTRANCES and library in READERS:
             attack = frame.f_locals.get("self")
             if needs_exact_gradients(attack):
                 return "gradients"
             found = "decisions" if reads_decisions(attack) else found
+        elif module.startswith(_FUNCTIONS) and module.removeprefix(_FUNCTIONS) not in _FIXED_BUDGET:
+            found = "decisions"
         frame = frame.f_back
     return found

@@ -4,7 +4,8 @@ import sys
 import warnings
 
 DOCS = "docs/reliability.md"
-_PASSED_OVER = (__name__.split(".")[0], "torch", "torchattacks", "foolbox", "eagerpy", "contextlib")
+_LIBRARIES = ("torchattacks", "foolbox", "eagerpy", "pyautoattack", "autoattack", "adv_lib")
+_PASSED_OVER = (__name__.split(".")[0], "torch", "contextlib", *_LIBRARIES)
 
 
 class FastAttackWarning(UserWarning):

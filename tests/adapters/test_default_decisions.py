@@ -6,6 +6,7 @@ from typing import Any
 
 import eagerpy as ep
 import foolbox as fb
+import pyautoattack
 import pytest
 import torch
 import torchattacks
@@ -191,6 +192,15 @@ def test_torchattacks_attacks_on_a_bare_fast_model(name: str) -> None:
     spy = Spy()
     expected, make = TORCHATTACKS[name]
     make(spy.fast)(spy.x, spy.y)
+    assert spy.verdict() == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("fab", "exact"), ("apgd", "fast")])
+def test_attacks_of_the_reference_autoattack_on_a_bare_fast_model(name: str, expected: str) -> None:
+    spy = Spy()
+    attack = getattr(pyautoattack.AutoAttack(spy.fast, seed=0), name)
+    attack.n_iter = 2
+    attack.perturb(spy.x, spy.y)
     assert spy.verdict() == expected
 
 

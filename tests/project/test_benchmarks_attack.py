@@ -9,10 +9,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.attack import cycles, networks, strength, trades
+from benchmarks.attack import autoattack, cycles, networks, strength, trades
 from benchmarks.attack.attacks import WAYS
 from benchmarks.attack.kept import Kept
-from benchmarks.attack.networks import NETWORKS, Scaled, pairs
+from benchmarks.attack.networks import NETWORKS, Scaled, Subject, pairs
 from benchmarks.attack.page import compared, write_page
 from digits import DigitsNet, grey_digits, train
 
@@ -144,3 +144,23 @@ def test_float16_has_few_images_and_an_unknown_dtype_is_an_error() -> None:
     assert {(c.dtype, c.images, c.steps) for c in few} == {("float32", 300, 200), ("float16", 24, 60)}
     with pytest.raises(typer.BadParameter, match="expected some of float32, bfloat16, float16, got float8"):
         cycles.main(dtypes="float32,float8")
+
+
+def test_the_command_for_autoattack_times_each_attack_and_compares_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = grey_digits(test_size=6)
+    target = Subject("robust", DigitsNet(width=4).eval(), data.test_images, data.test_labels)
+    monkeypatch.setattr(autoattack, "subject", lambda name, folder, images: target)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    app = typer.Typer()
+    app.command()(autoattack.main)
+    sizes = {"digits-steps": 1, "width": 4, "batch": 2, "steps": 1, "targets": 1, "queries": 1}
+    options = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+    result = CliRunner().invoke(app, [*options, "--repeats", "1", "--cache", str(tmp_path), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "autoattack.json").read_text())["results"]
+    assert found["times"].keys() == autoattack.ATTACKS.keys()
+    assert all(ways.keys() == autoattack.WAYS.keys() for ways in found["times"].values())
+    assert [record["way"] for record in found["robustness"]] == list(autoattack.WAYS)
+    assert all(0 <= record["robust"] <= 1 for record in found["robustness"])

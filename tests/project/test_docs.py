@@ -196,7 +196,7 @@ def test_every_page_is_in_a_toctree() -> None:
     assert len(set(listed)) == len(listed)
 
 
-PUBLIC = ("", ".torchattacks", ".foolbox", ".attack", ".comparison")
+PUBLIC = ("", ".torchattacks", ".foolbox", ".autoattack", ".attack", ".comparison")
 
 
 @pytest.mark.parametrize("module", [f"fastadv_adapters{name}" for name in PUBLIC])

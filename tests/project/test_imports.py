@@ -6,7 +6,17 @@ import sys
 import pytest
 
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({names!r})); "
-LIBRARIES = ["torchattacks", "foolbox", "eagerpy", "torchvision", "sklearn", "matplotlib", "rich", "typer"]
+LIBRARIES = [
+    "torchattacks",
+    "pyautoattack",
+    "foolbox",
+    "eagerpy",
+    "torchvision",
+    "sklearn",
+    "matplotlib",
+    "rich",
+    "typer",
+]
 
 
 def run_without(names: list[str], code: str) -> subprocess.CompletedProcess[str]:
@@ -16,7 +26,7 @@ def run_without(names: list[str], code: str) -> subprocess.CompletedProcess[str]
 
 def test_the_core_needs_torch_alone() -> None:
     code = (
-        "import torch, fastadv_adapters as f; "
+        "import torch, fastadv_adapters as f, fastadv_adapters.autoattack; "
         "fast = f.FastAttackModel(torch.nn.Linear(4, 3)); x = torch.rand(2, 4); "
         "print(f.SafePGD(fast, eps=0.1)(x, torch.tensor([0, 1])).shape)"
     )

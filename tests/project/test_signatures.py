@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fastadv_adapters
-from fastadv_adapters import FastAttackModel, FastAttackOptions, SafePGD, foolbox, torchattacks
+from fastadv_adapters import FastAttackModel, FastAttackOptions, SafePGD, autoattack, foolbox, torchattacks
 
 Signed = Callable[..., Any]
 
@@ -86,13 +86,13 @@ def test_the_options_as_a_type_are_those_of_the_model() -> None:
 def test_options_are_described_where_the_model_is_and_nowhere_else() -> None:
     options, model = FastAttackOptions.__annotations__, inspect.getdoc(FastAttackModel)
     assert [name for name in options if f"\n    {name}: " not in (model or "")] == []
-    for handed_on in (FastAttackOptions, torchattacks.accelerate, foolbox.FastPyTorchModel):
+    for handed_on in (FastAttackOptions, torchattacks.accelerate, autoattack.accelerate, foolbox.FastPyTorchModel):
         text = inspect.getdoc(handed_on) or ""
         assert [name for name in options if f"\n    {name}: " in text] == []
         assert "fastadv_adapters.FastAttackModel" in text
 
 
-@pytest.mark.parametrize("hands_on", [torchattacks.accelerate, foolbox.FastPyTorchModel])
+@pytest.mark.parametrize("hands_on", [torchattacks.accelerate, autoattack.accelerate, foolbox.FastPyTorchModel])
 def test_adapters_hand_on_options_of_that_type(hands_on: Signed) -> None:
     assert inspect.signature(hands_on).parameters["options"].annotation == "Unpack[FastAttackOptions]"
 

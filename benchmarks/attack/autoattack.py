@@ -1,0 +1,146 @@
+"""`python -m benchmarks.attack.autoattack`: AutoAttack itself, plain and fast: the same number, and how much faster?
+
+The version "standard" as it is on the robust digits network, plain and fast from the same seeds. And on a ResNet-18 the
+time of each of its four attacks, in turn: shortened, and at a budget so small that no image falls before the last step.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from pyautoattack import AutoAttack
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.attack.kept import CACHE
+from benchmarks.attack.networks import Subject, subject
+from benchmarks.shared.networks import resnet18, settle_statistics
+from benchmarks.shared.report import OUT, Part, Report, Table
+from benchmarks.shared.timing import Timing, measure_in_turn
+from fastadv_adapters.autoattack import accelerate
+
+WAYS: dict[str, dict[str, Any] | None] = {"plain": None, "float32": {"dtype": torch.float32}, "default": {}}
+"""None for the plain model, or the options of the fast one."""
+ATTACKS = {"APGD-CE": "apgd", "APGD-T": "apgd_targeted", "FAB-T": "fab", "Square": "square"}
+TINY = 1e-4
+"""A budget at which no image falls."""
+console = Console()
+
+
+def adversary(net: nn.Module, way: str, *, eps: float, seed: int = 0) -> Any:
+    """AutoAttack's version "standard" on a copy of a network, accelerated if the way says so."""
+    options = WAYS[way]
+    made = AutoAttack(copy.deepcopy(net), eps=eps, seed=seed)
+    return made if options is None else accelerate(made, **options)
+
+
+def shorten(made: Any, *, steps: int, targets: int, queries: int) -> Any:
+    """The same with fewer steps, target classes and queries, and APGD's own schedule for them."""
+    for attack in (made.apgd, made.apgd_targeted, made.fab):
+        attack.n_iter = steps
+    for attack in (made.apgd, made.apgd_targeted):
+        attack.n_iter_2, attack.n_iter_min = (max(int(share * steps), 1) for share in (0.22, 0.06))
+    for attack in (made.apgd_targeted, made.fab):
+        attack.n_target_classes = targets
+    made.fab.targeted = True
+    made.square.n_queries = queries
+    return made
+
+
+def robustness(target: Subject, *, eps: float, seeds: int, shortened: dict[str, int]) -> list[dict[str, Any]]:
+    """Robust accuracy in every way and from every seed, judged by the plain network, and the seconds."""
+    records = []
+    for seed in range(seeds):
+        for way in WAYS:
+            made = adversary(target.net, way, eps=eps, seed=seed)
+            made = shorten(made, **shortened) if shortened else made
+            start = time.perf_counter()
+            found, _ = made.run_standard_evaluation(target.images, target.labels, batch_size=len(target.images))
+            seconds = time.perf_counter() - start
+            with torch.no_grad():
+                stands = target.net(found).argmax(1) == target.labels
+            records.append({"seed": seed, "way": way, "robust": stands.float().mean().item(), "seconds": seconds})
+            console.print(f"seed {seed}, {way}: robust {records[-1]['robust']:.2%}, {seconds:.0f} s")
+    return records
+
+
+def same_number(target: Subject, records: list[dict[str, Any]], *, eps: float) -> Part:
+    """The table of robust accuracies."""
+    rows = [
+        [str(seed), *(f"{r['robust']:.2%} in {r['seconds']:.0f} s" for r in records if r["seed"] == seed)]
+        for seed in sorted({r["seed"] for r in records})
+    ]
+    note = f"The robust digits network, {len(target.images)} images, eps {eps:g}: robust accuracy by the plain network."
+    return Part([Table('Version "standard" by seed', ("seed", *WAYS), rows, note)], records)
+
+
+def attack_times(x: Tensor, net: nn.Module, *, repeats: int, shortened: dict[str, int]) -> dict[str, dict[str, Timing]]:
+    """Seconds of each attack in each way, in turn."""
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    made = {way: shorten(adversary(net, way, eps=TINY), **shortened) for way in WAYS}
+
+    def one(way: str, name: str) -> Callable[[], object]:
+        return lambda: getattr(made[way], ATTACKS[name]).perturb(x, y)
+
+    return {
+        name: measure_in_turn({way: one(way, name) for way in WAYS}, device=x.device, repeats=repeats)
+        for name in ATTACKS
+    }
+
+
+def time_table(found: dict[str, dict[str, Timing]], title: str, note: str) -> Table:
+    """Seconds and ratios, attack by attack and of all together."""
+    rows = [_time_row(name, {way: timing.median for way, timing in ways.items()}) for name, ways in found.items()]
+    whole = {way: math.fsum(ways[way].median for ways in found.values()) for way in WAYS}
+    fast = [way for way in WAYS if way != "plain"]
+    return Table(title, ("attack", *WAYS, *(f"plain / {way}" for way in fast)), [*rows, _time_row("all", whole)], note)
+
+
+def _time_row(name: str, seconds: dict[str, float]) -> list[str]:
+    ratios = [f"{seconds['plain'] / seconds[way]:.2f}" for way in WAYS if way != "plain"]
+    return [name, *(f"{seconds[way]:.2f} s" for way in WAYS), *ratios]
+
+
+def main(
+    images: Annotated[int, typer.Option(help="Digits that are attacked.")] = 200,
+    eps: Annotated[float, typer.Option(help="Budget on the digits.")] = 0.15,
+    seeds: Annotated[int, typer.Option(help="Runs in each way on the digits.")] = 1,
+    digits_steps: Annotated[int, typer.Option(help="Steps on the digits; 0 for the version as it is.")] = 0,
+    width: Annotated[int, typer.Option(help="Of the ResNet-18.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images of the ResNet-18.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps on the ResNet-18, of 100.")] = 5,
+    targets: Annotated[int, typer.Option(help="Target classes on the ResNet-18, of 9.")] = 2,
+    queries: Annotated[int, typer.Option(help="Queries of Square on the ResNet-18, of 5000.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 3,
+    threads: Annotated[int, typer.Option(help="Of the processor.")] = 1,
+    cache: Annotated[Path, typer.Option(help="Folder for the digits network.")] = CACHE,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and Markdown.")] = OUT,
+) -> None:
+    """Run AutoAttack on plain and fast models: the same robust accuracy, and how much faster."""
+    torch.set_num_threads(threads)
+    shortened = {"steps": steps, "targets": targets, "queries": queries}
+    settings = {"digits": images, "eps": eps, "width": width, "batch": batch, **shortened, "repeats": repeats}
+    title, command = "AutoAttack itself, plain and fast", "python -m benchmarks.attack.autoattack"
+    report = Report("autoattack", title, command, settings, torch.device("cpu"), out, console)
+    torch.manual_seed(0)
+    x = torch.rand(batch, 3, 32, 32)
+    found = attack_times(x, settle_statistics(resnet18(width=width), x), repeats=repeats, shortened=shortened)
+    note = f"Medians of {repeats} rounds in turn: {steps} steps, {targets} target classes, {queries} queries."
+    table = time_table(found, f"Seconds on a ResNet-18 of width {width}, {batch} images", note)
+    seconds = {name: {way: timing.seconds for way, timing in ways.items()} for name, ways in found.items()}
+    report.add("times", Part([table], seconds))
+    target = subject("robust", cache, images=images)
+    few = {"steps": digits_steps, "targets": 9, "queries": 50 * digits_steps} if digits_steps else {}
+    records = robustness(target, eps=eps, seeds=seeds, shortened=few)
+    report.add("robustness", same_number(target, records, eps=eps))
+    report.finish()
+
+
+if __name__ == "__main__":
+    typer.run(main)
