@@ -9,20 +9,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import foolbox
 import torch
-import torchattacks
-import typer
-from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 
 from digits import Attack, Digits, DigitsNet, accuracy, grey_digits, predict, train
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
+
+try:
+    import foolbox
+    import torchattacks
+    import typer
+    from matplotlib.figure import Figure
+    from rich import box
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    raise SystemExit(f"expected {error.name} to be installed, got none: pip install -e '.[demo]'") from None
 
 EPS = 0.15
 """How far an attack may move a pixel, where 0 is white and 1 is black."""

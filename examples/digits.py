@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from rich.progress import track
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+try:
+    from rich.progress import track
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    raise SystemExit(f"expected {error.name} to be installed, got none: pip install -e '.[demo]'") from None
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 """Anything called as `attack(images, labels)` that gives back adversarial images."""

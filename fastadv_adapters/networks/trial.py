@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..boundary import (
     FLOOR,
@@ -63,6 +65,19 @@ class Trial:
                 signs = torch.arange(tensor.numel(), device=tensor.device).cos().view(tensor.shape).to(tensor.dtype)
                 tensor.mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
         return self._outcome(engine)
+
+    def lowered(self) -> bool:
+        """Whether layers of the wrapped model give half precision here: in an autocast region of its own."""
+        engine, found = self._plain_engine(), []
+        for part in engine.network.modules():
+            part.register_forward_hook(lambda module, inputs, output: found.extend(_in_half(output)))
+        self._outcome(engine)
+        return bool(found)
+
+    def wide(self) -> "Trial":
+        """The same in float64, which no autocast region lowers."""
+        tensors = [t.double() if t.is_floating_point() else t for t in self.tensors]
+        return Trial(self.source, self.arguments, tensors, self.needs, replace(self.full, dtype=torch.float64))
 
     def fast(self, plan: Trace | None, precision: Precision) -> Outcome:
         """The fast network's outcome."""
@@ -171,6 +186,8 @@ class Trial:
 
     def _plain_engine(self) -> EagerEngine:
         copied = in_one_block(copy_module(self.source, clone))
+        if self.full.dtype == torch.float64:
+            copied = copied.double()
         return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
 
     def _outcome(self, engine: EagerEngine, draws: int = 0) -> Outcome:
@@ -195,6 +212,11 @@ class Trial:
         with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)
             yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
+
+
+def _in_half(output: Any) -> list[Tensor]:
+    """Tensors in half precision among what a module gave."""
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.dtype in HALF]
 
 
 @dataclass

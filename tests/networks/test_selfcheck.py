@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from digits import grey_digits, trained_net
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.networks import pair as networks
 from fastadv_adapters.networks import selfcheck
 from tests.support.tools import batch, cosine, input_gradient, reference, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}
+
+
+def summed(logits: Tensor, _: Tensor) -> Tensor:
+    return logits.logsumexp(1).sum()
 
 
 class LogsWhatItFolds(nn.Module):
@@ -41,6 +46,36 @@ def test_nan_is_not_near_enough_for_the_self_check() -> None:
     with pytest.warns(FastAttackWarning, match="folded into 0 layers only"):
         found = input_gradient(fast, x, y)
     assert (cosine(found, input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+
+
+class Lowered(nn.Module):
+    """Runs a network in an autocast region of its own, as Accelerate makes it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out: Tensor = self.net(x)
+        return out.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_that_lowers_itself_is_folded_for_its_rounding_is_no_wrong_fold(dtype: torch.dtype) -> None:
+    net, (x, y) = Lowered(trained_net(grey_digits(), width=4, epochs=1)).eval(), (grey_digits().test_images[:8],) * 2
+    plain, fast = input_gradient(net, x, y, summed), FastAttackModel(net, dtype=dtype)
+    found = input_gradient(fast, x, y, summed)  # a warning would be an error
+    assert "15 folded" in fast.summary()
+    assert (cosine(found, plain) > 0.95).all()
+
+
+def test_a_wrong_fold_of_a_model_that_lowers_itself_is_noticed() -> None:
+    net, (x, y) = Lowered(LogsWhatItFolds()).eval(), batch()
+    fast = FastAttackModel(net, **FLOAT32)
+    with pytest.warns(FastAttackWarning, match="folded into 0 layers only"):
+        found = input_gradient(fast, x, y % 4)
+    assert (cosine(found, input_gradient(net, x, y % 4)) > 0.99).all()
 
 
 def test_threads_at_a_first_call_make_one_self_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,12 @@ def test_every_page_is_in_a_toctree() -> None:
     assert len(set(listed)) == len(listed)
 
 
+def test_every_recipe_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "guides" / "recipes.md").read_text(encoding="utf-8")
+    names = {path.name for path in (ROOT / "examples" / "recipes").glob("*.py")} - {"common.py"}
+    assert set(re.findall(r"/recipes/(\w+\.py)\)", page)) == names
+
+
 PUBLIC = ("", ".torchattacks", ".foolbox", ".autoattack", ".attack", ".comparison")
 
 

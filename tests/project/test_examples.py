@@ -67,6 +67,13 @@ def test_demo_writes_table_and_picture(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("missing", ["sklearn.datasets", "rich.progress"])
+def test_what_an_example_needs_is_named_in_one_line(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
+    with pytest.raises(SystemExit, match=rf"expected {missing} to be installed, got none: pip install -e '\.\[demo\]'"):
+        runpy.run_path(str(ROOT / "examples" / "digits.py"))
+
+
 DIGITS = [(grey_digits(test_size=100), (1, 8, 8)), (rgb_digits(test_size=100), (3, 32, 32))]
 
 
