@@ -43,6 +43,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+autodoc_mock_imports = ["torchmetrics"]  # not everybody has it, and one name alone needs it
+
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:class", r".*\.(Attack|Adversary)T"),  # type variables: the type that comes in

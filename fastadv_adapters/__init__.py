@@ -1,15 +1,41 @@
 """Fast, honest adversarial attacks in PyTorch: a model object that attack libraries take as it is.
 
-``FastAttackModel`` wraps a model, ``SafePGD`` attacks one. The adapters are imported by name, so that the core needs
-PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox``.
+``FastAttackModel`` wraps a model, ``SafePGD`` attacks one, ``evaluate`` attacks a data set and gives a ``Report``.
+The adapters are imported by name, so that the core needs PyTorch alone: ``fastadv_adapters.torchattacks`` and
+``fastadv_adapters.foolbox``. ``RobustAccuracy`` is there if torchmetrics is.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from .attack import SafePGD as SafePGD
 from .boundary import GradientStats as GradientStats
 from .boundary import watch_gradients as watch_gradients
+from .evaluation import Report as Report
+from .evaluation import evaluate as evaluate
 from .model import FastAttackModel as FastAttackModel
 from .modules import FastAttackWarning as FastAttackWarning
 from .options import FastAttackOptions as FastAttackOptions
 
+if TYPE_CHECKING:
+    from .evaluation.metric import RobustAccuracy as RobustAccuracy
+
 __version__ = "0.2.0"
-__all__ = ["FastAttackModel", "FastAttackOptions", "FastAttackWarning", "GradientStats", "SafePGD", "watch_gradients"]
+__all__ = [
+    "FastAttackModel",
+    "FastAttackOptions",
+    "FastAttackWarning",
+    "GradientStats",
+    "Report",
+    "SafePGD",
+    "evaluate",
+    "watch_gradients",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs another library only when it is asked for."""
+    if name == "RobustAccuracy":
+        from .evaluation.metric import RobustAccuracy
+
+        return RobustAccuracy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

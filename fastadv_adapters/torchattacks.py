@@ -64,7 +64,7 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
         raise TypeError(f"expected a torchattacks attack, got {type(attack).__name__}: make the attack first")
     copies: dict[int, FastAttackModel] = {}
     swaps: list[tuple[Attack, str, Any]] = []  # made at the end, so that a refusal leaves the attack as it was
-    for part in _attacks_in(attack):
+    for part in attacks_in(attack):
         if part._model_training:
             raise RuntimeError(
                 f"expected an attack on the model in eval mode, got {part.attack} set to training mode by "
@@ -81,13 +81,13 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
         else:
             if id(part.model) not in copies:
                 copies[id(part.model)] = FastAttackModel(part.model, **options)
-            swaps.append((part, "model", _view_for(part, copies[id(part.model)], options)))
+            swaps.append((part, "model", view_for(part, copies[id(part.model)], options)))
     for part, name, value in swaps:
         setattr(part, name, value)
     return attack
 
 
-def _attacks_in(attack: Attack) -> Iterator[Attack]:
+def attacks_in(attack: Attack) -> Iterator[Attack]:
     """The attack and all attacks inside it, each once."""
     seen: set[int] = set()
     for part in (attack, *attack._attacks.values()):
@@ -96,7 +96,7 @@ def _attacks_in(attack: Attack) -> Iterator[Attack]:
             yield part
 
 
-def _view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:
+def view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:
     """The view of ``fast`` that this one attack is strongest on, by the class of torchattacks that it derives from."""
     names = {kind.__name__ for kind in type(attack).__mro__ if kind.__module__.startswith("torchattacks.")}
     suits: dict[str, Any] = {"decisions": "exact" if reads_decisions(attack) else "auto"}

@@ -16,7 +16,7 @@ from benchmarks.attack.networks import Subject, subject
 from benchmarks.shared.report import OUT, Part, Report, Table
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.attack import LossName
-from fastadv_adapters.attack.search import Settings
+from fastadv_adapters.attack.looking import Settings
 
 SHARES = (4, 10)
 """A step is eps divided by one of these."""

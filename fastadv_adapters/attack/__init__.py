@@ -3,28 +3,40 @@
 ``safe_pgd`` holds the settings, checked by ``checks``; ``search`` is the loop, over the samples that ``pool`` holds,
 with ``objectives`` (another class, or just a higher loss) over ``targets``, made of ``losses`` and their
 ``directions``, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them. Samples
-whose iterates come again (``cycles``) rest until the next start (``resting``).
+whose iterates come again (``cycles``) rest until the next start (``resting``). ``looking`` is shared by ``search`` and
+``stream``, through which samples pass one by one (``flow``).
 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """
 
-from .balls import Ball, Norm, ball_around
-from .checks import accept_bounds, accept_inputs, accept_size
+from .balls import Ball, Norm, accept_norm, ball_around
+from .checks import accept_bounds, accept_count, accept_inputs, accept_size
+from .flow import Departed, Entrants, Way
 from .losses import Loss, LossFunction, LossName, resolve_loss
+from .objectives import left_class
 from .safe_pgd import SafePGD
-from .steps import step_sizes
+from .steps import LEAST_ROWS, step_sizes
+from .stream import stream_of
 
 __all__ = [
+    "LEAST_ROWS",
     "Ball",
+    "Departed",
+    "Entrants",
     "Loss",
     "LossFunction",
     "LossName",
     "Norm",
     "SafePGD",
+    "Way",
     "accept_bounds",
+    "accept_count",
     "accept_inputs",
+    "accept_norm",
     "accept_size",
     "ball_around",
+    "left_class",
     "resolve_loss",
     "step_sizes",
+    "stream_of",
 ]

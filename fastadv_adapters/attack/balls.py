@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from .rounding import has_float64, toward
+from .shrinking import shrink
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,18 +101,28 @@ class Ball(ABC):
         taken: dict[str, Any] = {k: v.index_select(0, index) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **taken)
 
+    def join(self, other: "Self") -> "Self":
+        """The ball of these samples and then of others, with the same budget and bounds."""
+        mine, theirs = vars(self), vars(other)
+        joined: dict[str, Any] = {k: torch.cat([v, theirs[k]]) for k, v in mine.items() if isinstance(v, Tensor)}
+        return replace(self, **joined)
+
     def times(self, factor: float) -> "Self":
         """The ball around the same samples with ``factor`` times the radius."""
         return self if factor == 1 else type(self).around(self.origin, factor * self.eps, self.lower, self.upper)
 
-    def step_(self, x: Tensor, gradient: Tensor, alpha: float) -> Tensor:
+    def step_(self, x: Tensor, gradient: Tensor, alpha: float | Tensor) -> Tensor:
         """Move ``x`` by ``alpha`` in the direction in which its loss rises most, and back into the ball.
+
+        ``alpha`` is one number, or one per sample, (N, 1, ...).
 
         Where the gradient is all zero a sample stays. Of the gradient only the direction matters, which is found
         wherever it is representable in its dtype: 2^-100 is as good as 1.
         """
         # Anything longer than this ends in the same place; without a limit a huge alpha would overflow.
-        self._move_(x, gradient.to(self.working), min(alpha, 1e6 * self.radius))
+        most = 1e6 * self.radius
+        size = alpha.to(self.working).clamp(max=most) if isinstance(alpha, Tensor) else min(alpha, most)
+        self._move_(x, gradient.to(self.working), size)
         return self.project_(x)
 
     def finish(self, x: Tensor) -> Tensor:
@@ -133,7 +144,7 @@ class Ball(ABC):
         """Bring ``x`` back into the ball and the bounds, up to rounding."""
 
     @abstractmethod
-    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None: ...
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float | Tensor) -> None: ...
 
     def _length(self, delta: Tensor) -> Tensor:
         return _norm(delta, self.order)
@@ -181,8 +192,8 @@ class LinfBall(Ball):
         """A copy of ``x`` in the origin's dtype: rounding to it cannot leave limits that are representable in it."""
         return x.to(self.origin.dtype, copy=True)
 
-    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
-        x.add_(gradient.sign(), alpha=alpha)
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float | Tensor) -> None:
+        _along_(x, gradient.sign(), alpha)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,10 +224,10 @@ class L2Ball(Ball):
             return self._length(delta).div_(self.radius)
         return self._length(delta / self.radius)
 
-    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float | Tensor) -> None:
         # What the clamp would take back is left out of the direction, so that alpha goes where it has an effect.
         blocked = torch.where(gradient > 0, x >= self.upper, x <= self.lower)
-        x.add_(self._unit(gradient.masked_fill(blocked, 0)), alpha=alpha)
+        _along_(x, self._unit(gradient.masked_fill(blocked, 0)), alpha)
 
     def _unit(self, v: Tensor) -> Tensor:
         """Each sample divided by its length, which is measured after scaling, since squares of 2^-100 underflow."""
@@ -250,15 +261,17 @@ class L1Ball(Ball):
         """The nearest point of the ball within the bounds."""
         delta = x - self.origin
         room = torch.where(delta > 0, self.upper - self.origin, self.origin - self.lower)
-        size = _shrink(delta.abs().flatten(1), room.flatten(1), self.radius).view(delta.shape)
+        size = shrink(delta.abs().flatten(1), room.flatten(1), self.radius).view(delta.shape)
         torch.add(self.origin, delta.sign_().mul_(size), out=x)
         return x.clamp_(self.lower, self.upper)
 
-    def _move_(self, x: Tensor, gradient: Tensor, alpha: float) -> None:
+    def _move_(self, x: Tensor, gradient: Tensor, alpha: float | Tensor) -> None:
+        alpha = alpha if isinstance(alpha, Tensor) else x.new_full((), alpha)
+        alpha = alpha.reshape(-1, 1)
         room = torch.where(gradient > 0, self.upper - x, x - self.lower).masked_fill_(gradient == 0, 0).flatten(1)
-        most = min(_L1_SHARE * (self.upper - self.lower), alpha)
+        most = alpha.clamp(max=_L1_SHARE * (self.upper - self.lower))
         order = gradient.abs().flatten(1).masked_fill_(room <= 0, 0).argsort(1, descending=True)
-        amount = room.clamp_(0, most).gather(1, order)
+        amount = room.clamp_(min=0).minimum(most).gather(1, order)
         spent = amount.cumsum(1) - amount
         amount = amount.minimum((alpha - spent).clamp_min_(0))
         x.addcmul_(gradient.sign(), torch.zeros_like(room).scatter_(1, order, amount).view(x.shape))
@@ -273,24 +286,13 @@ def _norm(v: Tensor, order: float) -> Tensor:
     return length
 
 
+def _along_(x: Tensor, direction: Tensor, alpha: float | Tensor) -> None:
+    """Add ``alpha``, one for all or one per sample, times the direction."""
+    if isinstance(alpha, Tensor):
+        x.addcmul_(direction, alpha)
+    else:
+        x.add_(direction, alpha=alpha)
+
+
 def _nonzero(v: Tensor) -> Tensor:
     return torch.where(v == 0, 1.0, v)
-
-
-def _shrink(size: Tensor, room: Tensor, radius: float) -> Tensor:
-    """``clamp(size - cut, 0, room)`` with the least ``cut >= 0``, per row, where a row adds up to at most ``radius``.
-
-    The sum is piecewise linear in the cut: as that falls, a coordinate starts to grow at ``size`` and is full at
-    ``size - room``. Going through these points in order finds the segment, and the cut within it.
-    """
-    count = size.shape[1]
-    points, order = torch.cat([size, (size - room).clamp_min_(0)], 1).sort(1, descending=True)
-    points = points.to(torch.float64 if has_float64(size.device) else torch.float32)
-    growing = torch.where(order < count, 1, -1).cumsum(1)[:, :-1]
-    total = ((points[:, :-1] - points[:, 1:]) * growing).cumsum(1)
-    segment = (total <= radius).sum(1, keepdim=True)
-    inside = segment < total.shape[1]
-    segment = segment.clamp_max_(total.shape[1] - 1)
-    excess = (total.gather(1, segment) - radius) / growing.gather(1, segment).clamp_min_(1)
-    cut = torch.where(inside, points.gather(1, segment + 1) + excess, 0.0).to(size.dtype)
-    return (size - cut).clamp_min_(0).minimum(room)

@@ -45,6 +45,21 @@ class Past:
         """That of the samples at ``index``."""
         return Past(self.kept.index_select(1, index), self.hits.index_select(1, index), self.age)
 
+    @classmethod
+    def fresh(cls, x: Tensor, age: int) -> "Past":
+        """Of samples that begin among others of that age: nothing is kept."""
+        kept = x.new_full((4, *x.shape), torch.nan)
+        return cls(kept, torch.zeros(3, len(x), dtype=torch.bool, device=x.device), age)
+
+    def join(self, other: "Past") -> "Past":
+        """That of these samples and then of others, of the same age."""
+        return Past(torch.cat([self.kept, other.kept], 1), torch.cat([self.hits, other.hits], 1), self.age)
+
+    def forget(self, index: Tensor) -> None:
+        """Keep nothing of the samples at ``index``: they begin anew."""
+        self.kept.index_fill_(1, index, torch.nan)
+        self.hits.index_fill_(1, index, False)
+
     def returned(self, x: Tensor) -> Tensor:
         """Take in the next iterates; returns which samples are in a cycle, bool (N,).
 

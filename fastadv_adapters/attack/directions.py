@@ -5,24 +5,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Ascent = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
-"""Logits (N, C), labels (N,) and the share of the steps that is done, 0 to 1, to the values of a loss (N,) and the
-direction at the logits (N, C) that raises it."""
+Ascent = Callable[[Tensor, Tensor, float | Tensor], tuple[Tensor, Tensor]]
+"""Logits (N, C), labels (N,) and the share of the steps that is done, 0 to 1, for all or per sample (N, 1), to the
+values of a loss (N,) and the direction at the logits (N, C) that raises it."""
 
 SHARPNESS = (3.0, 9.0)
 """How many times the gap the exponents of "auto" are, at the first step and at the last one."""
 
 
-def sharpness(progress: float) -> float:
+def sharpness(progress: float | Tensor) -> float | Tensor:
     """The factor at a share of the steps, 0 to 1: it rises by equal ratios.
 
     First the steps push several classes and choose among them, at last they push the nearest one alone.
     """
     first, last = SHARPNESS
-    return first * float((last / first) ** progress)
+    return first * (last / first) ** progress
 
 
-def cross_entropy_ascent(logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+def cross_entropy_ascent(logits: Tensor, labels: Tensor, progress: float | Tensor) -> tuple[Tensor, Tensor]:
     """The safe cross entropy and its gradient, see ``losses.cross_entropy``."""
     check_classes(logits, 2, "ce")
     rivals = others(logits, labels)
@@ -30,7 +30,7 @@ def cross_entropy_ascent(logits: Tensor, labels: Tensor, progress: float) -> tup
     return values, rivals.softmax(1).scatter_(1, labels[:, None], -1.0)
 
 
-def margin_ascent(logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+def margin_ascent(logits: Tensor, labels: Tensor, progress: float | Tensor) -> tuple[Tensor, Tensor]:
     """The margin and its gradient, which is shared by others that are equally large, as autograd has it."""
     check_classes(logits, 2, "margin")
     rivals = others(logits, labels)
@@ -40,7 +40,7 @@ def margin_ascent(logits: Tensor, labels: Tensor, progress: float) -> tuple[Tens
     return largest.squeeze(1) - own(logits, labels), share
 
 
-def auto_ascent(logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+def auto_ascent(logits: Tensor, labels: Tensor, progress: float | Tensor) -> tuple[Tensor, Tensor]:
     """The margin, and a direction that does not change if all logits of a sample are scaled or shifted.
 
     It is -1 at the label, and at the others the softmax of ``sharpness * z / gap``, with the gap between the largest
@@ -60,7 +60,7 @@ def auto_ascent(logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor
 def reverse(ascent: Ascent) -> Ascent:
     """The way down."""
 
-    def descent(logits: Tensor, targets: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    def descent(logits: Tensor, targets: Tensor, progress: float | Tensor) -> tuple[Tensor, Tensor]:
         values, direction = ascent(logits, targets, progress)
         return values.neg_(), direction.neg_()
 

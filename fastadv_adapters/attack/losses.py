@@ -59,7 +59,7 @@ class Loss:
             )
         return values
 
-    def ascent(self, logits: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Tensor]:
+    def ascent(self, logits: Tensor, labels: Tensor, progress: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
         """Values (N,) and, per sample, the direction at the logits (N, C) to backpropagate; both without history.
 
         The direction is the gradient up to a positive factor per sample; that of ``"auto"`` is no gradient, and changes

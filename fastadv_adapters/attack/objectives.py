@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..boundary import Packed
 from .checks import accept_logits
-from .losses import Loss
+from .losses import Loss, margin
 from .targets import Targets
 
 
@@ -22,11 +22,11 @@ class Objective(Protocol):
         """The loss, (N,)."""
 
     def ascent(
-        self, outputs: Packed, targets: Targets, samples: int, progress: float
+        self, outputs: Packed, targets: Targets, samples: int, progress: float | Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The loss, and for each tensor among the outputs the direction to backpropagate, None if it has no part.
 
-        ``progress`` is the share of the steps that is done, 0 to 1.
+        ``progress`` is the share of the steps that is done, 0 to 1, for all or per sample (N, 1).
         """
 
     def judge(self, outputs: Packed, targets: Targets, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ class AnotherClass:
         return self.loss(outputs.tensors[0], targets.tree)
 
     def ascent(
-        self, outputs: Packed, targets: Targets, samples: int, progress: float
+        self, outputs: Packed, targets: Targets, samples: int, progress: float | Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The loss, and the direction at the logits."""
         values, direction = self.loss.ascent(outputs.tensors[0], targets.tree, progress)
@@ -63,6 +63,43 @@ class AnotherClass:
         predicted = logits.argmax(1)
         hit = predicted == labels if self.targeted else predicted != labels
         return hit > lost, lost
+
+
+@dataclass(frozen=True)
+class OneRival:
+    """Logits (N, C) shall have their largest at another class than the label, and steps raise one such class alone.
+
+    The tree of targets is the labels (N,), classes in order (N, R), and the turn (N,): which of these is raised.
+    """
+
+    largest_label: int
+
+    def accept(self, outputs: Any, samples: int) -> Packed:
+        """Logits with a class for every label."""
+        return Packed(accept_logits(outputs, samples, self.largest_label))
+
+    def values(self, outputs: Packed, targets: Targets, samples: int) -> Tensor:
+        """The margin, (N,)."""
+        return margin(outputs.tensors[0], targets.tree[0])
+
+    def ascent(
+        self, outputs: Packed, targets: Targets, samples: int, progress: float | Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The margin, and 1 at the rival and -1 at the label, which does not depend on the scale of the logits."""
+        labels, rivals, turn = targets.tree
+        direction = torch.zeros_like(outputs.tensors[0].detach())
+        direction.scatter_(1, rivals.gather(1, turn[:, None]), 1.0).scatter_(1, labels[:, None], -1.0)
+        return margin(outputs.tensors[0].detach(), labels), [direction]
+
+    def judge(self, outputs: Packed, targets: Targets, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Decisions, whichever class they are for, and whether a logit is NaN or infinite."""
+        return left_class(outputs.tensors[0], targets.tree[0])
+
+
+def left_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which samples are adversarial, and which have a logit that is NaN or infinite, which is no success."""
+    lost = (logits.abs().amax(1) < torch.inf).logical_not_()  # NaN is not less either
+    return (logits.argmax(1) != labels) > lost, lost
 
 
 @dataclass(frozen=True)
@@ -80,7 +117,7 @@ class HigherLoss:
         return self.loss.rate(outputs.tree(), targets.tree, samples)
 
     def ascent(
-        self, outputs: Packed, targets: Targets, samples: int, progress: float
+        self, outputs: Packed, targets: Targets, samples: int, progress: float | Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The loss, and its gradient at the outputs, scaled per sample; 0 if that is not finite: the sample stays."""
         values, gradients = self.loss.differentiated(outputs, targets.tree, samples)

@@ -38,6 +38,10 @@ class Best:
         """Those at ``index``."""
         return Best(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
 
+    def join(self, other: "Best") -> "Best":
+        """These and then others."""
+        return Best(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+
     def put(self, index: Tensor, part: "Best") -> None:
         """Write those at ``index``."""
         for f in fields(self):
@@ -98,6 +102,17 @@ class Pool:
         places, x, broken = (t.index_select(0, index) for t in (self.index, self.x, self.broken))
         best, past = self.best.take(index), self.past and self.past.take(index)
         return Pool(places, self.targets.take(index), self.ball.take(index), x, best, broken, past)
+
+    def join(self, other: "Pool") -> "Pool":
+        """These samples and then others."""
+        index, x, broken = (torch.cat([getattr(self, n), getattr(other, n)]) for n in ("index", "x", "broken"))
+        past = self.past and other.past and self.past.join(other.past)
+        best, targets, ball = self.best.join(other.best), self.targets.join(other.targets), self.ball.join(other.ball)
+        return Pool(index, targets, ball, x, best, broken, past)
+
+    def forget_rows(self) -> None:
+        """Make the batch anew when it is next asked for: targets have changed."""
+        self._rows = None
 
     def rows(self, size: int) -> Rows:
         """The batch of ``size`` rows.

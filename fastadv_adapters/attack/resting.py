@@ -28,6 +28,10 @@ class Footing:
         self._own_random: bool | None = None
         self._marks: Any = None
 
+    def begin(self) -> None:
+        """From here on nothing random may be drawn."""
+        self._random = generator_states(self._device)
+
     def moved(self) -> bool:
         """Whether weights, precision or the scale of half precision have changed since this was last asked.
 

@@ -19,11 +19,12 @@ from .checks import (
     accept_targets,
 )
 from .cycles import can_cycle
+from .looking import Settings, Start
 from .losses import LossFunction, LossName, resolve_loss
 from .objectives import AnotherClass, HigherLoss, Objective
 from .pool import Best
 from .rounding import has_float64
-from .search import Search, Settings, Start
+from .search import Search
 from .steps import radii, step_sizes
 from .targets import Targets, has_classes, need_of_classes
 

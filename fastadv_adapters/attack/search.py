@@ -1,77 +1,25 @@
 """The loop of ``SafePGD``: iterates, candidates, and who is left."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..boundary import Packed, Watch, watch_gradients
 from ..model import FastAttackModel
 from .balls import Ball
-from .objectives import Objective
-from .pool import Best, Pool, Rows
+from .looking import Looking, Settings
+from .pool import Best, Pool
 from .resting import Resting
 from .steps import rows_for
 from .targets import Targets
-
-Start = Literal["random", "beside", "origin"]
 
 BESIDE = 1e-3
 """The standard deviation of a start beside a sample, as a share of the range between the bounds, as in TRADES (Zhang et
 al. 2019, arXiv:1901.08573); but at most a tenth of eps."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What an attack does, settled before it meets a batch.
-
-    Attributes:
-        fast: gives logits and gradients.
-        exact: gives the logits that count.
-        before: a differentiable function between x and the model, or None.
-        step_sizes: one per step.
-        radii: of the ball after each step, as a multiple of eps; what is outside of eps is no candidate.
-        start: where each restart begins: at a "random" point of the ball, "beside" the sample, or at it ("origin").
-        generator: says on which device starts are drawn; None for the CPU.
-        early_stop: whether confirmed samples are dropped.
-        stops_cycles: whether samples whose iterates are in a cycle are left out until the next start.
-        shapes_cost: whether every new batch size costs the fast model time.
-    """
-
-    fast: FastAttackModel
-    exact: FastAttackModel
-    before: Callable[[Tensor], Tensor] | None
-    step_sizes: tuple[float, ...]
-    radii: tuple[float, ...]
-    start: Start
-    generator: torch.Generator | None
-    early_stop: bool
-    stops_cycles: bool
-    shapes_cost: bool
-
-
-class Seen(NamedTuple):
-    """A forward pass.
-
-    Attributes:
-        x: what was asked about, (N, ...), without history.
-        rows: how x stands in the batch that the network was given.
-        leaf: that batch.
-        outputs: of the leaf, with history if a gradient is wanted.
-        watch: tells which of its gradients were broken.
-    """
-
-    x: Tensor
-    rows: Rows
-    leaf: Tensor
-    outputs: Packed
-    watch: Watch
-
-
 @dataclass
-class Search:
+class Search(Looking):
     """One attack on one batch: the loop, with the fast network and then, for some samples, in full precision.
 
     Nothing here waits for the device but :meth:`run`, once at its end, and with ``early_stop`` each look.
@@ -80,8 +28,6 @@ class Search:
         found: the best candidates of the whole batch, as exact decisions judge them.
     """
 
-    settings: Settings
-    objective: Objective
     ball: Ball
     targets: Targets
     seeds: list[int]
@@ -98,6 +44,11 @@ class Search:
                 pool = self._restart(network, pool)
         return self._settle(pool) if len(pool.index) else pool.index
 
+    def _size(self, network: FastAttackModel, samples: int) -> int:
+        """How many rows the network is given for so many samples: few different numbers where each costs."""
+        costs = self.settings.shapes_cost and network is self.settings.fast
+        return rows_for(samples, len(self.ball.origin)) if costs else samples
+
     def _pool(self, index: Tensor) -> Pool:
         x = self.ball.origin
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -109,9 +60,7 @@ class Search:
         """Iterates to begin with. They are drawn for the whole batch, so a sample's does not depend on who is left."""
         if self.settings.start == "origin":
             return pool.ball.start()
-        given = self.settings.generator
-        generator = torch.Generator(given.device if given else pool.x.device).manual_seed(seed)
-        x = self.ball.random_start(generator) if self.settings.start == "random" else beside(self.ball, generator)
+        x = start_at(self.settings, self.ball, seed)
         return x if len(pool.index) == len(x) else x.index_select(0, pool.index)
 
     def _restart(self, network: FastAttackModel, pool: Pool) -> Pool:
@@ -163,44 +112,6 @@ class Search:
         left.broken.copy_(pool.broken.index_select(0, places))
         return left, gradient
 
-    def _see(self, network: FastAttackModel, pool: Pool, *, ascend: bool) -> Seen:
-        """Show the network the iterates, as a leaf of a graph that is gone before a step writes into them."""
-        x = pool.x.to(self.ball.origin.dtype)  # what the model sees: iterates in x's dtype
-        rows = pool.rows(self._size(network, len(x)))
-        leaf = rows.spread(x).detach().requires_grad_(ascend)
-        with torch.set_grad_enabled(ascend), watch_gradients() as watch:
-            outputs = self._outputs(network, leaf)
-        return Seen(x, rows, leaf, outputs, watch)
-
-    def _size(self, network: FastAttackModel, samples: int) -> int:
-        """How many rows the network is given for so many samples: few different numbers where each costs."""
-        costs = self.settings.shapes_cost and network is self.settings.fast
-        return rows_for(samples, len(self.ball.origin)) if costs else samples
-
-    def _rate(self, seen: Seen, progress: float | None) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss of each row and, to ascend, the directions at the outputs to backpropagate."""
-        given = seen.outputs, seen.rows.targets, seen.rows.size
-        return (self.objective.values(*given), []) if progress is None else self.objective.ascent(*given, progress)
-
-    def _offer(self, seen: Seen, pool: Pool, values: Tensor) -> Tensor:
-        """Offer what was seen to the pool; returns which samples look adversarial."""
-        judged = self.objective.judge(seen.outputs, seen.rows.targets, values)
-        adversarial, lost, values = (seen.rows.kept(t) for t in (*judged, values))
-        pool.best.offer(seen.x, adversarial, values.masked_fill(lost, -torch.inf))
-        pool.broken.logical_or_(lost)
-        return adversarial
-
-    def _gradient(self, seen: Seen, directions: list[Tensor | None], pool: Pool) -> Tensor:
-        """The gradient at the samples of a pool, which learns which of them were broken."""
-        pairs = zip(seen.outputs.tensors, directions, strict=True)
-        wanted = [(output, direction) for output, direction in pairs if direction is not None and output.requires_grad]
-        (gradient,) = torch.autograd.grad([o for o, _ in wanted], seen.leaf, [d for _, d in wanted])
-        if self.settings.before is not None:  # it may overflow behind the boundary
-            gradient = gradient.nan_to_num(0.0)
-        if seen.watch.broken is not None:
-            pool.broken.logical_or_(seen.rows.kept(seen.watch.broken))
-        return seen.rows.kept(gradient)
-
     def _confirm(self, pool: Pool, x: Tensor, adversarial: Tensor) -> Tensor | None:
         """Keep what exact decisions confirm; returns the places of the samples that are left, None for all."""
         nominated = adversarial.nonzero().squeeze(1)
@@ -224,19 +135,18 @@ class Search:
         """
         whole = len(index) == len(self.ball.origin)
         ball, targets = (self.ball, self.targets) if whole else (self.ball.take(index), self.targets.take(index))
-        x = ball.finish(x)
-        outputs = self._outputs(self.settings.exact, x)
-        values = self.objective.values(outputs, targets, len(x))
-        adversarial, lost = self.objective.judge(outputs, targets, values)
         best = self.found if whole else self.found.take(index)
-        best.offer(x, adversarial, values.masked_fill(lost, -torch.inf))
+        adversarial, _ = self._judged(ball, targets, best, x)
         if not whole:
             self.found.put(index, best)
         return adversarial
 
-    def _outputs(self, network: FastAttackModel, x: Tensor) -> Packed:
-        before = self.settings.before
-        return self.objective.accept(network(x if before is None else before(x)), len(x))
+
+def start_at(settings: Settings, ball: Ball, seed: int) -> Tensor:
+    """Iterates at a random point of each ball, or beside each sample."""
+    given = settings.generator
+    generator = torch.Generator(given.device if given else ball.origin.device).manual_seed(seed)
+    return ball.random_start(generator) if settings.start == "random" else beside(ball, generator)
 
 
 def beside(ball: Ball, generator: torch.Generator) -> Tensor:

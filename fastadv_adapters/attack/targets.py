@@ -36,6 +36,11 @@ class Targets:
         """Those of the samples at ``index``."""
         return Targets(self.packed.holding([t.index_select(0, index) for t in self.packed.tensors]))
 
+    def join(self, other: "Targets") -> "Targets":
+        """These and then those of others."""
+        pairs = zip(self.packed.tensors, other.packed.tensors, strict=True)
+        return Targets(self.packed.holding([torch.cat(pair) for pair in pairs]))
+
 
 @dataclass(frozen=True)
 class Need:

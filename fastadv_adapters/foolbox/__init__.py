@@ -14,8 +14,8 @@ except ImportError as error:
         "expected the packages foolbox and eagerpy to be installed: pip install 'fastadv_adapters[foolbox]'"
     ) from error
 
-from .accelerating import accelerate
+from .accelerating import accelerate, suits
 from .models import FastPyTorchModel
 from .safe_steps import SafeL1PGD, SafeL2PGD, SafeLinfPGD
 
-__all__ = ["FastPyTorchModel", "SafeL1PGD", "SafeL2PGD", "SafeLinfPGD", "accelerate"]
+__all__ = ["FastPyTorchModel", "SafeL1PGD", "SafeL2PGD", "SafeLinfPGD", "accelerate", "suits"]

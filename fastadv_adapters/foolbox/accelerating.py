@@ -93,7 +93,8 @@ class _Accelerated:
             return model
         source = inner.fast if isinstance(inner, Call) else _module_in(model)
         if not isinstance(source, FastAttackModel):
-            return around(model, _Swapped(_copy_of(source, inner, self._options).view(**self._suits(model))))
+            fast = _copy_of(source, inner, self._options)
+            return around(model, _Swapped(fast.view(**suits(self._plain, fast.device, self._options))))
         if self._options:
             raise ValueError(
                 f"expected no options for an attack on a model that is fast already, got {', '.join(self._options)}: "
@@ -101,19 +102,20 @@ class _Accelerated:
             )
         return model
 
-    def _suits(self, model: Any) -> dict[str, Any]:
-        """The options of the view that this attack is strongest on, but for those that were given."""
-        suits: dict[str, Any] = {"decisions": "exact" if reads_decisions(self) else "auto"}
-        if needs_exact_gradients(self) and "decisions" not in self._options:
-            suits["full_precision"] = True
-        names = {kind.__name__ for kind in self._plain.__mro__ if kind.__module__.startswith("foolbox.")}
-        own = self._plain.__module__.startswith("foolbox.")  # one of the user's may not be written for float64
-        if own and names.intersection(FLOAT64) and model.device.type != "mps":
-            suits["logits_dtype"] = torch.float64
-        return {name: value for name, value in suits.items() if name not in self._options}
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _accelerated, (_made_into(self._plain, self), self._options)
+
+
+def suits(kind: type[Attack], device: torch.device, options: FastAttackOptions) -> dict[str, Any]:
+    """The options of the view that an attack of this class is strongest on, but for those that were given."""
+    chosen: dict[str, Any] = {"decisions": "exact" if reads_decisions(kind) else "auto"}
+    if needs_exact_gradients(kind) and "decisions" not in options:
+        chosen["full_precision"] = True
+    names = {base.__name__ for base in kind.__mro__ if base.__module__.startswith("foolbox.")}
+    own = kind.__module__.startswith("foolbox.")  # one of the user's may not be written for float64
+    if own and names.intersection(FLOAT64) and device.type != "mps":
+        chosen["logits_dtype"] = torch.float64
+    return {name: value for name, value in chosen.items() if name not in options}
 
 
 class _Swapped(Call):

@@ -26,19 +26,19 @@ _FIXED_BUDGET = ("auto_pgd", "projected_gradient_descent")
 
 
 def reads_decisions(attack: Any) -> bool:
-    """Whether an attack is of one of the classes in ``READERS``, or of one that derives from them."""
+    """Whether an attack, or a class of them, is one of those in ``READERS``, or derives from one."""
     return _derives_from(attack, READERS)
 
 
 def needs_exact_gradients(attack: Any) -> bool:
-    """Whether an attack is of one of the classes in ``STEEP``, or of one that derives from them."""
+    """Whether an attack, or a class of them, is one of those in ``STEEP``, or derives from one."""
     return _derives_from(attack, STEEP)
 
 
 def _derives_from(attack: Any, classes: dict[str, tuple[str, ...]]) -> bool:
     return any(
         kind.__name__ in names and kind.__module__.split(".")[0] == library
-        for kind in type(attack).__mro__
+        for kind in (attack if isinstance(attack, type) else type(attack)).__mro__
         for library, names in classes.items()
     )
 

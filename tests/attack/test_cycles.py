@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from digits import Digits, DigitsNet, grey_digits, train
 from fastadv_adapters.attack import LossName, Norm, SafePGD, ball_around, resolve_loss
 from fastadv_adapters.attack.cycles import WINDOW, Past, can_cycle
+from fastadv_adapters.attack.looking import Settings
 from fastadv_adapters.attack.pool import Best, Pool
 from fastadv_adapters.attack.resting import Resting
-from fastadv_adapters.attack.search import Settings
 from fastadv_adapters.attack.targets import Targets
 from fastadv_adapters.model import FastAttackModel
 from fastadv_adapters.networks import Networks

@@ -27,11 +27,11 @@ def fault_of(line: str) -> str | None:
     if extras := re.search(r"pip install .*\[([\w,]+)\]", command):
         missing = set(extras[1].split(",")) - set(EXTRAS)
         return f"no extra {missing}" if missing else None
-    if script := re.match(r"(?:python|torchrun .*) ([\w/]+\.py)", command):
+    if script := re.match(r"(?:python|torchrun .*?) (\w+/[\w/]+\.py)", command):
         return None if (ROOT / script[1]).exists() else f"no {script[1]}"
     if module := re.match(r"python -m ([\w.]+)", command):  # that it can be run is looked at in test_paths.py
         return None if module[1].split(".")[0] in ("benchmarks", "fastadv_adapters", "pytest") else f"no {module[1]}"
-    known = ("", "git clone ", "cd ", "pip install ", "fastadv ", "pre-commit ")
+    known = ("", "git clone ", "cd ", "pip install ", "torchrun ", "fastadv ", "pre-commit ")
     return None if not command or command.startswith(known[1:]) else f"no command {command}"
 
 

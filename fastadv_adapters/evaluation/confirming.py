@@ -1,0 +1,134 @@
+"""The plain model as judge: every verdict is its own, in its own precision, in batches of one fixed size."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attack import left_class
+from .seeds import seed_of, seeded
+
+SIZE = 32
+"""How many rows the plain model is always given: kernels may round otherwise in a batch of another size."""
+
+WITHIN = 100
+"""Two logits closer than so many units of rounding of the largest might change places in another batch."""
+
+PASSES = 9
+"""How often a model that draws random numbers is asked; the majority counts."""
+
+APART = 1e-4
+"""By how much, relative to the largest logit, two passes of a model differ if it draws random numbers. (The checks of
+AutoAttack have the same number, absolute.)"""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the plain model makes of some inputs, each of shape (N,) but ``logits``.
+
+    Attributes:
+        logits: (N, C), of the first pass.
+        predictions: classes.
+        adversarial: whether the class is another one than the label, by finite logits.
+        borderline: whether that is within rounding.
+    """
+
+    logits: Tensor
+    predictions: Tensor
+    adversarial: Tensor
+    borderline: Tensor
+
+
+class Judge:
+    """The plain model, in eval mode while it is asked.
+
+    Args:
+        model: the plain model.
+        seed: of the random numbers that it may draw.
+
+    Attributes:
+        passes: how often it is asked about each sample.
+        clearance: the relative distance of two logits that rounding may bridge.
+    """
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        self._model, self._seed = model, seed
+        parameter = next(p for p in model.parameters() if p.is_floating_point())
+        self.device, self._dtype = parameter.device, parameter.dtype
+        self.passes = 1
+        self.clearance = WITHIN * torch.finfo(self._dtype).eps
+
+    def classes(self, x: Tensor) -> int:
+        """How many classes the model knows.
+
+        Raises:
+            ValueError: it does not return logits (N, C).
+        """
+        with _evaluating(self._model):
+            logits: object = self._model(x.to(self.device, self._dtype))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"expected the model to return logits of shape ({len(x)}, C), C at least 2, got {got}: wrap a model "
+                f"that returns anything else in a module that returns its logits"
+            )
+        return logits.shape[1]
+
+    def notice_randomness(self, x: Tensor) -> bool:
+        """Ask twice about the same inputs, and from now on more often if the answers differ."""
+        first, second = (self._logits(x, (0, number)) for number in range(2))
+        peak = first.abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
+        differs = bool((((first - second).abs() / peak) > APART).any())
+        self.passes = PASSES if differs else 1
+        return differs
+
+    def verdicts(self, x: Tensor, y: Tensor, *names: object) -> Verdicts:
+        """What it makes of inputs (N, ...) with these labels; ``names`` seed its random numbers."""
+        parts = [self._part(x[i : i + SIZE], y[i : i + SIZE], names) for i in range(0, len(x), SIZE)]
+        logits, predictions, adversarial, borderline = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Verdicts(logits, predictions, adversarial, borderline)
+
+    def _part(self, x: Tensor, y: Tensor, names: tuple[object, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        votes = torch.zeros_like(y)
+        asked = []
+        for number in range(self.passes):
+            logits = self._logits(x, (*names, number))
+            adversarial, _ = left_class(logits, y)
+            votes += adversarial
+            asked.append(logits)
+        broken = 2 * votes > self.passes
+        # The prediction is one of a pass that agrees with the majority.
+        predictions = asked[0].argmax(1)
+        for logits in asked:
+            adversarial, _ = left_class(logits, y)
+            predictions = torch.where((predictions != y) == broken, predictions, logits.argmax(1))
+        if self.passes > 1:
+            borderline = (2 * votes - self.passes).abs() <= 1
+        else:
+            own = asked[0].gather(1, y[:, None]).squeeze(1)
+            rival = asked[0].scatter(1, y[:, None], -torch.inf).amax(1)
+            borderline = (own - rival).abs() <= self.clearance * asked[0].abs().amax(1)
+        return asked[0], predictions, broken, borderline
+
+    def _logits(self, x: Tensor, names: tuple[object, ...]) -> Tensor:
+        """Logits of at most SIZE inputs, with copies of the first beside them."""
+        rows = torch.cat([x, x[:1].expand(SIZE - len(x), *x.shape[1:])]) if len(x) < SIZE else x
+        with _evaluating(self._model), seeded(seed_of(self._seed, "judge", *names), self.device):
+            logits: Tensor = self._model(rows.to(self._dtype))
+        return logits[: len(x)]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode and without gradients; afterwards each part is in the mode that it was in."""
+    training = [part for part in model.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        with torch.no_grad(), torch.inference_mode(False):
+            yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,36 @@
+"""Who a model is, and what ran it: what an evaluation that goes on has to share with its beginning."""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .stages import Attack
+
+
+def model_hash(model: nn.Module) -> str:
+    """Of all parameters and buffers, their names, dtypes and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+        digest.update(dense.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions(attacks: Iterable[Attack]) -> dict[str, str]:
+    """Of this package, of PyTorch, and of the libraries that attacks come from."""
+    libraries = {library for attack in attacks for library in attack.libraries}
+    own = importlib.import_module("fastadv_adapters").__version__
+    return {"fastadv_adapters": own, "torch": torch.__version__} | {
+        name: importlib.metadata.version(name) for name in sorted(libraries)
+    }
+
+
+def options_text(options: dict[str, Any]) -> dict[str, str]:
+    """Options of a fast model for the header."""
+    return {name: str(value) for name, value in sorted(options.items())}

@@ -1,0 +1,123 @@
+"""Attacks of other libraries and callables in an evaluation, each on the view of the fast model that suits it."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import FastAttackModel
+from ..modules import need
+from .safe import described
+from .stages import Attack, BatchStage, Setting, Stage
+
+
+@dataclass(frozen=True)
+class Torchattack(Attack):
+    """An attack of torchattacks; it is copied, and the copy runs on the fast model.
+
+    Attributes:
+        attack: as it was given; its budget is its own.
+    """
+
+    libraries = ("torchattacks",)
+    attack: Any
+
+    @property
+    def description(self) -> str:
+        """The class and its settings, as torchattacks prints them."""
+        return f"torchattacks {self.attack!r}"
+
+    def stage(self, setting: Setting, eps: float) -> Stage:
+        """The attack, whatever its budget is: a candidate outside of the evaluation's is no success."""
+        adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
+        attack = _copied(self.attack)
+        shared = setting.fast.view(logits_dtype=torch.float32)
+        parts = list(adapter.attacks_in(attack))
+        for part in parts:  # one fast copy serves all
+            if not isinstance(part.model, FastAttackModel):
+                part.model = adapter.view_for(part, shared, {})
+        counted = all(shares(part.model, setting.fast) for part in parts)
+        return BatchStage(self.name, eps, setting, attack, counted)
+
+
+@dataclass(frozen=True)
+class Foolbox(Attack):
+    """An attack of foolbox.
+
+    Attributes:
+        attack: as it was given.
+    """
+
+    libraries = ("foolbox",)
+    attack: Any
+
+    @property
+    def description(self) -> str:
+        """The class and its attributes."""
+        given = ", ".join(f"{k}={v!r}" for k, v in vars(self.attack).items() if _is_plain(v))
+        return f"foolbox {type(self.attack).__name__}({given})"
+
+    def stage(self, setting: Setting, eps: float) -> Stage:
+        """The attack with this budget."""
+        adapter = need("fastadv_adapters.foolbox", extra="foolbox")
+        view = setting.fast.view(**adapter.suits(type(self.attack), setting.judge.device, {}))
+        model = adapter.FastPyTorchModel(view, setting.bounds)
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            found: Tensor = self.attack(model, x, y, epsilons=[eps])[1][0]
+            return found
+
+        return BatchStage(self.name, eps, setting, run, True)
+
+
+@dataclass(frozen=True)
+class Function(Attack):
+    """A callable ``(model, x, y) -> candidates``, which is given the fast model, or ``(x, y) -> candidates``.
+
+    Attributes:
+        function: as it was given.
+    """
+
+    function: Callable[..., Tensor]
+
+    @property
+    def description(self) -> str:
+        """Where it is defined."""
+        return described(self.function)
+
+    def stage(self, setting: Setting, eps: float) -> Stage:
+        """The callable, whatever its budget is: a candidate outside of the evaluation's is no success."""
+        if not takes_model(self.function):
+            return BatchStage(self.name, eps, setting, self.function, False)
+        return BatchStage(self.name, eps, setting, partial(self.function, setting.fast), True)
+
+
+def shares(model: Any, fast: FastAttackModel) -> bool:
+    """Whether a model is a view of this fast model."""
+    return isinstance(model, FastAttackModel) and model._networks is fast._networks
+
+
+def takes_model(function: Callable[..., Any]) -> bool:
+    """Whether a callable wants ``(model, x, y)``, and not ``(x, y)``."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len([p for p in positional if p.default is p.empty]) == 3
+
+
+def _copied(attack: Any) -> Any:
+    """A copy of an attack and of those inside it, on the same models."""
+    inside = [attack, *getattr(attack, "_attacks", {}).values()]
+    models = {id(part.model): part.model for part in inside if isinstance(getattr(part, "model", None), nn.Module)}
+    return copy.deepcopy(attack, dict(models))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str, bool, tuple, type(None), torch.dtype))

@@ -1,0 +1,82 @@
+"""``RobustAccuracy``: the robust accuracy as a metric of torchmetrics, whose sums are reduced over processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attack import Norm, SafePGD
+from ..model import FastAttackModel
+from .confirming import Judge
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(
+        "expected the package torchmetrics to be installed for RobustAccuracy, got none: pip install torchmetrics"
+    ) from error
+
+
+class RobustAccuracy(Metric):
+    """The share of samples that a model classifies as labelled, as they are and under attack.
+
+    A metric of torchmetrics: ``update(x, y)`` attacks a batch, ``compute()`` gives the share of all samples since the
+    last ``reset()``, over all processes. The plain model, in eval mode, judges.
+
+    Args:
+        model: the plain model, or a :class:`~fastadv_adapters.FastAttackModel`; it may be trained in between. It is no
+            part of the metric.
+        eps: the budget, in units of x and of the norm.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        bounds: the least and the largest value of an input.
+        steps: of SafePGD, which stops early.
+        attack: in the place of SafePGD, called as ``attack(x, y)``; its budget is its own.
+        seed: of random numbers that the model may draw.
+        **kwargs: of ``torchmetrics.Metric``.
+
+    Shape:
+        - x: (N, ...), floating, within ``bounds``.
+        - y: (N,), integers.
+        - ``compute()``: a number between 0 and 1, float32.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    standing: Tensor
+    total: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float,
+        norm: Norm = "linf",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        steps: int = 20,
+        attack: Callable[[Tensor, Tensor], Tensor] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        fast = model if isinstance(model, FastAttackModel) else FastAttackModel(model)
+        own = SafePGD(fast, eps=eps, norm=norm, bounds=bounds, steps=steps, early_stop=True)
+        self._held = (fast, attack or own, seed)  # in a tuple: the model is no submodule
+        self.add_state("standing", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Attack a batch and count."""
+        fast, attack, seed = self._held
+        judge = Judge(fast.wrapped, seed)
+        found = attack(x, y)
+        y = y.to(torch.int64)
+        broken = judge.verdicts(x, y, "clean").adversarial | judge.verdicts(found, y, "attacked").adversarial
+        self.standing += (~broken).sum().to(self.standing.device)
+        self.total += len(y)
+
+    def compute(self) -> Tensor:
+        """The share of samples that stand; NaN if there were none."""
+        return self.standing.float() / self.total

@@ -1,0 +1,193 @@
+"""What an evaluation found, with the numbers that can be quoted."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .pictures import draw_report, draw_triples
+from .rows import CLEAN, Row
+from .store import Folder
+
+_Z = 1.959963984540054  # of the normal distribution, two-sided, 95 %
+
+Images = Callable[[], dict[int, tuple[Tensor, Tensor | None]]]
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953."""
+    share, square = successes / count, _Z**2 / count
+    middle = (share + square / 2) / (1 + square)
+    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / count / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        header: settings, versions, attacks, and who model and data are.
+        samples: a row per sample, in order of the index.
+    """
+
+    header: dict[str, Any]
+    samples: tuple[Row, ...]
+    _images: Images = field(default=dict, compare=False)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Report":
+        """The report of the evaluation in a folder, whose samples are those that are finished.
+
+        Raises:
+            ValueError: it holds no evaluation, or no sample is finished.
+        """
+        place = Folder(folder)
+        header = place.header()
+        if header is None:
+            raise ValueError(f"expected the folder of an evaluation, got {folder}: pass what was given as output")
+        rows = place.rows()
+        return cls.of(header, rows, lambda: {index: (image, clean) for index, image, clean in place.images()})
+
+    @classmethod
+    def of(cls, header: dict[str, Any], rows: dict[int, Row], images: Images) -> "Report":
+        """A report of these rows; ``images`` gives adversarials and clean images by index.
+
+        Raises:
+            ValueError: there is no row.
+        """
+        if not rows:
+            raise ValueError("expected an evaluation with finished samples, got none: run it again, and it goes on")
+        return cls(header, tuple(rows[index] for index in sorted(rows)), images)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of samples that the plain model classifies as labelled, 0 to 1."""
+        return 1 - self._share(lambda row: row.broken_by == CLEAN)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share that stands up to all attacks, 0 to 1; of several budgets at the largest."""
+        return self._share(lambda row: row.broken_by is None)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the robust accuracy for other samples of the same kind (Wilson)."""
+        return wilson(sum(row.broken_by is None for row in self.samples), len(self.samples))
+
+    @property
+    def curve(self) -> dict[float, float]:
+        """Robust accuracy by budget; what broke within a smaller budget is broken within a larger one."""
+        return {eps: self._standing(eps) for eps in self.header["settings"]["eps"]}
+
+    @property
+    def by_attack(self) -> dict[str, float]:
+        """Accuracy before any attack and after each of them, in their order; of several budgets at the largest."""
+        order = [CLEAN, *self.header["settings"]["attacks"]]
+        broken = {name: sum(row.broken_by == name for row in self.samples) for name in order}
+        left, found = len(self.samples), {}
+        for name in order:
+            left -= broken[name]
+            found[name] = left / len(self.samples)
+        return found
+
+    @property
+    def borderline(self) -> int:
+        """How many verdicts are within rounding, so that other batches or devices may see them otherwise."""
+        return sum(row.borderline for row in self.samples)
+
+    @property
+    def denied(self) -> int:
+        """How many adversarials attacks claimed that the plain model denies."""
+        return sum(row.denied for row in self.samples)
+
+    @property
+    def random(self) -> bool:
+        """Whether the model draws random numbers, so that its verdicts are majorities of several passes."""
+        random: bool = self.header["model"]["random"]
+        return random
+
+    @property
+    def complete(self) -> bool:
+        """Whether all samples are finished."""
+        return len(self.samples) == int(self.header["data"]["samples"])
+
+    @property
+    def quote(self) -> str:
+        """One sentence to be quoted, with attacks and versions."""
+        settings, versions = self.header["settings"], self.header["versions"]
+        low, high = self.interval
+        eps = settings["eps"][-1]
+        attacks = ", ".join(settings["attacks"].values())
+        return (
+            f"{100 * self.robust_accuracy:.2f} % robust accuracy (95 % interval {100 * low:.2f} to {100 * high:.2f} %) "
+            f"and {100 * self.clean_accuracy:.2f} % clean accuracy on {len(self.samples)} samples, {settings['norm']}, "
+            f"eps = {eps:.6g}; {attacks}; {', '.join(f'{k} {v}' for k, v in versions.items())}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that is known but the images, ready for JSON; keys are the names of the attributes."""
+        names = ("clean_accuracy", "robust_accuracy", "interval", "by_attack", "borderline", "denied", "random")
+        found = {name: getattr(self, name) for name in (*names, "complete", "quote")}
+        found["curve"] = [[eps, accuracy] for eps, accuracy in self.curve.items()]
+        return {**found, "header": self.header, "samples": [row.as_dict() for row in self.samples]}
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write all that is known but the images."""
+        Path(path).write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw accuracy attack by attack, passes per sample, and robust accuracy against eps if there are several."""
+        draw_report(self.by_attack, self.curve, self.samples, path)
+
+    def triples(self, path: str | os.PathLike[str], n: int = 8) -> None:
+        """Draw clean image, perturbation and adversarial of the first ``n`` broken samples whose images are kept.
+
+        Raises:
+            ValueError: there is none, or images are no images.
+        """
+        images = self._images()
+        rows = {row.index: row for row in self.samples}
+        shown = [
+            (rows[index], clean, images[index][0])
+            for index in sorted(images)
+            if (clean := images[index][1]) is not None
+        ]
+        if not shown:
+            raise ValueError(
+                "expected a broken sample whose images are kept, got none: only the first samples of the data are kept "
+                "for pictures, and only by the process that attacked them, or in the output folder"
+            )
+        draw_triples(shown[:n], path)
+
+    def adversarials(self) -> dict[int, Tensor]:
+        """The adversarial of every broken sample by index."""
+        return {index: adversarial for index, (adversarial, _) in self._images().items()}
+
+    def __str__(self) -> str:
+        lines = [self.quote]
+        lines += [f"  {name}: {100 * accuracy:.2f} %" for name, accuracy in self.by_attack.items()]
+        if self.borderline:
+            lines.append(f"  {self.borderline} verdicts are within rounding")
+        if self.denied:
+            lines.append(f"  {self.denied} adversarials were claimed and denied by the plain model")
+        if self.random:
+            lines.append("  the model draws random numbers: verdicts are majorities of several passes")
+        if not self.complete:
+            lines.append(f"  {self.header['data']['samples'] - len(self.samples)} samples are not finished")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        accuracies = f"robust_accuracy={self.robust_accuracy:.4f}, clean_accuracy={self.clean_accuracy:.4f}"
+        return f"Report({accuracies}, samples={len(self.samples)})"
+
+    def _standing(self, eps: float) -> float:
+        return self._share(lambda row: row.eps is None or row.eps > eps)
+
+    def _share(self, holds: Callable[[Row], bool]) -> float:
+        return sum(map(holds, self.samples)) / len(self.samples)

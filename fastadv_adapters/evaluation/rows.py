@@ -1,0 +1,128 @@
+"""What is known of a sample: while it is under attack, and once it is finished."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+CLEAN = "clean"
+"""Stands for an attack in a row whose sample is misclassified as it is."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished sample.
+
+    Attributes:
+        index: its place in the data.
+        hash: of the image, its dtype and shape.
+        label: the class that it should have.
+        clean: the class that the plain model gives the image itself.
+        broken_by: the attack that broke it, ``"clean"`` if it is misclassified as it is, None if it stands.
+        eps: the smallest of the budgets at which it broke, 0 if it is misclassified as it is, None if it stands.
+        prediction: the class that the plain model gives the adversarial, or the image itself if it stands.
+        linf: the largest change of a coordinate in the adversarial, None if there is none.
+        l2: the Euclidean length of the change, likewise.
+        l1: the sum of absolute changes, likewise.
+        forward: forward passes that attacks took, a mean over its batch for attacks of other libraries; None if one of
+            them runs on a model of its own.
+        backward: backward passes, likewise.
+        seconds: its share of the time that attacks took.
+        denied: how many attacks claimed an adversarial that the plain model denies.
+        borderline: whether the verdict is within rounding: the two largest logits of the deciding candidate agree to
+            about five digits.
+    """
+
+    index: int
+    hash: str
+    label: int
+    clean: int
+    broken_by: str | None
+    eps: float | None
+    prediction: int
+    linf: float | None
+    l2: float | None
+    l1: float | None
+    forward: float | None
+    backward: float | None
+    seconds: float
+    denied: int
+    borderline: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Row":
+        """The row with these attributes."""
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+
+@dataclass
+class Case:
+    """A sample on its way through the attacks.
+
+    Attributes:
+        index: its place in the data.
+        hash: of the image.
+        x: the image, on the model's device.
+        label: the class that it should have.
+        clean: the class that the plain model gives it.
+        rivals: the likeliest other classes, the likeliest first.
+        forward: forward passes so far, None if unknown.
+        backward: likewise.
+        seconds: its share of the time so far.
+        denied: how many claims the plain model has denied.
+        borderline: whether a candidate was within rounding of the other verdict.
+    """
+
+    index: int
+    hash: str
+    x: Tensor
+    label: int
+    clean: int
+    rivals: list[int] = field(default_factory=list)
+    forward: float | None = 0
+    backward: float | None = 0
+    seconds: float = 0.0
+    denied: int = 0
+    borderline: bool = False
+
+    def add(self, forward: float | None, backward: float | None, seconds: float) -> None:
+        """Count passes and time; None for passes that nobody counts."""
+        self.forward = None if forward is None or self.forward is None else self.forward + forward
+        self.backward = None if backward is None or self.backward is None else self.backward + backward
+        self.seconds += seconds
+
+    def standing(self) -> Row:
+        """The row of a sample that no attack broke."""
+        return self._row(None, None, self.clean, (None, None, None))
+
+    def misclassified(self) -> Row:
+        """The row of a sample that needs no attack."""
+        return self._row(CLEAN, 0.0, self.clean, (None, None, None))
+
+    def broken(self, by: str, eps: float, prediction: int, distances: tuple[float, float, float]) -> Row:
+        """The row of a sample that this attack broke."""
+        return self._row(by, eps, prediction, distances)
+
+    def _row(self, by: str | None, eps: float | None, prediction: int, distances: tuple[float | None, ...]) -> Row:
+        linf, l2, l1 = distances
+        return Row(
+            index=self.index,
+            hash=self.hash,
+            label=self.label,
+            clean=self.clean,
+            broken_by=by,
+            eps=eps,
+            prediction=prediction,
+            linf=linf,
+            l2=l2,
+            l1=l1,
+            forward=self.forward,
+            backward=self.backward,
+            seconds=self.seconds,
+            denied=self.denied,
+            borderline=self.borderline,
+        )

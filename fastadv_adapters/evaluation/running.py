@@ -1,0 +1,150 @@
+"""The way of the samples: clean decisions, one attack after the other, and into the files."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from .confirming import SIZE
+from .data import Samples, Seen
+from .rows import Case, Row
+from .sharing import Sharing
+from .stages import Setting, Stage
+from .store import Finished
+
+LATE = 5.0
+"""After so many seconds samples are judged and written even if they are few."""
+
+MARGIN = 1e-5
+"""By so much more than eps, relatively, a change may measure, for attacks of other libraries round otherwise."""
+
+
+class Sink:
+    """Where finished samples end.
+
+    Args:
+        sharing: is told what is finished.
+        write: puts samples on disk, or wherever they are kept.
+        notice: is told what is finished, of all processes, and of that what stands.
+        callback: is given each row once it is written.
+    """
+
+    def __init__(
+        self,
+        sharing: Sharing,
+        write: Callable[[list[Finished]], None],
+        notice: Callable[[int, int], None],
+        callback: Callable[[Row], object] | None,
+    ) -> None:
+        self._sharing, self._write, self._notice, self._callback = sharing, write, notice, callback
+        self._held: list[Finished] = []
+        self._since = time.monotonic()
+
+    def finish(self, row: Row, clean: Tensor, adversarial: Tensor | None = None) -> None:
+        """Take a sample; sooner or later it is written."""
+        if not self._held:
+            self._since = time.monotonic()
+        self._held.append(Finished(row, clean, adversarial))
+        if len(self._held) >= SIZE or time.monotonic() - self._since > LATE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        held, self._held = self._held, []
+        if not held:
+            return
+        self._write(held)
+        rows = [finished.row for finished in held]
+        done = self._sharing.done([row.index for row in rows], sum(row.broken_by is None for row in rows))
+        self._notice(*done)
+        if self._callback:
+            for row in rows:
+                self._callback(row)
+
+
+def run(
+    chunks: Iterable[list[int]], samples: Samples, seen: Seen, stages: list[Stage], setting: Setting, sink: Sink
+) -> None:
+    """Attack the samples of all chunks, each by one attack after the other until it is broken."""
+    cases = _clean(chunks, samples, seen, setting, sink)
+    for stage in stages:
+        cases = _standing(stage.run(cases), stage, setting, sink)
+    for case in cases:
+        sink.finish(case.standing(), case.x)
+    sink.flush()
+
+
+def _clean(chunks: Iterable[list[int]], samples: Samples, seen: Seen, setting: Setting, sink: Sink) -> Iterator[Case]:
+    """Samples that the plain model classifies as labelled; the others are finished."""
+    for chunk in chunks:
+        for first in range(0, len(chunk), SIZE):
+            yield from _judged_clean(chunk[first : first + SIZE], samples, seen, setting, sink)
+
+
+def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setting, sink: Sink) -> Iterator[Case]:
+    judge = setting.judge
+    x, y = samples.read(index)
+    x, y = x.detach().to(judge.device), y.to(judge.device, torch.int64)
+    verdicts = judge.verdicts(x, y, "clean", index[0])
+    # Neither the label nor a class with a broken logit is a rival.
+    order = verdicts.logits.scatter(1, y[:, None], -torch.inf).argsort(stable=True, dim=1, descending=True)[:, :-1]
+    values = (t.tolist() for t in (y, verdicts.predictions, order, verdicts.adversarial, verdicts.borderline))
+    for i, image, label, prediction, rivals, wrong, near in zip(index, x, *values, strict=True):
+        case = Case(i, seen.hashes[i], image, label, prediction, rivals)
+        if wrong:
+            case.borderline = near
+            sink.finish(case.misclassified(), image)
+        else:
+            yield case
+
+
+def _standing(
+    source: Iterator[tuple[Case, Tensor, bool]], stage: Stage, setting: Setting, sink: Sink
+) -> Iterator[Case]:
+    """Samples that stand after an attack; the plain model judges all candidates in batches of one size."""
+    while judged := list(_for_a_while(source)):
+        cases = [case for case, _, _ in judged]
+        found = torch.stack([candidate for _, candidate, _ in judged])
+        x = torch.stack([case.x for case in cases])
+        y = torch.tensor([case.label for case in cases], device=x.device)
+        verdicts = setting.judge.verdicts(found, y, stage.name, stage.eps, cases[0].index)
+        distances = lengths(found - x)
+        valid = _within(found, distances, stage.eps, setting)
+        broken = (verdicts.adversarial & valid).tolist()
+        predictions, near = verdicts.predictions.tolist(), (verdicts.borderline & valid).tolist()
+        for i, (case, candidate, claimed) in enumerate(judged):
+            case.denied += claimed and not broken[i]
+            if broken[i]:
+                case.borderline = near[i]
+                linf, l2, l1 = distances[i].tolist()
+                sink.finish(case.broken(stage.name, stage.eps, predictions[i], (linf, l2, l1)), case.x, candidate)
+            else:
+                case.borderline |= near[i]
+                yield case
+
+
+def _for_a_while(source: Iterator[tuple[Case, Tensor, bool]]) -> Iterator[tuple[Case, Tensor, bool]]:
+    """As many as the judge is given at once, or fewer if they come slowly."""
+    begun = time.monotonic()
+    for item in islice(source, SIZE):
+        yield item
+        if time.monotonic() - begun > LATE:
+            return
+
+
+def lengths(change: Tensor) -> Tensor:
+    """Lengths of changes (N, ...) in the L-infinity, L2 and L1 norm, (N, 3), measured in float64 where there is one."""
+    wide = change.flatten(1).to(torch.float32 if change.device.type == "mps" else torch.float64)
+    return torch.stack([torch.linalg.vector_norm(wide, order, 1) for order in (torch.inf, 2, 1)], 1)
+
+
+def _within(found: Tensor, distances: Tensor, eps: float, setting: Setting) -> Tensor:
+    """Which candidates lie within the budget and the bounds, up to rounding."""
+    lower, upper = setting.bounds
+    slack = MARGIN * (upper - lower)
+    length = distances[:, ("linf", "l2", "l1").index(setting.norm)]
+    flat = found.flatten(1)
+    inside = (flat >= lower - slack).all(1) & (flat <= upper + slack).all(1)
+    return inside & (length <= eps * (1 + MARGIN) + 1e-6 * (upper - lower))

@@ -1,0 +1,122 @@
+"""``SafePGD`` in an evaluation: a batch that is kept full."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attack import LEAST_ROWS, Entrants, SafePGD, Way, stream_of
+from .rows import Case
+from .seeds import seed_of
+from .stages import Attack, Setting, Stage
+
+AVERAGED = 10
+"""Over how many passes gradients of a model that draws random numbers are averaged."""
+
+RIVALS = 9
+"""How many of the likeliest other classes "targeted" raises, one after the other."""
+
+
+@dataclass(frozen=True)
+class Safe(Attack):
+    """``SafePGD`` as it was asked for.
+
+    Attributes:
+        settings: of :class:`~fastadv_adapters.SafePGD`, but for the model, the budget and the bounds.
+        targeted: whether each start raises one of the likeliest other classes.
+        given: budget, norm and bounds of an attack that was given, which those of the evaluation have to be.
+    """
+
+    settings: dict[str, Any]
+    targeted: bool = False
+    given: tuple[float, str, tuple[float, float]] | None = None
+
+    @property
+    def description(self) -> str:
+        """All settings."""
+        settings = {**self.settings, "targeted": self.targeted}
+        return f"SafePGD({', '.join(f'{k}={described(v)}' for k, v in settings.items())})"
+
+    def stage(self, setting: Setting, eps: float) -> Stage:
+        """The attack with this budget.
+
+        Raises:
+            ValueError: it was given with another one.
+        """
+        if self.given not in (None, (eps, setting.norm, setting.bounds)):
+            raise ValueError(
+                f"expected SafePGD with eps, norm and bounds of the evaluation, {(eps, setting.norm, setting.bounds)}, "
+                f"got {self.given}: make it with these, or name it (safe-pgd-ce-50, say)"
+            )
+        attack = SafePGD(
+            setting.fast, eps=eps, norm=setting.norm, bounds=setting.bounds, early_stop=True, **self.settings
+        )
+        rivals = min(RIVALS, setting.classes - 1) if self.targeted else 0
+        way = Way(
+            norm=setting.norm,
+            eps=eps,
+            bounds=setting.bounds,
+            starts=rivals or (attack.restarts if attack.random_start else 1),
+            capacity=max(LEAST_ROWS, setting.batch_size),
+            seed_of=lambda index, start: seed_of(setting.seed, self.name, index, start),
+            clearance=setting.judge.clearance,
+            passes=AVERAGED if setting.random else 1,
+        )
+        return SafeStage(self.name, eps, setting, attack, way, rivals)
+
+
+def described(value: Any) -> str:
+    """A setting as text that is the same in every process: a function by where it is defined."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}" if callable(value) else repr(value)
+
+
+@dataclass
+class SafeStage:
+    """Samples on their way through ``SafePGD``.
+
+    Attributes:
+        name: of the attack.
+        eps: the budget.
+        setting: of the evaluation.
+        attack: its settings and networks.
+        way: how the stream runs.
+        rivals: how many classes each sample is pushed to, 0 if the loss chooses.
+    """
+
+    name: str
+    eps: float
+    setting: Setting
+    attack: SafePGD
+    way: Way
+    rivals: int
+
+    def run(self, source: Iterator[Case]) -> Iterator[tuple[Case, Tensor, bool]]:
+        """A sample leaves as soon as it is broken or out of steps, and the next takes its place."""
+        inside: dict[int, Case] = {}
+        stream = stream_of(self.attack, self.way, rivals=self.rivals > 0, largest_label=self.setting.classes - 1)
+
+        def entrants(count: int) -> Entrants | None:
+            cases = list(islice(source, count))
+            inside.update((case.index, case) for case in cases)
+            return self._entrants(cases) if cases else None
+
+        for gone in stream.run(entrants):
+            counted = zip(gone.forwards.tolist(), gone.backwards.tolist(), gone.seconds.tolist(), strict=True)
+            for index, x, claimed, counts in zip(gone.index, gone.x, gone.claimed.tolist(), counted, strict=True):
+                case = inside.pop(index)
+                case.add(*counts)
+                yield case, x, claimed
+
+    def _entrants(self, cases: list[Case]) -> Entrants:
+        device = self.setting.judge.device
+
+        def whole(values: list[Any]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        rivals = whole([case.rivals[: self.rivals] for case in cases]).view(len(cases), self.rivals)
+        x = torch.stack([case.x for case in cases])
+        return Entrants(whole([case.index for case in cases]), x, whole([case.label for case in cases]), rivals)

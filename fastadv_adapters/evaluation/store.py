@@ -1,0 +1,250 @@
+"""The files of an evaluation: a header, a line per finished sample, adversarials. A kill at any moment harms none.
+
+A folder holds ``header.json``, written first and at once; ``rows-*.jsonl``, to which each process appends whole lines;
+and ``adversarials-*.safetensors``, each written beside and then renamed, before the lines of its samples are. At the
+end all lines are merged into ``rows.jsonl``, in order.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modules import need
+from .rows import Row
+
+HEADER, MERGED = "header.json", "rows.jsonl"
+_UNFINISHED = ".unfinished"
+
+SHOWN = 64
+"""Of samples with a lower index than this the clean image is kept too, for pictures."""
+
+WHOLE = 4096
+"""How many adversarials a merged file holds at most."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished sample.
+
+    Attributes:
+        row: what is known of it.
+        clean: the image.
+        adversarial: of a broken sample, else None.
+    """
+
+    row: Row
+    clean: Tensor
+    adversarial: Tensor | None
+
+
+class Folder:
+    """The folder of an evaluation.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def header(self) -> dict[str, Any] | None:
+        """What was written first, None if there is nothing yet.
+
+        Raises:
+            ValueError: the header is not one of this package.
+        """
+        path = self.path / HEADER
+        if not path.is_file():
+            return None
+        try:
+            header = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            header = None
+        if not isinstance(header, dict) or "settings" not in header:
+            raise ValueError(
+                f"expected {path} to be the header of an evaluation, got something else: choose another folder"
+            )
+        return header
+
+    def begin(self, header: dict[str, Any], *, resume: bool) -> None:
+        """Make the folder, or go on in it.
+
+        Raises:
+            ValueError: it holds another evaluation, or any if not ``resume``.
+            OSError: it cannot be written to.
+        """
+        try:
+            known = self.header()
+            if known is None:
+                self.path.mkdir(parents=True, exist_ok=True)
+                _write(self.path / HEADER, json.dumps(header, indent=1).encode() + b"\n")
+            else:
+                _write(self.path / f"{HEADER}.check", b"")
+                (self.path / f"{HEADER}.check").unlink()
+        except OSError as error:
+            raise type(error)(
+                f"expected an output folder that can be written to, got {self.path}: {error.strerror or error}. Choose "
+                f"another, or make room"
+            ) from error
+        if known is None:
+            return
+        if not resume:
+            raise ValueError(
+                f"expected an empty output folder for resume=False, got {self.path} with an evaluation: choose another "
+                f"folder, or go on with resume=True"
+            )
+        if difference := _difference(known, header):
+            name, there, here = difference
+            raise ValueError(
+                f"expected the evaluation in {self.path} to have the same {name}, got {there!r} there and {here!r} "
+                f"here: choose another folder, or call with the same settings, model and data"
+            )
+
+    def next_run(self) -> int:
+        """A number that no file in the folder has in its name."""
+        names = [path.stem.split("-") for path in self.path.iterdir()]
+        runs = [int(parts[1]) for parts in names if len(parts) > 2 and parts[1].isdigit()]
+        return max(runs, default=-1) + 1
+
+    def clean_up(self) -> None:
+        """Remove what a killed process has left unfinished. Nobody else may be writing."""
+        for path in self.path.glob(f"*{_UNFINISHED}"):
+            path.unlink()
+        for path in self.path.glob("rows*.jsonl"):
+            content = path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                _write(path, content[: content.rfind(b"\n") + 1])
+
+    def rows(self) -> dict[int, Row]:
+        """All finished samples by index."""
+        found: dict[int, Row] = {}
+        for path in sorted(self.path.glob("rows*.jsonl")):
+            for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last end of a line is unfinished
+                row = Row.of(json.loads(line))
+                found[row.index] = row
+        return found
+
+    def images(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Adversarials by index, with the clean image if it was kept; some may come twice."""
+        load = need("safetensors.torch", extra="evaluate").load_file
+        for path in sorted(self.path.glob("adversarials-*.safetensors")):
+            held = load(path)
+            clean = dict(zip(held["clean_index"].tolist(), held["clean"], strict=True))
+            for index, image in zip(held["index"].tolist(), held["adversarial"], strict=True):
+                yield index, image, clean.get(index)
+
+    def merge(self) -> None:
+        """Bring lines into one file and adversarials into few, in order. Nobody else may be writing."""
+        lines, shards = sorted(self.path.glob("rows-*.jsonl")), sorted(self.path.glob("adversarials-*.safetensors"))
+        rows = self.rows()
+        if lines:
+            text = "".join(f"{json.dumps(rows[index].as_dict())}\n" for index in sorted(rows))
+            _write(self.path / MERGED, text.encode())
+            for path in lines:
+                path.unlink()
+        loose = [path for path in shards if not path.name.startswith("adversarials-all-")]
+        if loose:
+            self._merge_images(loose)
+
+    def _merge_images(self, loose: list[Path]) -> None:
+        images = {index: (image, clean) for index, image, clean in self.images()}
+        order = sorted(images)
+        for number, first in enumerate(range(0, len(order), WHOLE)):
+            some = [(index, *images[index]) for index in order[first : first + WHOLE]]
+            _write(self.path / f"adversarials-all-{number:05}.safetensors", _packed(some))
+        for path in loose:
+            path.unlink()
+
+
+class Writer:
+    """Appends finished samples to files of its own.
+
+    Args:
+        folder: of the evaluation.
+        name: of this process; no other has used it in this folder.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name, self._shards = folder, name, 0
+        self._lines = folder.path / f"rows-{name}.jsonl"
+
+    def write(self, finished: list[Finished]) -> None:
+        """Write adversarials and then, in one piece, the lines.
+
+        Raises:
+            OSError: the disk is full, say; what was finished before is still there.
+        """
+        broken = [
+            (f.row.index, f.adversarial, f.clean if f.row.index < SHOWN else None)
+            for f in finished
+            if f.adversarial is not None
+        ]
+        try:
+            if broken:
+                name = f"adversarials-{self._name}-{self._shards:05}.safetensors"
+                _write(self._folder.path / name, _packed(broken))
+                self._shards += 1
+            _append(self._lines, "".join(f"{json.dumps(f.row.as_dict())}\n" for f in finished).encode())
+        except OSError as error:
+            raise type(error)(
+                f"expected to write {len(finished)} samples to {self._folder.path}, got {error.strerror or error}: "
+                f"make room and run the same call again, which goes on from there"
+            ) from error
+
+
+def _packed(images: list[tuple[int, Tensor, Tensor | None]]) -> bytes:
+    """A file of safetensors: ``index`` and ``adversarial``, and ``clean`` of those in ``clean_index``."""
+    clean = [(index, image) for index, _, image in images if image is not None]
+    shape = images[0][1].shape
+    tensors = {
+        "index": torch.tensor([index for index, _, _ in images]),
+        "adversarial": torch.stack([image.cpu() for _, image, _ in images]),
+        "clean_index": torch.tensor([index for index, _ in clean], dtype=torch.int64),
+        "clean": torch.stack([image.cpu() for _, image in clean]) if clean else torch.empty(0, *shape),
+    }
+    packed: bytes = need("safetensors.torch", extra="evaluate").save(tensors)
+    return packed
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a file there whole, or not at all."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Append to a file in one piece, or leave it as it was."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            written = file.write(content)
+            if written != len(content):
+                raise OSError(28, os.strerror(28))
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(before)
+            raise
+
+
+def _difference(there: Any, here: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first difference between two headers, by name."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in [*here, *(k for k in there if k not in here)]:
+            if found := _difference(there.get(key), here.get(key), f"{name} {key}".strip()):
+                return found
+        return None
+    return None if there == here else (name, there, here)
