@@ -23,7 +23,7 @@ from .modules import (
     read_by_caller,
     shapes,
 )
-from .networks import Kind, Networks, key_of
+from .networks import Networks, key_of
 from .report import summarise
 
 
@@ -151,23 +151,25 @@ class FastAttackModel(Shell):
         key = key_of(arguments, needs)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
             networks.check_once(key, arguments, needs)
-        call = self._call(arguments, networks.kind(key), with_gradient=with_gradient)
+        call = self._call(key, arguments, with_gradient=with_gradient)
         if with_gradient:
             return call(tensors)
         with torch.no_grad():
             return call.values(tensors, exact=self._decisions != "fast")
 
-    def _call(self, arguments: Packed, kind: Kind, *, with_gradient: bool) -> Call:
+    def _call(self, key: Any, arguments: Packed, *, with_gradient: bool) -> Call:
         networks = self._networks
+        kind = networks.kind(key)
         read = read_by_caller() if self._decisions == "auto" and with_gradient else ""
         full = self._full_precision or read == "gradients"
         engine = networks.twin.engine if full else networks.engine_for(kind)
+        judged = self._decisions == "auto" and not (full or with_gradient)
         generation = networks.generation
         scaled = self._given["loss_scale"]
         crossing = kind.crossing(networks.state, engine.precision.dtype, self._logits_dtype, scaled, full=full)  # type: ignore[arg-type]
         return Call(
             fast=engine.bind(arguments),
-            twin=networks.twin.engine.bind(arguments),
+            twin=networks.judges.run(networks, key, arguments) if judged else networks.twin.engine.bind(arguments),
             exact_values=not full and (self._decisions == "exact" or bool(read)),
             crossing=crossing,
             is_current=lambda: networks.generation == generation,

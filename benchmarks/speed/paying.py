@@ -1,7 +1,7 @@
-"""From how much work on does half precision pay? The figures behind the rule of `fastadv_adapters/networks/paying.py`.
+"""From how much work on does half precision pay? The figures behind `fastadv_adapters/networks/paying.py`.
 
-Run with `python -m benchmarks.speed.paying`: networks of many sizes, a gradient pass each in bfloat16 and in float32, in
-turn, with the work that the rule sees beside them.
+Run with `python -m benchmarks.speed.paying`: networks of many sizes, a gradient pass each in bfloat16 and in
+float32, in turn, with the work that the rule sees beside them.
 """
 
 from collections.abc import Iterator

@@ -17,6 +17,7 @@ from .audited import Audited
 from .building import BuiltLater
 from .fast import Fast
 from .freshness import Change, Freshness
+from .judging import Judges
 from .kinds import Kind
 from .paying import Choice
 from .selfcheck import Verdict, check
@@ -42,6 +43,7 @@ class Networks(BuiltLater, Audited):
         looked: whether it was found out whether the model writes into its parameters.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
+        judges: say what runs passes without gradient.
         updates: how often the source was followed.
         generation: counts changes of the fast network; a backward pass belongs to the generation of its forward pass.
         unfinished: whether an update was interrupted; nothing may run before the next one.
@@ -166,6 +168,7 @@ class Networks(BuiltLater, Audited):
     def _copy_fast(self) -> None:
         self._networks: dict[torch.dtype, Fast] = {}
         self.network_in(self.precision.dtype)
+        self.judges = Judges(self)
 
     def _gave_up(self, reason: str) -> None:
         """The engine asked for cannot run this network; with "auto" nothing was asked for, and a note is enough."""

@@ -1,0 +1,167 @@
+"""Passes without gradient: a folded network answers, the twin judges near ties, and verdicts are the plain model's."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.networks import judging
+from tests.support.tools import attackable_net, batch, head_of, small_net
+
+
+class Counted:
+    """How many samples the twin of a fast model has been asked about."""
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        self.fast = FastAttackModel(model, **options)
+        self.asked: list[int] = []
+        twin = self.fast._networks.twin.engine
+        call = twin.call
+
+        def counted(args: Any, kwargs: Any) -> Any:
+            self.asked.append(len(args[0]))
+            return call(args, kwargs)
+
+        twin.call = counted  # type: ignore[method-assign]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.asked.clear()
+        with torch.no_grad():
+            logits: Tensor = self.fast(x)
+        return logits
+
+
+def plain(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    return logits
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.float32])
+def test_a_folded_network_answers_with_the_same_verdicts(dtype: Any) -> None:
+    net, (x, _) = attackable_net(), batch(64)
+    counted = Counted(net, dtype=dtype)
+    first, second = counted(x), counted(x)
+    assert counted.asked == [], "after a look at the first pass"
+    exact = plain(net, x)
+    assert torch.equal(first, second), "a look changes nothing"
+    assert not torch.equal(second, exact), "the twin's would be equal"
+    assert torch.equal(second.argmax(1), exact.argmax(1))
+    assert 0 < judging.off_by(second, exact) < judging.OFF
+    with torch.no_grad():
+        assert torch.equal(counted.fast.view(decisions="exact")(x), exact)
+
+
+def between_two_classes(net: nn.Module, x: Tensor) -> Tensor:
+    """Samples on the border of a class, as a bisection in float64 finds them."""
+    wide = copy.deepcopy(net).double()
+    start, goal = x[:32].double(), x[32:].double()
+    other = wide(goal).argmax(1)
+    low, high = torch.zeros(32, dtype=torch.float64), torch.ones(32, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        reached = wide(start + middle.view(-1, 1, 1, 1) * (goal - start)).argmax(1) == other
+        high, low = torch.where(reached, middle, high), torch.where(reached, low, middle)
+    return (start + high.view(-1, 1, 1, 1) * (goal - start)).float()
+
+
+def test_the_twin_judges_near_ties_and_nothing_else() -> None:
+    net, (x, _) = attackable_net(), batch(64)
+    x = torch.cat([between_two_classes(net, x).detach(), x])
+    counted = Counted(net)
+    counted(x)
+    found, exact = counted(x), plain(net, x)
+    top = exact.topk(2, 1).values
+    near = (top[:, 0] - top[:, 1]) < 1e-6 * exact.abs().amax(1)
+    assert near.sum() > 3
+    assert torch.equal(found.argmax(1), exact.argmax(1))
+    ((asked,),) = (counted.asked,)
+    assert near.sum() <= asked < 64
+
+
+def test_equal_logits_are_judged_as_the_model_does() -> None:
+    net, (x, _) = small_net().eval(), batch(16)
+    with torch.no_grad():
+        head_of(net).weight[1:] = head_of(net).weight[0]
+        head_of(net).bias.fill_(0.5)
+    counted = Counted(net)
+    for _ in range(2):
+        assert torch.equal(counted(x).argmax(1), plain(net, x).argmax(1))
+    assert counted.asked == [16]
+
+
+@pytest.mark.parametrize("auto_update", [True, False])
+def test_updates_are_followed_in_place(auto_update: bool) -> None:
+    net, (x, _) = attackable_net(), batch(16)
+    counted = Counted(net, dtype=torch.float32, auto_update=auto_update)
+    counted(x)
+    weights = [p.data_ptr() for p in counted.fast._networks.folded.network.parameters()]
+    with torch.no_grad():
+        head_of(net).weight.mul_(-1)
+        net[1].running_mean.add_(0.5)  # type: ignore[operator]
+    counted.fast.update()
+    found, exact = counted(x), plain(net, x)
+    assert counted.asked == []
+    assert judging.off_by(found, exact) < judging.OFF
+    assert [p.data_ptr() for p in counted.fast._networks.folded.network.parameters()] == weights
+    assert list(counted.fast._networks._networks) == [torch.float32], "no second copy of the weights"
+
+
+def test_what_is_off_by_more_than_rounding_or_is_no_logits_is_left_to_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (x, _) = attackable_net(), batch(16)
+    counted = Counted(net)
+    monkeypatch.setattr(judging, "OFF", 0.0)
+    for _ in range(2):
+        assert torch.equal(counted(x), plain(net, x))
+    monkeypatch.undo()
+    for other in (nn.Sequential(net, nn.Unflatten(1, (5, 2))), net[:5]):
+        counted = Counted(other)
+        for _ in range(2):
+            assert torch.equal(counted(x), plain(other, x))
+            assert counted.asked == [16]
+
+
+def test_a_bound_widens_with_what_is_seen() -> None:
+    trust = judging.Trust()
+    assert trust.near == judging.NEAR
+    trust.add(3e-6)
+    trust.add(2e-6)
+    assert trust.near == pytest.approx(8 * 3e-6)
+    logits = torch.tensor([[2.0, 1.0], [1.0, 1.0 + 2e-5], [-4.0, -4.0 + 1e-3], [float("nan"), 1.0]])
+    assert judging.are_near(logits, trust.near).tolist() == [False, True, False, True]
+
+
+class Centred(nn.Sequential):
+    """Samples see each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = nn.Sequential.forward(self, x)  # type: ignore[no-untyped-call]
+        return logits - logits.mean(0)
+
+
+class Draws(nn.Sequential):
+    """Random numbers decide."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = nn.Sequential.forward(self, x + 0.1 * torch.rand_like(x))  # type: ignore[no-untyped-call]
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Centred, Draws])
+def test_models_whose_samples_are_no_function_of_themselves_are_left_to_the_twin(kind: type[nn.Sequential]) -> None:
+    net, (x, _) = kind(*attackable_net()).eval(), batch(16)
+    counted = Counted(net)
+    counted(x)
+    with torch.random.fork_rng():
+        found = counted(x)
+    assert torch.equal(found, plain(net, x))
+
+
+def test_networks_without_batch_norm_have_no_other_network() -> None:
+    net, (x, _) = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), batch(4)
+    counted = Counted(net, dtype=torch.bfloat16)
+    assert torch.equal(counted(x), plain(net, x))
+    assert list(counted.fast._networks._networks) == [torch.bfloat16]
