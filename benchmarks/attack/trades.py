@@ -6,7 +6,7 @@ TRADES is by Zhang et al. 2019, https://arxiv.org/abs/1901.08573.
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -62,18 +62,28 @@ def trained(data: Digits, name: str, *, seed: int, epochs: int) -> nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=len(batches))
     for batch in track(batches, f"{name}, seed {seed}", console=console):
         x, y = data.train_images[batch], data.train_labels[batch]
-        net.eval()
-        with torch.no_grad():
-            clean = net(x).softmax(1)
-        adversarial = maximise(x, clean)
+        adversarial = maximise(x, clean_probabilities(net, x))
         net.train()
         optimizer.zero_grad()
-        logits = net(x)
-        distance = F.kl_div(net(adversarial).log_softmax(1), logits.softmax(1), reduction="batchmean")
-        (F.cross_entropy(logits, y) + BETA * distance).backward()
+        trades_loss(net, x, adversarial, y).backward()
         optimizer.step()
         schedule.step()
     return net.eval()
+
+
+def clean_probabilities(net: nn.Module, x: Tensor) -> Tensor:
+    """What the network says of clean images, in eval mode, (N, C); it stays in that mode."""
+    net.eval()
+    with torch.no_grad():
+        logits: Tensor = net(x)
+        return logits.softmax(1)
+
+
+def trades_loss(net: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+    """The loss that is trained on, a scalar."""
+    logits = net(x)
+    distance = F.kl_div(net(adversarial).log_softmax(1), logits.softmax(1), reduction="batchmean")
+    return F.cross_entropy(logits, y) + BETA * distance
 
 
 def divergence(logits: Tensor, clean: Tensor) -> Tensor:
@@ -81,25 +91,25 @@ def divergence(logits: Tensor, clean: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), clean, reduction="none").sum(1)
 
 
-def by_hand(net: nn.Module) -> Maximiser:
+def by_hand(net: nn.Module, *, steps: int = STEPS) -> Maximiser:
     """The loop of the authors' code: it begins beside x, and its steps have one size."""
 
     def maximise(x: Tensor, clean: Tensor) -> Tensor:
         found = x + 1e-3 * torch.randn_like(x)
-        for _ in range(STEPS):
+        for _ in range(steps):
             found.requires_grad_(True)
             (gradient,) = torch.autograd.grad(divergence(net(found), clean).sum(), found)
-            found = found.detach() + 2.5 * EPS / STEPS * gradient.sign()
+            found = found.detach() + 2.5 * EPS / steps * gradient.sign()
             found = torch.min(torch.max(found, x - EPS), x + EPS).clamp(0, 1)
         return found
 
     return maximise
 
 
-def by_safe_pgd(net: nn.Module, dtype: torch.dtype) -> Maximiser:
+def by_safe_pgd(net: nn.Module, dtype: torch.dtype | Literal["auto"], *, steps: int = STEPS) -> Maximiser:
     """The same start, steps and loss; the best candidate is returned instead of the last."""
     fast = FastAttackModel(net, dtype=dtype)
-    return SafePGD(fast, eps=EPS, alpha=2.5 * EPS / STEPS, steps=STEPS, random_start=False, loss=divergence)
+    return SafePGD(fast, eps=EPS, alpha=2.5 * EPS / steps, steps=steps, random_start=False, loss=divergence)
 
 
 def judged(net: nn.Module, data: Digits) -> tuple[float, float]:

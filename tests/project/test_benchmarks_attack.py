@@ -9,7 +9,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.attack import autoattack, cycles, networks, strength, trades
+from benchmarks.attack import autoattack, cycles, networks, strength, trades, training
 from benchmarks.attack.attacks import WAYS
 from benchmarks.attack.kept import Kept
 from benchmarks.attack.networks import NETWORKS, Scaled, Subject, pairs
@@ -164,3 +164,62 @@ def test_the_command_for_autoattack_times_each_attack_and_compares_the_number(
     assert all(ways.keys() == autoattack.WAYS.keys() for ways in found["times"].values())
     assert [record["way"] for record in found["robustness"]] == list(autoattack.WAYS)
     assert all(0 <= record["robust"] <= 1 for record in found["robustness"])
+
+
+def test_training_is_kept_pair_by_pair_and_written_with_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    trained: list[tuple[str, int]] = []
+    pair = training.pair
+
+    def noted(data: Any, method: str, sizes: Any, *, seed: int) -> Any:
+        trained.append((method, seed))
+        return pair(data, method, sizes, seed=seed)
+
+    monkeypatch.setattr(training, "pair", noted)
+    monkeypatch.setattr(training, "TEST_SIZE", 24)
+    app = typer.Typer()
+    app.command()(training.main)
+    options = ["--width", "4", "--epochs", "2", "--steps", "1", "--images", "24", "--batch", "24"]
+    options += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path)]
+    for seeds, methods, expected in (("2", "pgd", [("pgd", 0), ("pgd", 1)]), ("1", "pgd,trades", [("trades", 0)])):
+        trained.clear()
+        result = CliRunner().invoke(app, ["--seeds", seeds, "--methods", methods, *options])
+        assert result.exit_code == 0, result.output
+        assert trained == expected, "what is there is not trained again"
+    results = json.loads((tmp_path / "training.json").read_text())["results"]
+    assert [len(record["seeds"]) for record in results.values()] == [1, 1]
+    assert all(len(cell[way]["robust"]) == 2 for r in results.values() for cell in r["seeds"] for way in training.WAYS)
+    page = (tmp_path / "training.md").read_text()
+    assert page.count("| difference, ratio |") == 2
+    assert "![Adversarial training](training.png)" in page
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_ways_begin_at_the_same_weights_and_see_the_same_batches() -> None:
+    data, sizes = grey_digits(test_size=24), training.Sizes(width=4, epochs=1, steps=1, images=48, batch=24)
+    plain, fast = (training.Training(data, "pgd", way, sizes, seed=1) for way in training.WAYS)
+    for first, second in zip(plain.net.parameters(), fast.net.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(plain.order(3), fast.order(3), strict=True))
+    assert not torch.equal(plain.order(3)[0], plain.order(4)[0])
+
+
+def test_differences_are_paired_and_ratios_leave_out_the_first_epoch() -> None:
+    def made(plain: float, fast: float) -> dict[str, Any]:
+        seconds = {"plain": [9.0, 4.0, 4.0], "fast": [90.0, 2.0, 2.0]}
+        shares = {"plain": plain, "fast": fast}
+        return {way: {"robust": [0.0, shares[way]], "seconds": seconds[way]} for way in training.WAYS}
+
+    cells = [made(0.5, 0.52), made(0.7, 0.7), made(0.6, 0.61)]
+    mean, half = training.difference(cells, "robust")
+    assert mean == pytest.approx(0.01)
+    assert half == pytest.approx(4.303 * 0.01 / 3**0.5)
+    assert training.difference(cells[:1], "robust")[1] is None
+    assert training.ratio(cells, "seconds") == 2
+
+
+def test_an_unknown_way_of_training_lists_the_choices() -> None:
+    with pytest.raises(typer.BadParameter, match="expected some of pgd, trades, got awp"):
+        training.main(methods="pgd,awp")
