@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
@@ -73,6 +71,9 @@ def trained_by_ddp(rank: int) -> None:
 
 
 def sharded(rank: int) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # slow to import
+    from torch.distributed.fsdp import fully_shard
+
     plain = net(seed=0)
     model = copy.deepcopy(plain)
     fully_shard(model[4])
