@@ -132,6 +132,7 @@ def train_both(data: Digits, sizes: Sizes, *, seed: int) -> dict[str, FastAttack
         seed=seed,
         title="adversarial training",
     )
+    predict(fast, data.test_images[:1])  # it follows the last step too
     console.print(f"The network changed {steps} times and nobody called update(). The fast model that attacked it:")
     facts = fast.summary().splitlines()
     console.print("\n".join(line for line in facts if line.split()[0] in ("device", "dtype", "updates")))

@@ -36,7 +36,7 @@ def accelerate(adversary: AdversaryT, **options: "Unpack[FastAttackOptions]") ->
 
     ``adversary.model`` stays the plain model. With it AutoAttack checks the defence, computes the clean accuracy and
     judges every adversarial image, so its log, its robust accuracy and its state file say what holds for the model
-    itself. The fast one is ``adversary.apgd.model``.
+    itself.
 
     Args:
         adversary: an ``AutoAttack`` of ``pyautoattack`` or ``autoattack`` on a plain PyTorch model in eval mode, of any
@@ -45,7 +45,7 @@ def accelerate(adversary: AdversaryT, **options: "Unpack[FastAttackOptions]") ->
         **options: as of :class:`~fastadv_adapters.FastAttackModel`.
 
     Returns:
-        The same object.
+        The same object; the ``model`` of its ``apgd`` is the fast one, with ``summary()`` and ``gradient_stats``.
 
     Raises:
         TypeError: not an AutoAttack, one whose model is no ``nn.Module``, or an unknown option.

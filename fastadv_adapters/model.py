@@ -235,7 +235,10 @@ class FastAttackModel(Shell):
 
     @property
     def gradient_stats(self) -> GradientStats:
-        """What has passed through the boundary since the last reset; reading it waits for the device."""
+        """What has passed through the boundary since the last reset; reading it waits for the device.
+
+        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W), see ``docs/guide.md``.
+        """
         return self._networks.state.stats()
 
     @property

@@ -53,7 +53,7 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
         **options: as of :class:`~fastadv_adapters.FastAttackModel`.
 
     Returns:
-        The same attack object.
+        The same attack object; its ``model`` is the fast one, with ``summary()`` and ``gradient_stats``.
 
     Raises:
         TypeError: not a torchattacks attack, or an unknown option.

@@ -20,6 +20,7 @@ DECISIONS: tuple[Decisions, ...] = get_args(Decisions)
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 LOGITS_DTYPES = (torch.float32, torch.float64)
 COMMON_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # by exact type: these can be told with more words
+_SHARDED = ("DTensor", "FSDPModule", "FullyShardedDataParallel")
 _IN_FLOAT = ("FloatFunctional", "FXFloatFunctional")  # these stand among PyTorch's quantised modules
 
 
@@ -52,8 +53,9 @@ def _is_owned(fast: Any, model: nn.Module) -> bool:
 
 
 def refuse_unfit(model: nn.Module) -> None:
-    """Raise ValueError for a model without parameters, lazy, quantised, on the meta device, or in TorchScript."""
+    """Raise ValueError for a model without parameters, lazy, quantised, sharded, on meta, or in TorchScript."""
     tensors = _tensors(model)
+    _refuse_sharded(model, tensors)
     _refuse_quantised(model, tensors)
     if not any(True for _ in model.parameters()):
         raise ValueError(
@@ -76,6 +78,18 @@ def refuse_unfit(model: nn.Module) -> None:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _refuse_sharded(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    kinds = [*map(type, tensors.values()), *map(type, model.modules())]
+    ancestors = [k for kind in kinds for k in kind.__mro__ if k.__module__.startswith("torch.distributed.")]
+    if found := [k.__name__ for k in ancestors if k.__name__ in _SHARDED]:
+        raise ValueError(
+            f"expected a model with whole weights on this rank, got {type(model).__name__} with a {found[0]}, of which "
+            f"each rank holds a part: an attack would wait for the other ranks in every step. Keep a plain copy of the "
+            f"model on each rank, wrap that, and load into it after training steps what "
+            f"torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with full_state_dict=True"
+        )
 
 
 def _refuse_quantised(model: nn.Module, tensors: dict[str, Tensor]) -> None:

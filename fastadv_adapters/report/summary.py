@@ -1,24 +1,27 @@
 """What a fast model did with the model it wraps, as text."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from ..modules import HALF
 from ..networks import Networks
 from .alignment import Misfit, misfits
 
 _DECISIONS = {
-    "auto": "exact without gradient, fast with gradient; minimum-norm attacks (DeepFool, C&W, DDN, FMN, FAB, EAD, "
-    'every foolbox MinimizationAttack) want decisions="exact"',
+    "auto": "exact without gradient, fast with; exact in known attacks that read them (C&W, FAB, DDN, ...)",
     "exact": "exact always, gradients from the fast network",
     "fast": "fast always: decisions may differ from the wrapped model's",
 }
 
 _MOST_MISFITS = 8
+_NUMBER, _NUMBER_KEPT = re.compile(r"\d+"), re.compile(r"(\d+)")
 
 
 def summarise(networks: Networks, options: dict[str, Any]) -> str:
-    """A line per fact, then a line per batch norm and per layer whose size does not suit tensor cores."""
+    """A line per fact, then on batch norms, equal ones together, and on sizes that do not suit tensor cores."""
     precision = networks.precision
     facts = {
         "device": precision.device,
@@ -31,6 +34,7 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
         "updates": f"{'automatic' if options['auto_update'] else 'by update() only'}, {networks.updates} so far",
         "self-check": _check(networks),
         "in place": _in_place(len(networks.folded.in_place)),
+        "speed": _speed(precision.dtype in HALF),
     }
     lines = [f"FastAttackModel of {type(networks.source).__name__}"]
     lines += [f"  {name:<14} {value}" for name, value in facts.items()]
@@ -64,6 +68,12 @@ def _check(networks: Networks) -> str:
     return "done at the first gradient pass" if networks.checked else "due at the first gradient pass"
 
 
+def _speed(half: bool) -> str:
+    """What to expect, which depends on the model; measuring is not for a summary."""
+    gain = "half precision, the faster the larger the layers are" if half else "no half precision, so the gain is small"
+    return f"{gain} (docs/performance.md); first calls are slow"
+
+
 def _in_place(number: int) -> str:
     return f"{number or 'no'} activation{'' if number == 1 else 's'}"
 
@@ -76,13 +86,32 @@ def _batch_norms(networks: Networks) -> list[str]:
     if not report:
         found = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in networks.source.modules())
         return ["  batch norm     " + ("left as it is, see the note above" if found else "none in this model")]
-    width = max(len(name) for name in report)
-    lines = [f"    {name:<{width}}  {done}" for name, done in report.items()]
+    together = in_groups(report)
+    width = max(len(name) for name in together)
+    lines = [f"    {name:<{width}}  {done}" for name, done in together.items()]
     opaque = networks.opaque
     lines += [
         f"    {name or 'the model itself'} does not trace ({why}): its parts were tried" for name, why in opaque.items()
     ]
     return [f"  batch norm     {_count(report)}", *lines]
+
+
+def in_groups(report: dict[str, str]) -> dict[str, str]:
+    """The report with those put together that differ in numbers alone, which become stars: ``"layers.*.norm (12)"``."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, done in report.items():
+        groups.setdefault((_NUMBER.sub("*", name), _NUMBER.sub("*", done)), []).append((name, done))
+    found = {}
+    for group in groups.values():
+        name, done = (_with_stars(texts) for texts in zip(*group, strict=True))
+        found[f"{name} ({len(group)})" if len(group) > 1 else name] = done
+    return found
+
+
+def _with_stars(texts: Sequence[str]) -> str:
+    """Texts that differ in numbers alone as one, with a star for each number that is not always the same."""
+    columns = zip(*map(_NUMBER_KEPT.split, texts), strict=True)
+    return "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
 
 
 def _count(report: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from benchmarks.shared.networks import VisionTransformer, WideResNet, resnet18
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.report import summary
 from fastadv_adapters.report.alignment import Misfit, misfits
-from fastadv_adapters.report.summary import tensor_core_lines
+from fastadv_adapters.report.summary import in_groups, tensor_core_lines
 
 HALF = torch.float16
 
@@ -112,6 +112,28 @@ def test_the_summary_ends_with_the_advice(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [("cpu", torch.float16)]
     assert lines[-2].startswith("    body.0  3 -> 16 channels: padded to 8 -> 16 it is 2.67 times the work")
     assert lines[-1].startswith("    head    64 -> 10 features: padded to 64 -> 16 it is 1.60 times the work")
+
+
+def test_batch_norms_that_differ_in_numbers_alone_share_a_line() -> None:
+    lines = FastAttackModel(WideResNet(depth=16, width=1), dtype=torch.float32).summary().splitlines()
+    assert lines[lines.index("  batch norm     6 folded, 7 frozen") + 1 :] == [
+        "    body.*.norm1 (6)  frozen into scale and shift: no layer before it that it alone reads",
+        "    body.*.norm2 (6)  folded into body.*.conv1",
+        "    body.7            frozen into scale and shift: no layer before it that it alone reads",
+    ]
+    assert in_groups({"a.0.1": "folded into a.0.0", "a.12.1": "folded into a.12.0", "a.2.1": "kept", "b": "kept"}) == {
+        "a.*.1 (2)": "folded into a.*.0",
+        "a.2.1": "kept",
+        "b": "kept",
+    }
+    assert in_groups({"1": "folded into 0", "4": "folded into 3"}) == {"* (2)": "folded into *"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lines_are_short_and_one_says_what_to_expect(dtype: torch.dtype) -> None:
+    text = FastAttackModel(residual(), dtype=dtype).summary()
+    assert max(map(len, text.splitlines())) <= 115
+    assert ("no half precision, so the gain is small" in text) == (dtype == torch.float32)
 
 
 @pytest.mark.parametrize(("layers", "text"), [(0, "no activations"), (1, "1 activation"), (2, "2 activations")])
