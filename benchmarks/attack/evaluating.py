@@ -1,0 +1,198 @@
+"""`python -m benchmarks.attack.evaluating`: passes, kills and the reference, of `evaluate` on the digits networks."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.attack.kept import CACHE
+from benchmarks.attack.networks import Subject, subject
+from fastadv_adapters import FastAttackModel, FastAttackOptions, Report, SafePGD, evaluate
+
+EPS = 0.2
+STEPS = 50
+BOUND = {"normal": 0.15, "robust": 0.75}
+"""The share of passes that may be needed at most."""
+FLOAT32: FastAttackOptions = {"dtype": torch.float32}
+SIZES = (1, 7, 128)
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+console = Console()
+
+
+class Rows:
+    """Counts the rows of all passes through the fast model, copies that only fill up a batch among them."""
+
+    def __init__(self, fast: FastAttackModel) -> None:
+        self._fast, self.forward = fast, 0
+        fast.reset_gradient_stats()
+        fast.register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.forward += len(inputs[0])
+
+    @property
+    def all(self) -> int:
+        """Forward and backward."""
+        return self.forward + self._fast.gradient_stats.samples
+
+
+def passes_of_fixed_batches(fast: FastAttackModel, x: Tensor, y: Tensor, batch_size: int = 128) -> int:
+    """Rows of all passes of the same attack in fixed batches without early stop."""
+    counted = Rows(fast)
+    attack = SafePGD(fast, eps=EPS, steps=STEPS, generator=torch.Generator().manual_seed(0))
+    for first in range(0, len(x), batch_size):
+        attack(x[first : first + batch_size], y[first : first + batch_size])
+    return counted.all
+
+
+def share_of_passes(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, Report]:
+    """Passes of `evaluate` as a share of those of fixed batches."""
+    fixed = passes_of_fixed_batches(FastAttackModel(net, **FLOAT32), x, y)
+    fast = FastAttackModel(net, **FLOAT32)
+    counted = Rows(fast)
+    report = evaluate(fast, (x, y), f"safe-pgd-{STEPS}", eps=EPS, progress=False)
+    return counted.all / fixed, report
+
+
+def verdicts(report: Report) -> list[tuple[int, str | None, float | None]]:
+    """Who was broken by what, within which budget."""
+    return [(row.index, row.broken_by, row.eps) for row in report.samples]
+
+
+@app.command()
+def passes(folder: Annotated[Path, typer.Option(help="Holds trained networks.")] = CACHE, images: int = 397) -> None:
+    """Passes that a batch that is kept full needs, and whether its size matters."""
+    for name, most in BOUND.items():
+        one = subject(name, folder, images=images)
+        share, report = share_of_passes(one.net, one.images, one.labels)
+        console.print(f"{name}: {100 * share:.1f} % of the passes (at most {100 * most:.0f} %); {report}")
+        same = [
+            verdicts(
+                evaluate(
+                    one.net,
+                    (one.images, one.labels),
+                    f"safe-pgd-{STEPS}",
+                    eps=EPS,
+                    batch_size=size,
+                    options=FLOAT32,
+                    progress=False,
+                )
+            )
+            == verdicts(report)
+            for size in SIZES
+        ]
+        console.print(f"{name}: same verdicts for batch sizes {SIZES}: {same}")
+        if share > most or not all(same):
+            raise typer.Exit(1)
+
+
+@app.command()
+def once(folder: Path, output: Path, images: int, log: Path) -> None:
+    """One evaluation that may be killed; indices of finished samples are appended to `log`."""
+    torch.set_num_threads(1)
+    with log.open("a", buffering=1) as lines:
+        _evaluated(subject("robust", folder, images=images), output, lambda row: lines.write(f"{row.index}\n"))
+
+
+@app.command()
+def kills(
+    folder: Annotated[Path, typer.Option(help="Holds trained networks.")] = CACHE,
+    images: int = 397,
+    times: int = 20,
+    seed: int = 0,
+) -> None:
+    """Kill evaluations at random moments, let each go on, and compare with one that was let alone."""
+    generator = random.Random(seed)
+    whole = _evaluated(subject("robust", folder, images=images), None, None)
+    with tempfile.TemporaryDirectory() as place:
+        begun = time.monotonic()
+        _let_run(folder, Path(place, "whole"), images, Path(place, "whole.log"))
+        length = time.monotonic() - begun
+        console.print(f"alone: {length:.1f} s")
+        for number in range(times):
+            output, log = Path(place, str(number)), Path(place, f"{number}.log")
+            killed = [_killed(folder, output, images, log, generator.uniform(0.2, 1.0) * length) for _ in range(2)]
+            _let_run(folder, output, images, log)
+            indices = log.read_text().split()
+            same = _as_compared(Report.load(output)) == _as_compared(whole)
+            console.print(f"{number}: killed with {killed} lines, same report: {same}, lines {len(indices)}")
+            if not same or len(set(indices)) < len(indices):
+                raise typer.Exit(1)
+
+
+@app.command()
+def standard(
+    folder: Annotated[Path, typer.Option(help="Holds trained networks.")] = CACHE, images: int = 100, eps: float = EPS
+) -> None:
+    """The preset "standard" beside pyautoattack itself on the plain model."""
+    from pyautoattack import AutoAttack  # type: ignore[import-untyped]
+
+    one = subject("robust", folder, images=images)
+    x, y = one.images, one.labels
+    begun = time.perf_counter()
+    adversarial, _ = AutoAttack(one.net, eps=eps, seed=0).run_standard_evaluation(x, y, batch_size=128)
+    theirs, taken = (one.net(adversarial).argmax(1) == y).float().mean().item(), time.perf_counter() - begun
+    begun = time.perf_counter()
+    report = evaluate(one.net, (x, y), "standard", eps=eps, options=FLOAT32, progress=False)
+    ours = time.perf_counter() - begun
+    console.print(f"pyautoattack: {100 * theirs:.1f} % in {taken:.0f} s; here {ours:.0f} s: {report}")
+    if abs(report.robust_accuracy - theirs) > 0.01:
+        raise typer.Exit(1)
+
+
+def _evaluated(one: Subject, output: Path | None, callback: object) -> Report:
+    return evaluate(
+        one.net,
+        (one.images, one.labels),
+        ["safe-pgd-ce-50", "safe-pgd-targeted-20"],
+        eps=EPS,
+        batch_size=16,
+        options=FLOAT32,
+        output=output,
+        progress=False,
+        callback=callback,  # type: ignore[arg-type]
+    )
+
+
+def _as_compared(report: Report) -> list[dict[str, object]]:
+    """All that does not depend on time or on who stood beside whom."""
+    left_out = ("seconds", "forward", "backward")
+    return [{k: v for k, v in row.as_dict().items() if k not in left_out} for row in report.samples]
+
+
+def _command(folder: Path, output: Path, images: int, log: Path) -> list[str]:
+    module = [sys.executable, "-m", "benchmarks.attack.evaluating", "once"]
+    return [*module, str(folder), str(output), str(images), str(log)]
+
+
+def _let_run(folder: Path, output: Path, images: int, log: Path) -> None:
+    subprocess.run(_command(folder, output, images, log), check=True)
+
+
+def _killed(folder: Path, output: Path, images: int, log: Path, after: float) -> int:
+    """Kill an evaluation after so many seconds; returns how many samples were finished by then."""
+    with subprocess.Popen(_command(folder, output, images, log)) as process:
+        time.sleep(after)
+        os.kill(process.pid, signal.SIGKILL)
+    return len(list(_readable(output)))
+
+
+def _readable(output: Path) -> Iterator[str]:
+    for path in sorted(output.glob("rows*.jsonl")):
+        yield from path.read_text().splitlines()
+
+
+if __name__ == "__main__":
+    app()
