@@ -14,7 +14,7 @@ from benchmarks.attack.attacks import WAYS
 from benchmarks.attack.kept import Kept
 from benchmarks.attack.networks import NETWORKS, Scaled, Subject, pairs
 from benchmarks.attack.page import compared, write_page
-from digits import DigitsNet, grey_digits, train
+from digits import DigitsNet, accuracy, grey_digits, train
 
 
 def cell(attack: str, robust: float, *, seed: int = 0, eps: float = 0.1, network: str = "normal") -> dict[str, object]:
@@ -178,6 +178,7 @@ def test_training_is_kept_pair_by_pair_and_written_with_a_picture(
         return pair(data, method, sizes, seed=seed)
 
     monkeypatch.setattr(training, "pair", noted)
+    monkeypatch.setattr(training, "judged", lambda net, data: (accuracy(net, data.test_images, data.test_labels), 0.0))
     monkeypatch.setattr(training, "TEST_SIZE", 24)
     app = typer.Typer()
     app.command()(training.main)
@@ -204,6 +205,8 @@ def test_both_ways_begin_at_the_same_weights_and_see_the_same_batches() -> None:
         assert torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(plain.order(3), fast.order(3), strict=True))
     assert not torch.equal(plain.order(3)[0], plain.order(4)[0])
+    clean, robust = plain.judged(8)
+    assert 0 <= robust <= clean <= 1
 
 
 def test_differences_are_paired_and_ratios_leave_out_the_first_epoch() -> None:
