@@ -237,7 +237,8 @@ class FastAttackModel(Shell):
     def gradient_stats(self) -> GradientStats:
         """What has passed through the boundary since the last reset; reading it waits for the device.
 
-        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W), see ``docs/trust/going-wrong.md``.
+        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W); ``docs/trust/going-wrong.md``
+        says more.
         """
         return self._networks.state.stats()
 
