@@ -88,3 +88,12 @@ def test_a_command_that_names_nothing_is_found() -> None:
     assert not any(
         map(fault_of, ["make test", "pip install -e '.[torchattacks,foolbox]'", "python -m benchmarks.speed"])
     )
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name in ("guides", "trust")], ids=lambda p: p.stem
+)
+def test_no_code_hides_in_an_indented_block(page: Path) -> None:
+    """Nothing would run it."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"(?<=\n\n) {4}\S.*", text) == []
