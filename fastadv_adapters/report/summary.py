@@ -11,7 +11,7 @@ from ..networks import Networks
 from .alignment import Misfit, misfits
 
 _DECISIONS = {
-    "auto": "exact without gradient, fast with; exact in known attacks that read them (C&W, FAB, DDN, ...)",
+    "auto": 'exact without gradient, fast with; known minimum-norm attacks get decisions="exact"',
     "exact": "exact always, gradients from the fast network",
     "fast": "fast always: decisions may differ from the wrapped model's",
 }
