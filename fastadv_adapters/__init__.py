@@ -1,8 +1,9 @@
 """Fast, honest adversarial attacks in PyTorch: a model object that attack libraries take as it is.
 
-``FastAttackModel`` wraps a model, ``SafePGD`` attacks one, ``evaluate`` attacks a data set and gives a ``Report``.
-The adapters are imported by name, so that the core needs PyTorch alone: ``fastadv_adapters.torchattacks`` and
-``fastadv_adapters.foolbox``. ``RobustAccuracy`` is there if torchmetrics is.
+``FastAttackModel`` wraps a model, ``SafePGD`` attacks one, ``compare`` measures on your model what the fast one brings,
+``evaluate`` attacks a data set and gives a ``Report``. The adapters are imported by name, so that the core needs
+PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox``. ``RobustAccuracy`` is there if
+torchmetrics is.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .attack import SafePGD as SafePGD
 from .boundary import GradientStats as GradientStats
 from .boundary import watch_gradients as watch_gradients
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .evaluation import Report as Report
 from .evaluation import evaluate as evaluate
 from .model import FastAttackModel as FastAttackModel
@@ -21,12 +24,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "Comparison",
     "FastAttackModel",
     "FastAttackOptions",
     "FastAttackWarning",
     "GradientStats",
     "Report",
     "SafePGD",
+    "compare",
     "evaluate",
     "watch_gradients",
 ]

@@ -21,8 +21,8 @@ from benchmarks.attack.kept import CACHE
 from benchmarks.attack.networks import Subject, subject
 from benchmarks.shared.networks import resnet18, settle_statistics
 from benchmarks.shared.report import OUT, Part, Report, Table
-from benchmarks.shared.timing import Timing, measure_in_turn
 from fastadv_adapters.autoattack import accelerate
+from fastadv_adapters.comparison import Timing, measure_in_turn
 
 WAYS: dict[str, dict[str, Any] | None] = {"plain": None, "float32": {"dtype": torch.float32}, "default": {}}
 """None for the plain model, or the options of the fast one."""

@@ -25,9 +25,9 @@ from benchmarks.attack.kept import CACHE, Kept
 from benchmarks.attack.networks import TEST_SIZE
 from benchmarks.attack.trades import EPS, Maximiser, by_hand, by_safe_pgd, clean_probabilities, judged, trades_loss
 from benchmarks.shared.report import OUT, Part, Report, Table
-from benchmarks.shared.timing import synchronize
 from digits import Digits, DigitsNet, grey_digits
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import synchronize
 
 METHODS = {"pgd": "PGD training", "trades": "TRADES"}
 WAYS = ("plain", "fast")

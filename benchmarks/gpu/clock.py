@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.shared.timing import synchronize
+from fastadv_adapters.comparison import synchronize
 from fastadv_adapters.engines.graphs import CudaRecorder
 
 Work = Callable[[], object]

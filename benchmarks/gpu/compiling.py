@@ -11,9 +11,9 @@ from benchmarks.gpu.clock import device_ms, recorded
 from benchmarks.gpu.items import Items
 from benchmarks.gpu.operators import half
 from benchmarks.gpu.smoke import least_cosine
-from benchmarks.shared.timing import synchronize
 from benchmarks.speed.cases import Case, cases
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import synchronize
 
 BACKEND = "inductor"
 

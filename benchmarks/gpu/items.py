@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Part, Report, Table
-from benchmarks.shared.timing import NO_TIME, Budget
 from benchmarks.speed.cases import Size
 from benchmarks.speed.one_way import start_afresh
 

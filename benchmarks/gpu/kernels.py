@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.clock import searching
 from benchmarks.gpu.items import Items
 from benchmarks.shared.rows import EPS, Setup, ours
-from benchmarks.shared.timing import synchronize
 from benchmarks.speed.cases import Case, cases
+from fastadv_adapters.comparison import synchronize
 
 KINDS = {
     "layout": r"nchwToNhwc|nhwcToNchw|Padding|transpose",

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.items import Items
-from benchmarks.shared.correctness import row_cosines
 from benchmarks.shared.rows import EPS, Prepared, Setup, mean_loss, ours, short
 from benchmarks.speed.cases import cases
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import row_cosines
 
 IMAGES = 16
 """At most so many images are looked at: float64 is slow on GPUs."""

@@ -21,9 +21,10 @@ from benchmarks.gpu.kernels import kernels
 from benchmarks.gpu.operators import operators
 from benchmarks.gpu.smoke import smoke
 from benchmarks.gpu.steps import steps
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError, deadline
 from benchmarks.shared.report import OUT, Report
-from benchmarks.shared.timing import NO_TIME, Budget, reason
+from fastadv_adapters.comparison import reason
 
 STAGES: dict[str, Callable[[Items], None]] = {
     "env": environment,

@@ -8,9 +8,9 @@ import torch
 from benchmarks.gpu.clock import device_ms, host_ms
 from benchmarks.gpu.items import Items
 from benchmarks.shared.rows import EPS, PLAIN, Row, Setup, every_row
-from benchmarks.shared.timing import synchronize
 from benchmarks.speed.cases import Case, cases
 from benchmarks.speed.memory import allocated, peak_above
+from fastadv_adapters.comparison import synchronize
 
 WAYS = (PLAIN, "recipe-float16-scaled", "ours-eager-float16", "ours-cudagraph-float16")
 

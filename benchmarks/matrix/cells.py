@@ -24,7 +24,7 @@ from benchmarks.matrix import attacking
 from benchmarks.matrix.attacking import Attacked, attack, compile_solver, targets_of
 from benchmarks.matrix.cases import Case, Norm, Row
 from benchmarks.matrix.subjects import Binarised, Subject, recipe_of
-from benchmarks.shared.device import versions
+from fastadv_adapters.comparison import versions
 from fastadv_adapters.modules.notices import FastAttackWarning
 
 PLAIN = "plain"

@@ -12,8 +12,8 @@ from benchmarks.matrix.cells import DTYPES, PLAIN, Outcome
 from benchmarks.matrix.plan import ROWS
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.subjects import RECIPES
-from benchmarks.shared.device import describe_device, versions
 from benchmarks.shared.report import Table
+from fastadv_adapters.comparison import describe_device, versions
 
 _KEPT = (
     "robust",

@@ -12,7 +12,7 @@ from benchmarks.matrix.numbers import write_numbers
 from benchmarks.matrix.plan import ROWS, Plan
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.subjects import RECIPES, WIDTH
-from benchmarks.shared.device import describe_device, versions
+from fastadv_adapters.comparison import describe_device, versions
 
 NAME = "compatibility.md"
 COLUMNS = ("attack", "compared as", "works", *DTYPES, "options", "notes")

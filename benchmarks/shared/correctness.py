@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Table
 from benchmarks.shared.rows import Prepared, Row, Setup, mean_loss
-from benchmarks.shared.timing import NO_TIME, Budget, reason
 from digits import Digits, DigitsNet, accuracy, grey_digits, train
+from fastadv_adapters.comparison import reason, row_cosines
 
 RIGHT, STRONGER, WRONG, FAILED, UNJUDGED = "right", "stronger", "WRONG", "failed", "not judged"
 
@@ -129,12 +130,6 @@ def _with_verdict(found: Outcome, plain: Outcome) -> Outcome:
     wrong = found.newly_zero > 0 or found.robust > plain.robust + 0.01
     verdict = WRONG if wrong else STRONGER if found.robust < plain.robust - 0.01 else RIGHT
     return Outcome(found.zero, found.newly_zero, found.cosine, found.robust, verdict)
-
-
-def row_cosines(left: Tensor, right: Tensor) -> Tensor:
-    """Cosine of every row, free of underflow: gradients of confident networks go down to 1e-30."""
-    rows = [row / row.abs().amax(1, keepdim=True).clamp(min=1e-300) for row in (left, right)]
-    return torch.cosine_similarity(rows[0], rows[1], 1)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.shared.device import describe_device, versions
-from benchmarks.shared.timing import Timing
+from fastadv_adapters.comparison import Timing, describe_device, versions
 
 OUT = Path("docs/benchmarks")
 """Where results are kept unless told otherwise."""

@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.heap import keep_freed_memory
 from benchmarks.shared.report import OUT, Report
 from benchmarks.shared.rows import choose, every_row
 from benchmarks.speed.cases import SCALES, Size, cases

@@ -11,12 +11,13 @@ from unittest import mock
 import torch
 from torch import nn
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.report import Part, Table, milliseconds, timing_record
 from benchmarks.shared.rows import EPS, Prepared, Setup, foolbox_plain, half_of, ours, torchattacks_pgd
-from benchmarks.shared.timing import NO_TIME, Budget, Timing, Way, measure_in_turn, reason
 from benchmarks.speed.cases import Case
 from benchmarks.speed.measurement import Effort
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import Timing, Way, measure_in_turn, reason
 from fastadv_adapters.kernels import prepacked, shapes
 from fastadv_adapters.modules import precision
 

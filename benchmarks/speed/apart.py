@@ -7,13 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.rows import PLAIN, Row
-from benchmarks.shared.timing import NO_TIME, Budget, measure_in_turn
 from benchmarks.speed.cases import Case
 from benchmarks.speed.floor import Rates, Yardsticks, work_of
 from benchmarks.speed.measurement import Effort, Found, Measurement
 from benchmarks.speed.one_way import attack_of, begin, start_afresh, time_updates
+from fastadv_adapters.comparison import measure_in_turn
 
 ATTACKS = 4
 """A way needs about so many attacks: the first, one for its memory, and two that are timed."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks.shared.report import OUT, Part, Report, Table, milliseconds, timing_record
-from benchmarks.shared.timing import measure_in_turn
+from fastadv_adapters.comparison import measure_in_turn
 from fastadv_adapters.kernels import winograd
 
 LAYERS = (

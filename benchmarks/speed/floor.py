@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.shared.timing import Timing, Way
+from fastadv_adapters.comparison import Timing, Way
 
 PRODUCTS = ("convolution", "cudnn_convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
 """Operators that run on matrix units. Attention, whose names differ between devices, counts too."""

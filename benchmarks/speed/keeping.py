@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.shared.networks import resnet18, settle_statistics
 from benchmarks.shared.report import OUT, Part, Report, Table, milliseconds, timing_record
-from benchmarks.shared.timing import Timing, measure_in_turn
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import Timing, measure_in_turn
 from fastadv_adapters.comparison.memory import BytesKept, bytes_kept
 from fastadv_adapters.folding import build as folding
 

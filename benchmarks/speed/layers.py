@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.heap import keep_freed_memory
 from benchmarks.shared.report import OUT, Part, Report, Table, milliseconds, timing_record
-from benchmarks.shared.timing import measure_in_turn
 from benchmarks.speed.layer_kinds import LAYERS, Layer
+from fastadv_adapters.comparison import measure_in_turn
 from fastadv_adapters.folding import build_fast, trace
 from fastadv_adapters.modules import Precision
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.rows import Prepared, Row
-from benchmarks.shared.timing import NO_TIME, Budget, Timing, measure_in_turn
 from benchmarks.speed.cases import Case
 from benchmarks.speed.floor import Yardsticks, work_of
 from benchmarks.speed.measurement import Effort, Found, Measurement
 from benchmarks.speed.one_way import attack_of, begin, time_updates
+from fastadv_adapters.comparison import Timing, measure_in_turn
 
 NEAR = 1.2
 """Ways that take at most so many times as long as the fastest are nearly as fast."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from benchmarks.shared.report import timing_record
 from benchmarks.shared.rows import PLAIN, Row, short
-from benchmarks.shared.timing import Timing
 from benchmarks.speed.cases import Case
 from benchmarks.speed.floor import Rates, Work
+from fastadv_adapters.comparison import Timing
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from benchmarks.shared.networks import resnet18, settle_statistics
 from benchmarks.shared.recipe import RecipeModel
 from benchmarks.shared.report import Part, Table
 from benchmarks.shared.rows import Prepared, short
-from benchmarks.shared.timing import reason
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import reason
 from fastadv_adapters.comparison.memory import bytes_kept
 from fastadv_adapters.modules.precision import HALF
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shared.rows import Prepared, Row, Setup
-from benchmarks.shared.timing import Way, measure_in_turn, reason, seconds_of
 from benchmarks.speed.measurement import Effort, Found
 from benchmarks.speed.memory import allocated, kept_per_image, peak_above
+from fastadv_adapters.comparison import Way, measure_in_turn, reason, seconds_of
 
 
 def begin(row: Row, model: nn.Module, batch: tuple[Tensor, Tensor], steps: int, found: Found) -> Prepared | None:

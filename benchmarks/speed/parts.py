@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.correctness import Subject, confident_digits, judge
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Part, Report, Table
 from benchmarks.shared.rows import Row, choose, every_row, short
-from benchmarks.shared.timing import NO_TIME, Budget, reason
 from benchmarks.speed.ablation import ablation_part
 from benchmarks.speed.apart import Forecast, measure_apart
 from benchmarks.speed.cases import SCALES, Case, Size, cases
@@ -25,6 +25,7 @@ from benchmarks.speed.scaling import early_stop_part, growth_part, scaling_part
 from benchmarks.speed.sweep import sweep_part
 from benchmarks.speed.updates import update_part
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import reason
 
 PARTS = ("correctness", "updates", "networks", "memory", "early_stop", "scaling", "growth", "ablation")
 """What is measured, in this order, unless some of it is asked for. Updates come before what many networks leave."""

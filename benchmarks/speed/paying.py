@@ -13,13 +13,13 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.heap import keep_freed_memory
 from benchmarks.shared.networks import VisionTransformer
 from benchmarks.shared.report import OUT, Part, Report, Table
-from benchmarks.shared.timing import measure_in_turn
 from benchmarks.speed.people import Model, gradient, lenet, mlp
 from digits import DigitsNet
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import measure_in_turn
 from fastadv_adapters.networks.paying import LEAST, Work
 
 console = Console()

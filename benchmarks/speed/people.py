@@ -22,12 +22,12 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.heap import keep_freed_memory
 from benchmarks.shared.networks import VisionTransformer, settle_statistics
 from benchmarks.shared.report import OUT, Part, Report, Table
-from benchmarks.shared.timing import Timing, measure_in_turn
 from digits import DigitsNet
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import Timing, measure_in_turn
 
 console = Console()
 WAYS: dict[str, dict[str, Any]] = {

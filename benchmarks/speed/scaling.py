@@ -12,15 +12,16 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.shared.budget import Budget
 from benchmarks.shared.correctness import Subject
 from benchmarks.shared.report import Part, Table, milliseconds, timing_record
 from benchmarks.shared.rows import EPS, Setup, torchattacks_pgd
-from benchmarks.shared.timing import Budget, Way, measure_in_turn
 from benchmarks.speed.cases import Case, resnet18_case
 from benchmarks.speed.measurement import Effort
 from benchmarks.speed.memory import held
 from digits import accuracy, predict
 from fastadv_adapters import FastAttackModel, SafePGD
+from fastadv_adapters.comparison import Way, measure_in_turn
 
 ONCE, STEPS, BATCH = "once", "twice the steps", "twice the batch"
 

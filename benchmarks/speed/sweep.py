@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Part, Table
 from benchmarks.shared.rows import EPS, Setup, ours, torchattacks_pgd
-from benchmarks.shared.timing import NO_TIME, Budget, Way, measure_in_turn, reason
 from benchmarks.speed.cases import Case
 from benchmarks.speed.measurement import Effort
 from benchmarks.speed.one_way import forget
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import Way, measure_in_turn, reason
 from fastadv_adapters.modules.precision import HALF
 
 PLAIN, OURS = "torchattacks", "ours"

@@ -8,8 +8,8 @@ from benchmarks.shared.networks import WideResNet, settle_statistics
 from benchmarks.shared.recipe import RecipeModel
 from benchmarks.shared.report import Part, Table, milliseconds, timing_record
 from benchmarks.shared.rows import half_of, short
-from benchmarks.shared.timing import Way, measure_in_turn
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.comparison import Way, measure_in_turn
 
 
 def tensor_addresses(fast: FastAttackModel) -> list[int]:

@@ -10,7 +10,7 @@ Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's ow
 """
 
 from .balls import Ball, Norm, accept_norm, ball_around
-from .checks import accept_bounds, accept_count, accept_inputs, accept_size
+from .checks import accept_bounds, accept_count, accept_inputs, accept_logits, accept_size
 from .flow import Departed, Entrants, Way
 from .losses import Loss, LossFunction, LossName, resolve_loss
 from .objectives import left_class
@@ -32,6 +32,7 @@ __all__ = [
     "accept_bounds",
     "accept_count",
     "accept_inputs",
+    "accept_logits",
     "accept_norm",
     "accept_size",
     "ball_around",

@@ -1,5 +1,34 @@
-"""My model, measured: ``memory`` tells what a gradient pass keeps."""
+"""My model, measured: whether the fast one is faster and faithful, and what a pass keeps for the backward pass.
 
+``comparing`` makes an attack (``attacking``) on the plain model and on fast ones, in turn (``timing``), and looks how
+near gradients are to float64 (``fidelity``) and how many bytes they keep (``memory``). Each way is a ``row`` of the
+``result``, which is shown as a table (``showing``), drawn (``drawing``) and written whole (``writing``). ``device``
+describes what it ran on, ``progress`` tells what is being done. The benchmarks use the same clock.
+"""
+
+from .comparing import compare
+from .device import describe_device, versions
+from .fidelity import row_cosines
 from .memory import BytesKept, bytes_kept
+from .result import Comparison
+from .row import Row
+from .timing import Timing, Way, measure_in_turn, reason, seconds_of, synchronize
+from .writing import write_whole
 
-__all__ = ["BytesKept", "bytes_kept"]
+__all__ = [
+    "BytesKept",
+    "Comparison",
+    "Row",
+    "Timing",
+    "Way",
+    "bytes_kept",
+    "compare",
+    "describe_device",
+    "measure_in_turn",
+    "reason",
+    "row_cosines",
+    "seconds_of",
+    "synchronize",
+    "versions",
+    "write_whole",
+]

@@ -66,7 +66,7 @@ class Judge:
         Raises:
             ValueError: it does not return logits (N, C).
         """
-        with _evaluating(self._model):
+        with _evaluating(self._model), seeded(self._seed, self.device):
             logits: object = self._model(x.to(self.device, self._dtype))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -24,7 +24,7 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     share, square = successes / count, _Z**2 / count
     middle = (share + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / count / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return (middle - half if successes else 0.0), (middle + half if successes < count else 1.0)
 
 
 @dataclass(frozen=True, repr=False)

@@ -110,7 +110,7 @@ def _standing(
         x = torch.stack([case.x for case in cases])
         y = torch.tensor([case.label for case in cases], device=x.device)
         verdicts = setting.judge.verdicts(found, y, stage.name, stage.eps, cases[0].index)
-        distances = lengths(found - x)
+        distances = lengths(found, x)
         valid = _within(found, distances, stage.eps, setting)
         broken = (verdicts.adversarial & valid).tolist()
         predictions, near = verdicts.predictions.tolist(), (verdicts.borderline & valid).tolist()
@@ -134,10 +134,11 @@ def _for_a_while(source: Iterator[tuple[Case, Tensor, bool]]) -> Iterator[tuple[
             return
 
 
-def lengths(change: Tensor) -> Tensor:
-    """Lengths of changes (N, ...) in the L-infinity, L2 and L1 norm, (N, 3), measured in float64 where there is one."""
-    wide = change.flatten(1).to(torch.float32 if change.device.type == "mps" else torch.float64)
-    return torch.stack([torch.linalg.vector_norm(wide, order, 1) for order in (torch.inf, 2, 1)], 1)
+def lengths(found: Tensor, x: Tensor) -> Tensor:
+    """Lengths of changes of x (N, ...) in the L-infinity, L2 and L1 norm, (N, 3), in float64 where there is one."""
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    change = (found.to(wide) - x.to(wide)).flatten(1)
+    return torch.stack([torch.linalg.vector_norm(change, order, 1) for order in (torch.inf, 2, 1)], 1)
 
 
 def _within(found: Tensor, distances: Tensor, eps: float, setting: Setting) -> Tensor:

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attack import LEAST_ROWS, Entrants, SafePGD, Way, stream_of
+from ..attack import LEAST_ROWS, Departed, Entrants, SafePGD, Way, stream_of
 from .rows import Case
-from .seeds import seed_of
+from .seeds import seed_of, seeded
 from .stages import Attack, Setting, Stage
 
 AVERAGED = 10
@@ -99,17 +99,26 @@ class SafeStage:
         inside: dict[int, Case] = {}
         stream = stream_of(self.attack, self.way, rivals=self.rivals > 0, largest_label=self.setting.classes - 1)
 
-        def entrants(count: int) -> Entrants | None:
-            cases = list(islice(source, count))
+        def entrants(room: int) -> Entrants | None:
+            cases = list(islice(source, room))
             inside.update((case.index, case) for case in cases)
             return self._entrants(cases) if cases else None
 
-        for gone in stream.run(entrants):
+        for gone in self._reproducible(stream.run(entrants)):
             counted = zip(gone.forwards.tolist(), gone.backwards.tolist(), gone.seconds.tolist(), strict=True)
             for index, x, claimed, counts in zip(gone.index, gone.x, gone.claimed.tolist(), counted, strict=True):
                 case = inside.pop(index)
                 case.add(*counts)
                 yield case, x, claimed
+
+    def _reproducible(self, stream: Iterator[Departed]) -> Iterator[Departed]:
+        """The same; a model that draws random numbers draws the same ones in every run."""
+        for number in count():
+            with seeded(seed_of(self.setting.seed, self.name, number), self.setting.judge.device):
+                gone = next(stream, None)
+            if gone is None:
+                return
+            yield gone
 
     def _entrants(self, cases: list[Case]) -> Entrants:
         device = self.setting.judge.device

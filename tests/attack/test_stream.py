@@ -109,8 +109,8 @@ def test_each_start_raises_the_class_whose_turn_it_is(fast: FastAttackModel) -> 
 def test_samples_with_broken_gradients_are_attacked_again_in_full_precision() -> None:
     net = attackable_net()
     with torch.no_grad():
-        net[-1].weight.mul_(3e4)  # type: ignore[union-attr,operator]  # float16 overflows, and no gradient is finite
-        net[-1].bias.mul_(3e4)  # type: ignore[union-attr,operator]
+        net[-1].weight.mul_(3e4)  # type: ignore[operator]  # float16 overflows: no gradient is finite
+        net[-1].bias.mul_(3e4)  # type: ignore[operator]
     half, full = (FastAttackModel(net, dtype=dtype) for dtype in (torch.float16, torch.float32))
     x, y = classified(full, samples=8)
     settings: dict[str, Any] = {"eps": BUDGETS["linf"], "steps": 4, "random_start": False}

@@ -11,7 +11,7 @@ from fastadv_adapters import FastAttackModel, FastAttackOptions, Report, evaluat
 from fastadv_adapters.evaluation import Row
 from tests.support.tools import attackable_net, batch
 
-EPS = 0.02
+EPS = 0.008
 FLOAT32: FastAttackOptions = {"dtype": torch.float32}
 ATTACKS = ["safe-pgd-ce-12", "safe-pgd-targeted-4"]
 

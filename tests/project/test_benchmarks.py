@@ -16,9 +16,9 @@ from torch import nn
 from benchmarks import quote as quoting
 from benchmarks.precision import __main__ as precision
 from benchmarks.quote import Quotation, excerpt, quote
+from benchmarks.shared.budget import Budget
 from benchmarks.shared.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
 from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, choose, every_row, torchattacks_pgd
-from benchmarks.shared.timing import Budget, measure_in_turn
 from benchmarks.speed import __main__ as bench
 from benchmarks.speed import convolutions, layers
 from benchmarks.speed.floor import Work, work_of
@@ -27,6 +27,7 @@ from benchmarks.speed.limits import PASS, SHORT, limits_part
 from benchmarks.speed.memory import kept_per_image
 from benchmarks.speed.plot import draw
 from benchmarks.speed.sweep import batches_up_to, saturating
+from fastadv_adapters.comparison import measure_in_turn
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -87,7 +88,7 @@ def test_freed_memory_is_kept_where_malloc_can_be_told() -> None:
     """In a process of its own: it would stay so for all tests."""
     code = """
 import resource, torch
-from benchmarks.shared.device import keep_freed_memory
+from benchmarks.shared.heap import keep_freed_memory
 told = keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -14,11 +14,11 @@ import torch
 import typer
 from torch import nn
 
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.correctness import RIGHT, UNJUDGED, confident_digits, judge
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError, deadline
 from benchmarks.shared.report import Part, Report
 from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, choose, compiled, every_row, ours, torchattacks_pgd
-from benchmarks.shared.timing import NO_TIME, Budget
 from benchmarks.speed import __main__ as bench
 from benchmarks.speed import parts
 from benchmarks.speed.ablation import ablation_part

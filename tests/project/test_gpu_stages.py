@@ -16,9 +16,9 @@ from benchmarks.gpu.clock import device_ms, host_ms, recorded, searching
 from benchmarks.gpu.items import Items
 from benchmarks.gpu.kernels import TOP, by_kind
 from benchmarks.gpu.smoke import exact_gradient, least_cosine
+from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.deadline import STOPPED
 from benchmarks.shared.report import Report
-from benchmarks.shared.timing import NO_TIME, Budget
 from benchmarks.speed.cases import cases
 
 CPU = torch.device("cpu")

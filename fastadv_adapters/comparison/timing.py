@@ -3,15 +3,10 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-
-from benchmarks.shared.deadline import deadline
-
-NO_TIME = "left out, for the time was used up; --minutes gives more"
-"""Why something is not measured."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +47,12 @@ class Timing:
         return lower, upper
 
 
-class Budget:
-    """Seconds that a part of a benchmark may take.
-
-    Args:
-        seconds: from now on.
-        hard: whether :meth:`held` stops what takes longer; shares of a hard budget are hard, too.
-    """
-
-    def __init__(self, seconds: float, *, hard: bool = False) -> None:
-        self.seconds = seconds
-        self.hard = hard
-        self.start = time.perf_counter()
+class HasTimeLeft(Protocol):
+    """Whatever knows how many seconds a measurement may still take."""
 
     @property
     def left(self) -> float:
-        """Seconds that are left; negative once it is used up."""
-        return self.seconds - (time.perf_counter() - self.start)
-
-    def share(self, part: float) -> "Budget":
-        """A budget of its own with a part, 0 to 1, of what is left."""
-        return Budget(max(self.left, 0.0) * part, hard=self.hard)
-
-    def held(self) -> AbstractContextManager[None]:
-        """A context that a hard budget ends when it is used up, with an OutOfTimeError."""
-        return deadline(self.left) if self.hard else nullcontext()
+        """Seconds that are left; negative once they are used up."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -100,7 +76,7 @@ def measure_in_turn(
     device: torch.device,
     repeats: int = 7,
     warmup: int = 1,
-    budget: Budget | None = None,
+    budget: HasTimeLeft | None = None,
     failures: dict[str, str] | None = None,
 ) -> dict[str, Timing]:
     """Time every way `repeats` times, in turn, so that a slow phase of the machine meets all of them alike.

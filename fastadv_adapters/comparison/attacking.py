@@ -1,0 +1,144 @@
+"""One attack, on the plain model and on fast ones: of torchattacks, of foolbox, a callable, or PGD with ten steps."""
+
+import copy
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..attack import Norm, ball_around
+from ..model import FastAttackModel
+from ..options import FastAttackOptions
+
+Run = Callable[[Tensor, Tensor], Tensor]
+"""Images (N, ...) and labels (N,) to adversarial images."""
+
+STEPS = 10
+"""Of the attack that is made if none is given."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far the attack may go: ``eps`` in a norm, within bounds."""
+
+    eps: float
+    norm: Norm
+    bounds: tuple[float, float]
+
+
+class Attacker(ABC):
+    """An attack that can be made on the plain model and on fast ones."""
+
+    name: str
+
+    @abstractmethod
+    def on_plain(self, model: nn.Module) -> Run:
+        """The attack on the plain model."""
+
+    @abstractmethod
+    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
+        """The attack on a fast copy of the model, which is made here."""
+
+
+def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
+    """What makes this attack.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: a torchattacks attack on another model than the one that is compared.
+    """
+    if attack is None:
+        return _Called(_pgd(budget), f"PGD-{STEPS}")
+    if _is_of(attack, "torchattacks.attack"):
+        if attack.model is not model:
+            raise ValueError(
+                f"expected an attack on the plain model that is compared, got {attack.attack} on another "
+                f"{type(attack.model).__name__}: make the attack on that model itself"
+            )
+        return _Torchattacks(attack)
+    if _is_of(attack, "foolbox.attacks.base"):
+        return _Foolbox(attack, budget)
+    if not callable(attack):
+        raise TypeError(
+            f"expected attack to be of torchattacks or foolbox, or a callable (model, x, y), got "
+            f"{type(attack).__name__}: pass one of these, or None for PGD"
+        )
+    return _Called(attack, getattr(attack, "__name__", type(attack).__name__))
+
+
+def _is_of(attack: Any, module: str) -> bool:
+    """Whether it is an ``Attack`` of a library, which then is imported already."""
+    base = getattr(sys.modules.get(module), "Attack", None)
+    return base is not None and isinstance(attack, base)
+
+
+class _Called(Attacker):
+    def __init__(self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], name: str) -> None:
+        self._attack, self.name = attack, name
+
+    def on_plain(self, model: nn.Module) -> Run:
+        return lambda x, y: self._attack(model, x, y)
+
+    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
+        fast = FastAttackModel(model, **options)
+        return lambda x, y: self._attack(fast, x, y)
+
+
+class _Torchattacks(Attacker):
+    def __init__(self, attack: Any) -> None:
+        self._attack, self.name = attack, f"torchattacks {attack.attack}"
+
+    def on_plain(self, model: nn.Module) -> Run:
+        attack: Run = self._copy()
+        return attack
+
+    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
+        from ..torchattacks import accelerate
+
+        attack: Run = accelerate(self._copy(), **options)
+        return attack
+
+    def _copy(self) -> Any:
+        """Another attack with the same settings on the same models."""
+        inside = (self._attack, *self._attack._attacks.values())
+        return copy.deepcopy(self._attack, {id(part.model): part.model for part in inside})
+
+
+class _Foolbox(Attacker):
+    def __init__(self, attack: Any, budget: Budget) -> None:
+        self._attack, self._budget, self.name = attack, budget, f"foolbox {type(attack).__name__}"
+
+    def on_plain(self, model: nn.Module) -> Run:
+        return self._on(model, self._attack)
+
+    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
+        from ..foolbox import accelerate
+
+        return self._on(model, accelerate(self._attack, **options))
+
+    def _on(self, model: nn.Module, attack: Any) -> Run:
+        import foolbox
+
+        device = next(model.parameters()).device
+        fmodel = foolbox.PyTorchModel(model, self._budget.bounds, device=device)
+        return lambda x, y: attack(fmodel, x, y, epsilons=self._budget.eps)[1]
+
+
+def _pgd(budget: Budget) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """Projected gradient descent as everybody writes it (Madry et al. 2018, https://arxiv.org/abs/1706.06083)."""
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        ball = ball_around(budget.norm, x, eps=budget.eps, bounds=budget.bounds)
+        found = ball.random_start()
+        for _ in range(STEPS):
+            leaf = found.to(x.dtype).detach().requires_grad_()
+            loss = F.cross_entropy(model(leaf), y, reduction="sum")
+            found = ball.step_(found, torch.autograd.grad(loss, leaf)[0], 2.5 * budget.eps / STEPS)
+        return ball.finish(found)
+
+    return attack

@@ -1,0 +1,253 @@
+"""``compare``: an attack on the plain model and on fast ones, measured in turn, and judged."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attack import Norm, accept_bounds, accept_inputs, accept_logits, accept_norm, accept_size
+from ..model import FastAttackModel
+from ..modules import HALF, accept_model, device_of, is_in_hardware, random_state_kept
+from ..options import FastAttackOptions
+from .attacking import Attacker, Budget, Run, attacker_for
+from .device import describe_device, versions
+from .fidelity import Agreement, Pass, agreement, gradient_pass, reference_pass
+from .memory import bytes_kept
+from .progress import Progress
+from .result import Comparison
+from .row import Effect, Row
+from .timing import Way, measure_in_turn, reason, seconds_of
+
+LEAST_SECONDS = 0.05
+"""An attack that is over sooner is run several times between two looks at the clock."""
+
+MOST_ATTACKS = 100
+"""How many times at most."""
+
+FASTER = 1.02
+"""By how many times an option must be faster than plain to be looked at again."""
+
+NEARLY = 0.95
+"""The default options are recommended if they reach this share of the best speed: the simplest is best."""
+
+ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
+
+
+def compare(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    attack: Any = None,
+    eps: float = 8 / 255,
+    norm: Norm = "linf",
+    bounds: tuple[float, float] = (0, 1),
+    options: FastAttackOptions | None = None,
+    repeats: int = 5,
+    progress: bool = True,
+) -> Comparison:
+    """Measure on your model whether the fast one is faster, and whether it may be trusted.
+
+    The attack runs on the plain model, on the fast one with default options, and on fast ones in each dtype that the
+    device has in hardware; in turn, from the same random start, warm-up apart. What is to be recommended is measured
+    against the plain model once more. ::
+
+        found = compare(model, images, labels, attack=torchattacks.PGD(model))
+        found.print()
+        fast = model if found.recommended is None else FastAttackModel(model, **found.recommended)
+
+    The model is left as it was, and so are the global random generators.
+
+    Args:
+        model: a plain module that returns logits (N, C). It is attacked in eval mode.
+        x: shape (N, ...), floating, within ``bounds``, on the model's device; one batch, attacked as a whole.
+        y: labels, shape (N,), integers below C; None for the model's own predictions.
+        attack: a torchattacks attack on ``model`` (which is copied), a foolbox attack, a callable
+            ``(model, x, y) -> adversarial``, or None for PGD with ten steps (Madry et al. 2018, arXiv:1706.06083).
+        eps: budget in units of ``x``, of PGD and of foolbox attacks; others have their own.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``: of PGD, and of the distances that are reported.
+        bounds: least and largest value of ``x``, of PGD and of foolbox attacks.
+        options: of ``FastAttackModel``, for all fast models here; what they say is not varied.
+        repeats: timed rounds, at least 1.
+        progress: show what is being done, on a terminal if rich is installed.
+
+    Returns:
+        A :class:`Comparison`.
+
+    Raises:
+        TypeError: a model that is no module, an attack that is none, inputs of another kind.
+        ValueError: inputs or labels out of range, a model that does not return logits or cannot be wrapped, an attack
+            on another model.
+    """
+    accept_model(model)
+    budget = Budget(accept_size("eps", eps), accept_norm(norm), accept_bounds(bounds))
+    device = device_of(model)
+    with torch.inference_mode(False), random_state_kept(device), _in_eval_mode(model), Progress(progress) as told:
+        y = _accept_data(model, x, y, budget, device)
+        study = _Study(model, x.detach(), y, attacker_for(attack, model, budget), options or {}, budget)
+        recommended = study.run(repeats, told.say)
+    setting = {"eps": budget.eps, "norm": norm, "bounds": list(budget.bounds), "repeats": repeats}
+    name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
+    return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions())
+
+
+def _accept_data(model: nn.Module, x: Tensor, y: Tensor | None, budget: Budget, device: torch.device) -> Tensor:
+    """The labels; raises for what cannot be attacked."""
+    given = torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None and isinstance(x, Tensor) else y
+    largest = accept_inputs(x, given, device, budget.bounds)
+    if not len(x):
+        raise ValueError("expected at least one sample, got none: pass a batch to be attacked")
+    with torch.no_grad():
+        logits = accept_logits(model(x), len(x), largest)
+    return logits.argmax(1) if y is None else y.to(torch.int64)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Each part in eval mode for a while: flags alone, for ``eval()`` of a user's class may write into weights."""
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class _Study:
+    """All ways on one batch: built, judged, timed, and one of them chosen."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, attacker: Attacker, options: FastAttackOptions, budget: Budget
+    ) -> None:
+        self.model, self.x, self.y = model, x, y
+        self.attacker, self.options, self.budget = attacker, options, budget
+        self.rows: dict[str, Row] = {}
+        self._runs: dict[str, Run] = {}
+        self._agreements: dict[str, Agreement] = {}
+        self._effects: dict[str, Effect] = {}
+
+    def run(self, repeats: int, say: Callable[[str], None]) -> str | None:
+        """Everything; returns the name of the row that is recommended."""
+        say("gradients in float64")
+        self._reference, self.reference_dtype = reference_pass(self.model, self.x, self.y)
+        say("the plain model")
+        self._begin(Row("plain"), lambda: self.attacker.on_plain(self.model), self.model)
+        self._begin_fast("default", self.options, say)
+        for name, options in self._others():
+            self._begin_fast(name, options, say)
+        names = [name for name, row in self.rows.items() if row.failure is None]
+        say(f"timing {len(names)} ways in turn")
+        self._time(names, repeats)
+        for name in self._candidates():
+            say(f"timing {name} once more")
+            if self._time(["plain", name], repeats)[name] >= 1:
+                return name
+        return None
+
+    def _others(self) -> Iterator[tuple[str, FastAttackOptions]]:
+        """Options that differ from the default ones in what they run in."""
+        default = self.rows["default"].runs_in.split(", ")[0]
+        if "dtype" in self.options or default == "float64" or self.x.dtype == torch.float64:
+            return
+        for dtype in (*(d for d in HALF if is_in_hardware(d, self.x.device)), torch.float32):
+            name = _name(dtype)
+            if name != default:
+                yield name, {**self.options, "dtype": dtype}
+
+    def _begin_fast(self, name: str, options: FastAttackOptions, say: Callable[[str], None]) -> None:
+        say(f"the fast model: {name}")
+        row = self.rows[name] = Row(name, options)
+        try:
+            fast = FastAttackModel(self.model, **options)
+            self._begin(row, lambda: self.attacker.on_fast(self.model, options), fast)
+        except Exception as error:
+            row.failure = reason(error)
+            self._runs.pop(name, None)
+
+    def _begin(self, row: Row, make: Callable[[], Run], network: nn.Module) -> None:
+        """Build one way, attack for the first time, and judge it."""
+        made: list[Run] = []
+        found: list[Tensor] = []
+
+        def first() -> None:
+            made.append(make())
+            torch.manual_seed(0)
+            found.append(made[0](self.x, self.y))
+
+        row.first_seconds = seconds_of(first, self.x.device)
+        gradients = gradient_pass(network, self.x, self.y)
+        # Known after a gradient pass only.
+        row.runs_in = (
+            f"{_name(network.dtype)}, {network.engine}" if isinstance(network, FastAttackModel) else "as it is"
+        )
+        self.rows[row.name], self._runs[row.name] = row, made[0]
+        self._agreements[row.name] = self._agreement(gradients)
+        self._effects[row.name] = self._effect(found[0])
+        row.put(self._agreements[row.name], self._agreements["plain"])
+        row.judge(self._effects[row.name], self._effects["plain"], self.rows["plain"])
+        row.kept_bytes = _kept(network, self.x)
+
+    def _agreement(self, found: Pass) -> Agreement:
+        return agreement(found, self._reference)
+
+    def _effect(self, adversarial: Any) -> Effect:
+        """What the attack did, as the plain model sees it."""
+        x = self.x
+        if not isinstance(adversarial, Tensor) or adversarial.shape != x.shape:
+            got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
+            raise ValueError(f"expected the attack to return a tensor of shape {tuple(x.shape)}, got {got}: return x'")
+        adversarial = adversarial.detach().to(x)
+        with torch.no_grad():
+            robust = self.model(adversarial).argmax(1) == self.y
+        apart = (adversarial.double() - x.double()).flatten(1)
+        return Effect(robust, torch.linalg.vector_norm(apart, ORDER[self.budget.norm], 1))
+
+    def _time(self, names: list[str], repeats: int) -> dict[str, float]:
+        """Time these ways in turn, add what was found to their rows, and return the median of each one's ratios."""
+        counts = {name: self._attacks_between_looks(name) for name in names}
+        ways = {name: Way(self._several(name, counts[name]), lambda: torch.manual_seed(0)) for name in names}
+        timings = measure_in_turn(ways, device=self.x.device, repeats=repeats)
+        seconds = {name: [s / counts[name] for s in timing.seconds] for name, timing in timings.items()}
+        medians = {}
+        for name, own in seconds.items():
+            ratios = [p / o for p, o in zip(seconds["plain"], own, strict=True)]
+            self.rows[name].seconds += own
+            self.rows[name].ratios += ratios
+            medians[name] = statistics.median(ratios)
+        return medians
+
+    def _several(self, name: str, count: int) -> Callable[[], object]:
+        def run() -> None:
+            for _ in range(count):
+                self._runs[name](self.x, self.y)
+
+        return run
+
+    def _attacks_between_looks(self, name: str) -> int:
+        """How many attacks make a time that can be measured."""
+        once = seconds_of(self._several(name, 1), self.x.device)
+        return max(1, min(MOST_ATTACKS, math.ceil(LEAST_SECONDS / once)))
+
+    def _candidates(self) -> list[str]:
+        """Ways that are faithful and faster, the best first."""
+        good = [row for name, row in self.rows.items() if name != "plain" and row.faithful and row.ratio >= FASTER]
+        best = max((row.ratio for row in good), default=0.0)
+        good.sort(key=lambda row: (row.name != "default" or row.ratio < NEARLY * best, -row.ratio))
+        return [row.name for row in good]
+
+
+def _kept(network: nn.Module, x: Tensor) -> float | None:
+    try:
+        return bytes_kept(network, x).total
+    except (RuntimeError, ValueError, TypeError):  # a model that cannot be copied
+        return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,73 @@
+"""A comparison as a table, a column for each way: on the terminal, and in a notebook."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from ..modules import need
+from .row import Row
+
+NOTE = (
+    "Times as fast: median and quartiles of pairs with the plain model, warm-up apart. Cosine (median, least) and "
+    "signs are of gradients, with {reference}. Robust accuracy is judged by the plain model; images differ if their "
+    "outcome is another than after the plain attack."
+)
+
+
+def lines_of(rows: Sequence[Row], recommended: str | None) -> list[list[str]]:
+    """The table as text: a head with the name of each way, then what was found, a line each."""
+    names = [f"{row.name}\n(recommended)" if row.name == recommended else row.name for row in rows]
+    columns = [_column(row) for row in rows]
+    heads = list(columns[0])
+    return [["", *names], *([head, *(column.get(head, "") for column in columns)] for head in heads)]
+
+
+def _column(row: Row) -> dict[str, str]:
+    if row.failure is not None:
+        return {"runs in": row.runs_in, "faithful": f"failed: {row.failure}"}
+    lower, upper = row.spread
+    least = min((c for c in row.cosines if c == c), default=float("nan"))
+    return {
+        "runs in": row.runs_in,
+        "times as fast": f"{row.ratio:.2f} ({lower:.2f} to {upper:.2f})",
+        "attack, ms": f"{1e3 * row.median_seconds:.4g}",
+        "first call, s": f"{row.first_seconds:.2f}",
+        "kept per image, kB": "" if row.kept_bytes is None else f"{row.kept_bytes / 1e3:.4g}",
+        "error of logits": f"{row.logits_error:.1e}",
+        "cosine": f"{row.cosine:.4f}, {least:.3f}",
+        "signs that agree": f"{row.signs:.1%}",
+        "zero gradients": str(row.zero),
+        "not finite": str(row.broken),
+        "robust accuracy": f"{row.robust_accuracy:.1%}",
+        "images that differ": str(row.differ),
+        "faithful": "yes" if row.faithful else "NO",
+    }
+
+
+def print_table(title: str, lines: Sequence[Sequence[str]], note: str, verdict: str, file: Any) -> None:
+    """Print the table with rich, and the verdict below."""
+    need("rich", extra="evaluate")
+    from rich.console import Console
+    from rich.table import Table
+
+    head, *body = lines
+    table = Table(title=title)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left")
+    for line in body:
+        table.add_row(*line)
+    console = Console(file=file)
+    console.print(table)
+    console.print(note, style="dim", markup=False, highlight=False)
+    console.print(verdict, markup=False, highlight=False)
+
+
+def as_html(title: str, lines: Sequence[Sequence[str]], note: str, verdict: str) -> str:
+    """The same as HTML, escaped."""
+    head, *body = ([html.escape(text).replace("\n", "<br>") for text in line] for line in lines)
+    rows = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in body)
+    return (
+        f"<p><b>{html.escape(title)}</b></p>"
+        f"<table><thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<p>{html.escape(verdict)}</p><p><small>{html.escape(note)}</small></p>"
+    )

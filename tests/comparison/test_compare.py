@@ -1,0 +1,230 @@
+"""``compare``: what it finds, what it recommends, and that it leaves everything as it was."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import foolbox
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from digits import grey_digits, trained_net
+from fastadv_adapters import Comparison, FastAttackModel, compare
+from fastadv_adapters.comparison import Row
+from fastadv_adapters.comparison.fidelity import Pass, agreement
+from fastadv_adapters.comparison.row import Effect
+
+DATA = grey_digits(test_size=16)
+X, Y = DATA.test_images, DATA.test_labels
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return trained_net(DATA, width=8, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def found(net: nn.Module) -> Comparison:
+    return compare(net, X, Y, eps=0.15, repeats=2)
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def signed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """One step of the attack, the simplest there is."""
+    leaf = x.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(model(leaf), y)
+    return (x + 0.2 * torch.autograd.grad(loss, leaf)[0].sign()).clamp(0, 1)
+
+
+def slower_on(kind: str) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """An attack that takes its time on one kind of model."""
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if isinstance(model, FastAttackModel) == (kind == "fast"):
+            time.sleep(0.03)
+        return signed(model, x, y)
+
+    return attack
+
+
+def test_it_tells_how_fast_how_faithful_and_how_strong(found: Comparison, net: nn.Module) -> None:
+    plain, default = found.row("plain"), found.row("default")
+    assert found.reference == "float64"
+    assert plain.ratios == [1.0] * len(plain.ratios)
+    assert len(default.seconds) == len(default.ratios) >= 2
+    assert len(default.cosines) == len(X)
+    assert plain.cosine > 0.9999
+    assert default.cosine > 0.99
+    assert 0.9 < (default.signs or 0) <= 1
+    assert (default.zero, default.broken, default.lost) == (0, 0, 0)
+    assert 0 < (default.kept_bytes or 0) < (plain.kept_bytes or 0)
+    with torch.no_grad():
+        clean = (net(X).argmax(1) == Y).double().mean().item()
+    assert 0 <= (plain.robust_accuracy or 0) < clean
+    assert found.faithful
+    assert "faithful" in found.verdict
+
+
+def test_it_can_be_printed_shown_in_a_notebook_written_and_drawn(found: Comparison, tmp_path: Path) -> None:
+    with (tmp_path / "table.txt").open("w", encoding="utf-8") as file:
+        found.print(file)
+    text = " ".join((tmp_path / "table.txt").read_text(encoding="utf-8").split())
+    assert found.verdict in text
+    assert all(head in text for head in ("times as fast", "robust accuracy", "cosine"))
+    assert "<table>" in found._repr_html_()
+    found.to_json(tmp_path / "found.json")
+    record = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert record["verdict"] == found.verdict
+    assert [row["name"] for row in record["rows"]] == [row.name for row in found.rows]
+    assert record["rows"][1]["robust_accuracy"] == found.row("default").robust_accuracy
+    found.plot(tmp_path / "found.png")
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "found.png", "table.txt"]
+
+
+def test_a_file_of_before_stays_if_writing_fails(
+    found: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "found.json"
+    path.write_text("of before", encoding="utf-8")
+
+    def full(self: Path, *_: Any, **__: Any) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            found.to_json(path)
+    assert path.read_text(encoding="utf-8") == "of before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_slower_is_never_recommended() -> None:
+    found = compare(linear(), X, Y, attack=slower_on("fast"), repeats=2)
+    assert found.recommended is None
+    assert found.speedup == 1
+    assert found.faithful
+    assert found.verdict.startswith("Stay with the plain model: the fast one is no faster (")
+
+
+def test_what_is_faster_and_faithful_is_recommended() -> None:
+    model = linear()
+    found = compare(model, X, Y, attack=slower_on("plain"), repeats=2, options={"dtype": torch.float32})
+    assert found.recommended == {"dtype": torch.float32}
+    assert FastAttackModel(model, **found.recommended).dtype == torch.float32
+    assert found.speedup > 2
+    assert [row.name for row in found.rows] == ["plain", "default"]
+    assert len(found.row("default").ratios) == 4, "it is measured once more before it is recommended"
+
+
+def test_an_attack_that_is_weaker_on_fast_models_is_not_faithful() -> None:
+    def weak(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x if isinstance(model, FastAttackModel) else slower_on("plain")(model, x, y)
+
+    found = compare(linear(), X, attack=weak, repeats=1)
+    row = found.row("default")
+    assert not found.faithful
+    assert found.recommended is None
+    assert row.robust_accuracy == 1
+    assert row.differ > 1
+    assert "images more stand" in row.faults[0]
+    assert "NOT faithful" in found.verdict
+
+
+def test_an_attack_that_needs_larger_perturbations_on_fast_models_is_not_faithful() -> None:
+    def far(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x + (1.5 if isinstance(model, FastAttackModel) else 1.0) * (signed(model, x, y) - x)
+
+    found = compare(linear(), X, attack=far, repeats=1)
+    assert "farther away" in found.row("default").faults[0]
+
+
+def test_gradients_that_are_zero_or_not_finite_are_counted_and_not_faithful() -> None:
+    exact = Pass(torch.tensor([[2.0, 1.0]] * 4), torch.ones(4, 3).double())
+    plain = agreement(Pass(exact.logits, torch.tensor([[1.0] * 3] * 3 + [[0.0] * 3]).double()), exact)
+    gradients = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, float("nan"), -1.0], [0.0, 0.0, 0.0]]).double()
+    fast = agreement(Pass(torch.tensor([[1.0, 2.0], *[[2.0, 1.0]] * 3]), gradients), exact)
+    assert fast.signs.tolist() == pytest.approx([1, 0, 1 / 3, 0])
+    row, plain_row, effect = Row("default", {}), Row("plain"), Effect(torch.ones(4).bool(), torch.zeros(4))
+    plain_row.put(plain, plain)
+    row.put(fast, plain)
+    assert (row.zero, row.broken, row.lost, row.classes_differ) == (2, 1, 2, 1), "the last one is lost in plain too"
+    row.judge(effect, effect, plain_row)
+    assert "2 of 4 gradients are zero or not finite" in row.faults[0]
+    assert "cosine" in row.faults[1]
+    assert row.record()["cosines"][2] is None
+
+
+def test_a_model_that_cannot_be_made_fast_is_told_in_its_row() -> None:
+    found = compare(linear(), X, repeats=1, options={"dtype": "float31"})  # type: ignore[arg-type]
+    assert found.recommended is None
+    assert (
+        found.row("default").failure
+        == 'ValueError: expected dtype to be "auto" or one of '
+        + (found.row("default").failure or "").partition("one of ")[2]
+    )
+    assert "not able to run" in found.verdict
+    assert "failed: ValueError" in found._repr_html_()
+
+
+@pytest.mark.parametrize("library", ["torchattacks", "foolbox"])
+def test_attacks_of_the_libraries_are_copied_and_accelerated(library: str) -> None:
+    model = linear()
+    attack: Any = torchattacks.PGD(model, eps=0.1, steps=2)
+    if library == "foolbox":
+        attack = foolbox.attacks.LinfPGD(steps=2)
+    before = dict(vars(attack))
+    found = compare(model, X, Y, attack=attack, eps=0.1, repeats=1)
+    assert found.attack.startswith(library)
+    assert found.row("default").distance == pytest.approx(0.1, abs=1e-5)
+    assert dict(vars(attack)) == before
+
+
+def test_the_model_and_the_random_generators_are_left_as_they_were() -> None:
+    model = linear().train()
+    state = torch.get_rng_state()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compare(model, X, Y, repeats=1)
+    assert all(part.training for part in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(bool((tensor == weights[name]).all()) for name, tensor in model.state_dict().items())
+    assert bool((torch.get_rng_state() == state).all())
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "text"),
+    [
+        ({"model": len}, TypeError, r"expected a torch.nn.Module"),
+        ({"x": X * 2}, ValueError, r"expected x within bounds"),
+        ({"x": X[:0], "y": None}, ValueError, r"expected at least one sample"),
+        ({"x": X / torch.zeros(1)}, ValueError, r"expected x to be finite"),
+        ({"y": Y + 10}, ValueError, r"expected labels below the number of classes, 10"),
+        ({"y": Y - 10}, ValueError, r"expected labels of at least 0"),
+        ({"y": Y.float()}, TypeError, r"expected y to hold integer class labels"),
+        ({"y": Y[:3]}, ValueError, r"expected y of shape \(16,\)"),
+        ({"eps": -1}, ValueError, r"expected eps to be finite and at least 0"),
+        ({"norm": "l3"}, ValueError, r"expected norm to be one of"),
+        ({"bounds": (1, 0)}, ValueError, r"expected bounds \(lower, upper\)"),
+        ({"attack": "PGD"}, TypeError, r"expected attack to be of torchattacks or foolbox, or a callable"),
+        (
+            {"attack": torchattacks.FGSM(linear())},
+            ValueError,
+            r"expected an attack on the plain model that",
+        ),
+        ({"attack": lambda model, x, y: x[:1]}, ValueError, r"expected the attack to return a tensor of shape"),
+        ({"model": nn.Sequential(nn.Conv2d(1, 1, 1))}, ValueError, r"expected the model to return logits"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(changed: dict[str, Any], kind: type[Exception], text: str) -> None:
+    given: dict[str, Any] = {"model": linear(), "x": X, "y": Y, "repeats": 1, **changed}
+    with pytest.raises(kind, match=text):
+        compare(given.pop("model"), given.pop("x"), given.pop("y"), **given)

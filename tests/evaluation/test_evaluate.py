@@ -1,0 +1,262 @@
+"""What ``evaluate`` finds: it depends neither on batches nor on order, and the plain model has the last word."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import foolbox
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from fastadv_adapters import FastAttackModel, Report, SafePGD, evaluate
+from fastadv_adapters.evaluation import Row
+from fastadv_adapters.evaluation.report import wilson
+from tests.evaluation.runs import EPS, FLOAT32, data, evaluated, net, verdicts
+from tests.support.tools import attackable_net, fingerprint
+
+
+@pytest.fixture(scope="module")
+def whole() -> Report:
+    return evaluated()
+
+
+class Broken(Dataset[tuple[Tensor, int]]):
+    """The fifth image cannot be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 5:
+            raise OSError("truncated file")
+        return torch.rand(3, 8, 8), 0
+
+
+class Noisy(nn.Module):
+    """Draws random numbers, also in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = attackable_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x + 0.01 * torch.randn_like(x))
+        return logits
+
+
+def shuffled(x: Tensor, y: Tensor) -> Any:
+    return DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True, drop_last=True)
+
+
+def batches(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(x.split(9), y.split(9), strict=True)
+
+
+def one_by_one(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, int]]:
+    yield from zip(x, y.tolist(), strict=True)
+
+
+def test_some_are_wrong_some_fall_and_some_stand(whole: Report) -> None:
+    x, y = data()
+    assert [row.index for row in whole.samples] == list(range(len(x)))
+    assert whole.clean_accuracy == pytest.approx(1 - sum(row.broken_by == "clean" for row in whole.samples) / len(x))
+    assert 0 < whole.robust_accuracy < whole.clean_accuracy
+    assert list(whole.by_attack.values()) == sorted(whole.by_attack.values(), reverse=True)
+    assert whole.by_attack["safe-pgd-targeted-4"] == whole.robust_accuracy
+    adversarials = whole.adversarials()
+    for row in whole.samples:
+        assert row.label == y[row.index]
+        if row.linf is not None:
+            found = adversarials[row.index]
+            assert row.linf <= EPS
+            assert row.linf == (found.double() - x[row.index].double()).abs().max()
+            assert net()(found[None]).argmax() == row.prediction != row.label
+    assert all(row.forward == 0 for row in whole.samples if row.broken_by == "clean")
+
+
+@pytest.mark.parametrize("size", [1, 7, 128])
+def test_the_size_of_batches_changes_no_verdict(whole: Report, size: int) -> None:
+    assert verdicts(evaluated(batch_size=size)) == verdicts(whole)
+
+
+@pytest.mark.parametrize("give", [shuffled, TensorDataset, batches, one_by_one])
+def test_neither_does_the_way_in_which_samples_come(whole: Report, give: Callable[..., Any]) -> None:
+    assert verdicts(evaluated(give(*data()))) == verdicts(whole)
+
+
+def test_fewer_passes_than_in_fixed_batches() -> None:
+    x, y = data(64)
+    fast = FastAttackModel(net(), **FLOAT32)
+    report = evaluated((x, y), [SafePGD(fast, eps=8 * EPS, steps=50)], model=fast, eps=8 * EPS)
+    assert report.robust_accuracy == 0
+    passes = sum((row.forward or 0) + (row.backward or 0) for row in report.samples)
+    assert passes < 0.15 * 100 * len(x)
+
+
+def test_a_limit_takes_the_first(whole: Report) -> None:
+    assert verdicts(evaluated(limit=9)) == verdicts(whole)[:9]
+
+
+def test_the_model_is_as_it_was() -> None:
+    model = Noisy().train()
+    given = data(8)
+    before = fingerprint(model)
+    evaluate(model, given, "safe-pgd-2", eps=EPS, progress=False, options=FLOAT32)
+    assert fingerprint(model) == before
+
+
+def test_a_larger_budget_begins_with_what_a_smaller_one_broke() -> None:
+    budgets = [EPS / 2, EPS, 2 * EPS]
+    curve = evaluated(eps=budgets)
+    assert list(curve.curve) == budgets
+    assert list(curve.curve.values()) == sorted(curve.curve.values(), reverse=True)
+    smallest = {row.index for row in evaluated(eps=budgets[0]).samples if row.broken_by is not None}
+    assert {row.index for row in curve.samples if row.eps is not None and row.eps <= budgets[0]} == smallest
+    assert curve.robust_accuracy == curve.curve[budgets[-1]]
+
+
+def far(x: Tensor, y: Tensor) -> Tensor:
+    return (x + 0.5).clamp(0, 1)
+
+
+def outside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    sign: Tensor = model(x).sum().sign()
+    return x + 2 * EPS * sign
+
+
+@pytest.mark.parametrize("attack", [far, outside])
+def test_what_lies_outside_of_the_budget_is_claimed_in_vain(attack: Any) -> None:
+    report = evaluated(attacks=attack)
+    assert report.robust_accuracy == report.clean_accuracy
+    assert report.denied > 0
+
+
+def test_the_plain_model_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = FastAttackModel(net(), **FLOAT32)
+
+    def claimed(x: Tensor, y: Tensor) -> Tensor:
+        return x + EPS / 100
+
+    original = FastAttackModel.forward
+
+    def lying(self: FastAttackModel, x: Tensor) -> Any:
+        return -original(self, x) if self._decisions == "fast" else original(self, x)
+
+    monkeypatch.setattr(FastAttackModel, "forward", lying)
+    report = evaluated(attacks=claimed, model=fast)
+    assert report.denied == round(report.clean_accuracy * len(report.samples))
+    assert report.robust_accuracy > 0
+
+
+def test_a_model_that_draws_random_numbers_is_noticed_and_asked_more_often() -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    one = evaluate(Noisy(), data(16), "safe-pgd-4", eps=EPS, progress=False, options=FLOAT32)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    assert verdicts(one) == verdicts(
+        evaluate(Noisy(), data(16), "safe-pgd-4", eps=EPS, progress=False, options=FLOAT32)
+    )
+    assert one.random
+    assert "random numbers" in str(one)
+    broken = [row for row in one.samples if row.broken_by not in (None, "clean")]
+    assert broken
+    assert all((row.backward or 0) >= 10 for row in one.samples if row.broken_by is None), "gradients are averaged"
+
+
+def test_attacks_of_all_libraries_one_after_the_other() -> None:
+    plain = net()
+    first = torchattacks.FGSM(plain, eps=EPS)
+    attacks = [first, foolbox.attacks.LinfPGD(steps=3), outside, "safe-pgd-4", "safe-pgd-4"]
+    report = evaluated(attacks=attacks)
+    names = ["FGSM", "LinfProjectedGradientDescentAttack", "outside", "safe-pgd-4", "safe-pgd-4 (2)"]
+    assert list(report.by_attack) == ["clean", *names]
+    assert report.by_attack["FGSM"] < report.clean_accuracy
+    assert first.model is plain, "the attack that was given is copied"
+    standing = [row for row in report.samples if row.broken_by is None]
+    assert standing
+    assert all((row.backward or 0) >= 1 + 3 + 0 + 8 for row in standing)
+    assert {"torchattacks", "foolbox"} <= set(report.header["versions"])
+
+
+def test_passes_on_a_model_of_its_own_are_not_counted() -> None:
+    assert {row.forward for row in evaluated(attacks=far).samples if row.broken_by is None} == {None}
+
+
+def test_the_reference_breaks_what_it_breaks_by_itself() -> None:
+    from pyautoattack import AutoAttack  # type: ignore[import-untyped]
+
+    x, y = data(16)
+    report = evaluated((x, y), "apgd-ce", batch_size=16)
+    adversary = AutoAttack(net(), attacks=["apgd-ce"], version="custom", eps=EPS, seed=0)
+    adversary.apgd.n_restarts = 1
+    theirs, _ = adversary.run_standard_evaluation(x, y, batch_size=16)
+    assert report.robust_accuracy == pytest.approx((net()(theirs).argmax(1) == y).float().mean().item(), abs=1 / 16)
+    assert "pyautoattack" in report.header["versions"]
+
+
+def test_each_row_is_told_once() -> None:
+    told: list[Row] = []
+    report = evaluated(callback=told.append)
+    assert sorted(told, key=lambda row: row.index) == list(report.samples)
+
+
+def test_the_interval_is_that_of_wilson() -> None:
+    low, high = wilson(50, 100)
+    assert low == pytest.approx(0.4038, abs=1e-4)
+    assert high == pytest.approx(0.5962, abs=1e-4)
+    assert wilson(0, 10)[0] == 0
+    assert wilson(10, 10)[1] == 1
+    assert all(math.isfinite(end) for end in wilson(1, 1))
+
+
+def nan(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x.clone().fill_(torch.nan), y
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "label too large": (
+        {"given": (data(8)[0], torch.full((8,), 10))},
+        "expected labels below the number of classes, 10, got 10",
+    ),
+    "label below 0": ({"given": (data(8)[0], torch.full((8,), -1))}, "expected labels of at least 0, got -1"),
+    "values": ({"given": (data(8)[0] * 255, data(8)[1])}, r"expected x within bounds \(0, 1\), got values from"),
+    "NaN": ({"given": nan(*data(8))}, "expected x to be finite"),
+    "lengths": ({"given": (data(8)[0], data(7)[1])}, "expected as many labels as images in data"),
+    "a broken image": ({"given": Broken()}, "expected samples 0 to 7 of data to be readable.* truncated file"),
+    "no samples": ({"given": []}, "expected at least one sample in data, got none"),
+    "triples": ({"given": [(1, 2, 3)]}, "expected data to give pairs"),
+    "an unknown attack": ({"attacks": "pdg"}, "expected attacks to name a preset .*, got 'pdg'"),
+    "no attack": ({"attacks": []}, "expected at least one attack"),
+    "another budget": (
+        {"attacks": SafePGD(net(), eps=1.0)},
+        "expected SafePGD with eps, norm and bounds of the evaluation",
+    ),
+    "targets": ({"attacks": SafePGD(net(), eps=EPS, targeted=True)}, "expected an untargeted SafePGD"),
+    "no budget": ({"eps": []}, "expected at least one budget"),
+    "batch size": ({"batch_size": 0}, "expected batch_size to be at least 1"),
+    "options twice": ({"options": FLOAT32}, "expected no options for a model that is fast already"),
+    "no logits": ({"model": nn.Sequential(net(), nn.Unflatten(1, (5, 2)))}, "expected the model to return logits"),
+    "the reference": ({"attacks": "square", "bounds": (-1, 1)}, r"expected bounds \(0, 1\) for square"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input_is_one_clear_error_and_nothing_is_written(name: str, tmp_path: Path) -> None:
+    settings, text = WRONG[name]
+    with pytest.raises(ValueError, match=f"(?s){text}"):
+        evaluated(**settings, output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{"given": 5}, {"attacks": 5}, {"eps": "8/255"}, {"given": (data(8)[0], data(8)[1].float())}]
+)
+def test_another_kind_of_argument_is_a_type_error(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"expected .*, got "):
+        evaluated(**settings, output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
