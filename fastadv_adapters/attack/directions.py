@@ -19,7 +19,8 @@ def sharpness(progress: float | Tensor) -> float | Tensor:
     First the steps push several classes and choose among them, at last they push the nearest one alone.
     """
     first, last = SHARPNESS
-    return first * (last / first) ** progress
+    factor: float | Tensor = first * (last / first) ** progress
+    return factor
 
 
 def cross_entropy_ascent(logits: Tensor, labels: Tensor, progress: float | Tensor) -> tuple[Tensor, Tensor]:

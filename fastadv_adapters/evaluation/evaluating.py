@@ -171,15 +171,15 @@ def _run(
                 clean = one.clean.cpu() if one.row.index < SHOWN else None
                 images[one.row.index] = one.adversarial.cpu(), clean
 
-    standing = sum(rows[index].broken_by is None for index in finished)
+    broken = sum(rows[index].broken_by is not None for index in finished)
     todo = [index for index in range(plan.samples.count) if index not in finished]
     show = progress and together.rank == 0
-    with Progress(plan.samples.count, len(finished), standing, show=show) as shown:
+    with Progress(plan.samples.count, len(finished), broken, show=show) as shown:
         sink = Sink(together, write, shown.update, callback)
         run(together.chunks(todo), plan.samples, plan.seen, plan.stages, plan.setting, sink)
         while folder is not None and (more := together.inherited(lambda: set(folder.rows()))) is not None:
             run([more], plan.samples, plan.seen, plan.stages, plan.setting, sink)
-        shown.update(*together.done([], 0), last=True)
+        shown.update(together.done([], 0), last=True)
     if folder is None:
         return Report.of(plan.header, rows, lambda: images)
     together.close(folder.merge)

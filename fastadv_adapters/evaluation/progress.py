@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from ..modules import need
+from .sharing import Count
 
 EVERY = 10.0
 """Seconds between two plain lines."""
@@ -17,12 +18,12 @@ class Progress:
     Args:
         total: how many samples there are.
         done: how many are finished already.
-        standing: how many of those stand.
+        broken: how many of those do not stand.
         show: whether anything is shown.
     """
 
-    def __init__(self, total: int, done: int, standing: int, *, show: bool) -> None:
-        self._total, self._before, self._standing_before = total, done, standing
+    def __init__(self, total: int, done: int, broken: int, *, show: bool) -> None:
+        self._total, self._before, self._broken_before = total, done, broken
         self._show = show
         self._bar: Any = None
         self._begun = self._last = time.monotonic()
@@ -38,12 +39,17 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, standing: int, *, last: bool = False) -> None:
-        """So many samples have been finished since the beginning of this call, and so many of them stand."""
+    def update(self, count: Count, *, last: bool = False) -> None:
+        """Show what has been done in this call.
+
+        Broken samples are finished sooner than others, so the robust accuracy is that of all that have begun: whatever
+        is on its way stands so far.
+        """
         if not self._show:
             return
-        total = self._before + done
-        robust = f"{100 * (self._standing_before + standing) / max(1, total):.1f} % robust"
+        done, total = count.finished, self._before + count.finished
+        begun, broken = self._before + max(count.begun, done), self._broken_before + count.broken
+        robust = f"{100 * (1 - broken / max(1, begun)):.1f} % robust"
         if self._bar is not None:
             self._bar.update(0, completed=total, robust=robust)
             return

@@ -10,7 +10,7 @@ from torch import Tensor
 from .confirming import SIZE
 from .data import Samples, Seen
 from .rows import Case, Row
-from .sharing import Sharing
+from .sharing import Count, Sharing
 from .stages import Setting, Stage
 from .store import Finished
 
@@ -27,7 +27,7 @@ class Sink:
     Args:
         sharing: is told what is finished.
         write: puts samples on disk, or wherever they are kept.
-        notice: is told what is finished, of all processes, and of that what stands.
+        notice: is told what all processes have done.
         callback: is given each row once it is written.
     """
 
@@ -35,12 +35,16 @@ class Sink:
         self,
         sharing: Sharing,
         write: Callable[[list[Finished]], None],
-        notice: Callable[[int, int], None],
+        notice: Callable[[Count], None],
         callback: Callable[[Row], object] | None,
     ) -> None:
         self._sharing, self._write, self._notice, self._callback = sharing, write, notice, callback
         self._held: list[Finished] = []
         self._since = time.monotonic()
+
+    def begin(self, count: int) -> None:
+        """So many samples are on their way."""
+        self._sharing.begin(count)
 
     def finish(self, row: Row, clean: Tensor, adversarial: Tensor | None = None) -> None:
         """Take a sample; sooner or later it is written."""
@@ -57,8 +61,7 @@ class Sink:
             return
         self._write(held)
         rows = [finished.row for finished in held]
-        done = self._sharing.done([row.index for row in rows], sum(row.broken_by is None for row in rows))
-        self._notice(*done)
+        self._notice(self._sharing.done([row.index for row in rows], sum(row.broken_by is not None for row in rows)))
         if self._callback:
             for row in rows:
                 self._callback(row)
@@ -85,6 +88,7 @@ def _clean(chunks: Iterable[list[int]], samples: Samples, seen: Seen, setting: S
 
 def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setting, sink: Sink) -> Iterator[Case]:
     judge = setting.judge
+    sink.begin(len(index))
     x, y = samples.read(index)
     x, y = x.detach().to(judge.device), y.to(judge.device, torch.int64)
     verdicts = judge.verdicts(x, y, "clean", index[0])
@@ -123,6 +127,7 @@ def _standing(
             else:
                 case.borderline |= near[i]
                 yield case
+        sink.flush()
 
 
 def _for_a_while(source: Iterator[tuple[Case, Tensor, bool]]) -> Iterator[tuple[Case, Tensor, bool]]:

@@ -10,10 +10,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 CHUNK = 16
 """How many samples are taken at once, at most."""
@@ -24,6 +23,20 @@ another has taken from it; results are the same.)"""
 
 _BEAT = 1.0
 _POLL = 0.05
+
+
+class Count(NamedTuple):
+    """What all processes of this call have done.
+
+    Attributes:
+        begun: samples that are or were on their way.
+        finished: samples among them that are on disk.
+        broken: finished samples that do not stand.
+    """
+
+    begun: int
+    finished: int
+    broken: int
 
 
 class Sharing(Protocol):
@@ -46,8 +59,11 @@ class Sharing(Protocol):
     def inherited(self, finished: Callable[[], set[int]]) -> list[int] | None:
         """Samples of a process that died, once this one has finished all of its own; None if all are finished."""
 
-    def done(self, indices: list[int], standing: int) -> tuple[int, int]:
-        """Say that samples are on disk; returns how many of all there are by now, and how many of them stand."""
+    def begin(self, count: int) -> None:
+        """Say that so many samples are on their way."""
+
+    def done(self, indices: list[int], broken: int) -> "Count":
+        """Say that samples are on disk, and how many of them are broken; returns what all have done by now."""
 
     def close(self, merge: Callable[[], None]) -> None:
         """Let the lowest rank that is alive merge, once, and wait for that."""
@@ -59,7 +75,7 @@ class Alone:
     rank, world = 0, 1
 
     def __init__(self) -> None:
-        self._done = self._standing = 0
+        self._begun = self._finished = self._broken = 0
 
     def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What it makes."""
@@ -74,11 +90,15 @@ class Alone:
         """None: nobody else is there."""
         return None
 
-    def done(self, indices: list[int], standing: int) -> tuple[int, int]:
+    def begin(self, count: int) -> None:
         """Count."""
-        self._done += len(indices)
-        self._standing += standing
-        return self._done, self._standing
+        self._begun += count
+
+    def done(self, indices: list[int], broken: int) -> "Count":
+        """Count."""
+        self._finished += len(indices)
+        self._broken += broken
+        return Count(self._begun, self._finished, self._broken)
 
     def close(self, merge: Callable[[], None]) -> None:
         """Merge."""
@@ -109,12 +129,14 @@ class Together:
                 plan = make()
             except Exception as error:
                 self._store.set("plan", json.dumps({"error": [type(error).__name__, str(error)]}))
+                self._wait_until_told()
                 raise
             self._store.set("plan", json.dumps({"plan": plan}))
         while not self._store.check(["plan"]):
             time.sleep(_POLL)
         got: dict[str, Any] = json.loads(self._store.get("plan"))
         if "error" in got:
+            self._store.set(f"told/{self.rank}", "1")
             kind, text = got["error"]
             raise {"OSError": OSError, "TypeError": TypeError}.get(kind, ValueError)(text)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -141,14 +163,19 @@ class Together:
             time.sleep(_POLL)
         return None
 
-    def done(self, indices: list[int], standing: int) -> tuple[int, int]:
+    def begin(self, count: int) -> None:
+        """Count."""
+        self._store.add("begun", count)
+
+    def done(self, indices: list[int], broken: int) -> "Count":
         """Mark chunks of which every sample is on disk."""
         for index in indices:
             number = self._chunk_of[index]
             self._left[number].discard(index)
             if not self._left[number]:
                 self._store.set(f"done/{number}", "1")
-        return self._store.add("samples", len(indices)), self._store.add("standing", standing)
+        finished, broken = self._store.add("finished", len(indices)), self._store.add("broken", broken)
+        return Count(self._store.add("begun", 0), finished, broken)
 
     def close(self, merge: Callable[[], None]) -> None:
         """Let the lowest rank that is alive merge, once, and wait for that."""
@@ -163,6 +190,13 @@ class Together:
         while self.rank == 0 and not all(
             self._store.check([f"left/{rank}"]) or self._is_dead(rank) for rank in range(1, self.world)
         ):
+            time.sleep(_POLL)
+
+    def _wait_until_told(self) -> None:
+        """Stay until the others know: the store may go with this process."""
+        deadline = time.monotonic() + SILENT
+        others = [f"told/{rank}" for rank in range(1, self.world)]
+        while not self._store.check(others) and time.monotonic() < deadline:
             time.sleep(_POLL)
 
     def _taken(self, number: int, indices: list[int]) -> list[int]:
@@ -210,6 +244,8 @@ def sharing() -> Sharing:
         store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ and dist.is_available():
         if not _met:  # connect once
+            from torch.distributed.rendezvous import rendezvous
+
             _met.extend(next(iter(rendezvous("env://"))))
         store, rank, world = _met
     else:

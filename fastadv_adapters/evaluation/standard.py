@@ -87,7 +87,11 @@ def _attack(name: str, setting: Setting, eps: float) -> Any:
         attack.targeted = name == "fab-t"
     if hasattr(attack, "n_target_classes"):
         attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
-    # FAB moves and stops by the decisions that it reads off gradient passes; APGD only ranks its candidates by them.
-    view = setting.fast.view(decisions="exact" if part == "fab" else "auto", logits_dtype=torch.float32)
+    # FAB moves and stops by the decisions that it reads off gradient passes, and fails on float64. In APGD the cross
+    # entropy of float64 logits does not saturate. Square asks for no gradient, and so gets full precision.
+    wide = part.startswith("apgd") and setting.judge.device.type != "mps"
+    view = setting.fast.view(
+        decisions="exact" if part == "fab" else "auto", logits_dtype=torch.float64 if wide else torch.float32
+    )
     setattr(attack, "model" if part.startswith("apgd") else "predict", view)
     return attack

@@ -39,7 +39,7 @@ def test_the_direction_is_the_one_worked_out_by_hand() -> None:
 
 
 def test_the_factor_rises_by_equal_ratios() -> None:
-    factors = [sharpness(step / 4) for step in range(5)]
+    factors = [float(sharpness(step / 4)) for step in range(5)]
     assert (factors[0], factors[-1]) == pytest.approx(SHARPNESS)
     assert {round(b / a, 9) for a, b in itertools.pairwise(factors)} == {round(3**0.25, 9)}
 

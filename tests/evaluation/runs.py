@@ -13,7 +13,7 @@ from tests.support.tools import attackable_net, batch
 
 EPS = 0.008
 FLOAT32: FastAttackOptions = {"dtype": torch.float32}
-ATTACKS = ["safe-pgd-ce-12", "safe-pgd-targeted-4"]
+ATTACKS = ["safe-pgd-ce-6", "safe-pgd-targeted-2"]
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def net() -> nn.Module:
     return attackable_net()
 
 
-def data(samples: int = 40) -> tuple[Tensor, Tensor]:
+def data(samples: int = 32) -> tuple[Tensor, Tensor]:
     """Images and labels, of which every eighth is wrong."""
     x = batch(samples)[0]
     with torch.no_grad():
