@@ -122,10 +122,11 @@ class FastAttackModel(Shell):
             ValueError: an input on another device.
             RuntimeError: the model's own error (or another type), with the shapes that it refused.
         """
-        if self._given["auto_update"] or self._networks.unfinished:
+        followed = self._given["auto_update"] or self._networks.unfinished
+        if followed:
             self._networks.refresh(unasked=True)
         arguments = Packed((args, kwargs))
-        accept_tensors(arguments.tensors, self.device)
+        accept_tensors(arguments.tensors, self._networks.precision.device if followed else self.device)
         try:
             try:
                 return self._run(arguments)

@@ -130,7 +130,7 @@ class Crossing:
         loss_scale: LossScale = "per-call" if together else self.loss_scale
         higher = self.rows.higher if together else 0
         grads = [g for _, g in pairs]
-        shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher)
+        shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher, wide=not self.can_overflow)
         return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
 
 

@@ -146,6 +146,7 @@ class DeviceState(State):
         leaves: Sequence[Tensor],
         *,
         higher: int = 0,
+        wide: bool = False,
     ) -> DeviceShift | None:
         """By which powers of two a pass is scaled."""
         if loss_scale not in ("per-sample", "per-call") or not grads:

@@ -27,6 +27,10 @@ from .scaling import (
     unscaled,
 )
 
+_MIDDLE = 32
+"""Gradients between these powers of two, negative and positive, need no scale in a range like float32's, if in the pass
+before none came out beyond the square of that."""
+
 _NORMAL = {torch.float32: (-126, 127), torch.float64: (-1022, 1023)}
 
 
@@ -47,6 +51,8 @@ class HostShift:
     def times(self, values: Tensor) -> Tensor:
         """Exact for normal results."""
         values = values if values.dtype == torch.float64 else values.float()
+        if self.lowest == self.highest == 0:
+            return values
         lowest, highest = _NORMAL[values.dtype]
         if self.lowest < lowest or self.highest > highest:
             return times_power_of_two(values, self.exponents)
@@ -54,6 +60,8 @@ class HostShift:
         return values * (factor.view(-1, *(1,) * (values.ndim - 1)) if factor.ndim else factor)
 
     def __neg__(self) -> "HostShift":
+        if self.lowest == self.highest == 0:
+            return self
         return HostShift(-self.exponents, -self.highest, -self.lowest)
 
     def __add__(self, other: Shift) -> "HostShift":
@@ -76,6 +84,7 @@ class HostState(State):
         """Scale as for a model that was never seen."""
         self._start = self.exponent = START
         self._incurable = self._calm = self._broken_at_start = 0
+        self._moderate = False
 
     def start_at_most(self, exponent: int) -> None:
         """Scale no higher than this."""
@@ -145,6 +154,7 @@ class HostState(State):
         leaves: Sequence[Tensor],
         *,
         higher: int = 0,
+        wide: bool = False,
     ) -> HostShift | None:
         """By which powers of two a pass is scaled."""
         if loss_scale not in ("per-sample", "per-call") or not grads:
@@ -153,11 +163,14 @@ class HostState(State):
         if peaks is None:
             return None
         numbers = peaks.tolist()
+        lowest, highest = _exponents(numbers)
+        together = loss_scale == "per-call" or not rows_of([*grads, *leaves])
+        if wide and self._moderate and lowest >= -_MIDDLE and highest <= _MIDDLE:
+            return HostShift(torch.zeros(() if together else peaks.shape, dtype=torch.int32), 0, 0)
         to = self.exponent + 1 + higher
-        if loss_scale == "per-call" or not rows_of([*grads, *leaves]):
+        if together:
             own = _exponent(max(filter(math.isfinite, numbers), default=0.0))
             return HostShift(torch.tensor(to - own, dtype=torch.int32), to - own, to - own)
-        lowest, highest = _exponents(numbers)
         exponents = torch.frexp(peaks).exponent if math.isfinite(sum(numbers)) else exponent_of(peaks)
         return HostShift(to - exponents, to - highest, to - lowest)
 
@@ -179,6 +192,7 @@ class HostState(State):
         if shift is not None:
             back = -cast("HostShift", shift)
             lowest, highest = _exponents(numbers)
+            self._moderate = lowest >= -2 * _MIDDLE and highest <= 2 * _MIDDLE
             if lowest + back.lowest <= smallest or highest + back.highest > largest:
                 exponents = back_of(-back.exponents, peaks, smallest, largest)
                 back = HostShift(exponents, int(exponents.min()), int(exponents.max()))

@@ -127,6 +127,7 @@ class State(ABC):
         leaves: Sequence[Tensor],
         *,
         higher: int = 0,
+        wide: bool = False,
     ) -> Shift | None:
         """By which powers of two a pass is scaled; None for none.
 
@@ -135,6 +136,7 @@ class State(ABC):
             grads: what comes in at the outputs.
             leaves: the inputs.
             higher: by so much higher than usual, as a power of two.
+            wide: whether the network has float32's range, in which a scale matters only near the ends of that.
         """
 
     @abstractmethod

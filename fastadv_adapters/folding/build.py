@@ -47,7 +47,7 @@ from .following import (
 from .inplace import run_in_place
 from .parts import Affine, Balance, Joined, Skipped, swap
 from .scales import channels_of
-from .tracing import STOCK_NORMS, Trace, batch_norm_input, without_batch_norm
+from .tracing import STOCK_NORMS, Trace, batch_norm_input
 
 _LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
 
@@ -167,7 +167,7 @@ class _Builder:
             return "kept: it has hooks"
         if type(part) not in STOCK_NORMS:
             try:
-                own_forward = without_batch_norm(part)
+                own_forward = trace.own_forward(name, part)
                 comes_first = batch_norm_input(own_forward[1]).op == "placeholder"
             except ValueError as error:
                 return f"kept: {error}"

@@ -85,7 +85,7 @@ def swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Gr
         node.replace_all_uses_with(new)
     graph.erase_node(node)
     rewritten = fx.GraphModule(part, graph)
-    rewritten.graph.eliminate_dead_code()
-    rewritten.recompile()
+    if rewritten.graph.eliminate_dead_code():
+        rewritten.recompile()
     become(part, Rewritten)
     part.rewritten = rewritten

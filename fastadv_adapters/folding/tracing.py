@@ -41,12 +41,29 @@ class Trace:
         touched: names of modules whose parameters are read by other code than their own forward.
         opaque: names of modules whose forward does not trace, with the reason.
         streams: sums of layers that batch norms alone read.
+        own: name of a batch norm subclass -> the graph of its own forward and the batch norm in it, or what is wrong.
     """
 
     producer: dict[str, str] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
+    own: dict[str, tuple[fx.Graph, fx.Node] | ValueError] = field(default_factory=dict)
+
+    def own_forward(self, name: str, norm: nn.Module) -> tuple[fx.Graph, fx.Node]:
+        """As :func:`without_batch_norm`; each norm is traced once, for all networks that are built."""
+        if name not in self.own:
+            try:
+                self.own[name] = without_batch_norm(norm)
+            except ValueError as error:
+                self.own[name] = error
+        found = self.own[name]
+        if isinstance(found, ValueError):
+            raise ValueError(str(found))
+        graph, node = found
+        copied, places = fx.Graph(), dict[fx.Node, fx.Node]()
+        copied.output(copied.graph_copy(graph, places))
+        return copied, places[node]
 
     def without_streams(self) -> "Trace":
         """The same trace with no stream to be centred."""

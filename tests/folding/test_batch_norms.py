@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.folding import tracing
 from tests.support.tools import CountOperators, batch, cosine, input_gradient, reference, settle
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -178,3 +179,24 @@ def test_tensors_of_a_batch_norm_that_other_code_reads_are_followed(functional: 
         torch.testing.assert_close(input_gradient(fast, x, y), before)
     fast.update()
     assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+
+
+def test_each_batch_norm_with_a_forward_of_its_own_is_traced_once_for_all_networks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced, original = Counter[int](), tracing.without_batch_norm
+
+    def counted(norm: nn.Module) -> Any:
+        traced[len(norm.weight)] += 1  # type: ignore[arg-type]
+        return original(norm)
+
+    monkeypatch.setattr(tracing, "without_batch_norm", counted)
+    parts = nn.Conv2d(3, 4, 3), ActivatedNorm(4), nn.Conv2d(4, 5, 3), nn.ReLU(), ActivatedNorm(5)
+    net = settle(nn.Sequential(*parts, nn.Flatten(), nn.Linear(80, 10))).eval()
+    fast, (x, y) = FastAttackModel(net, dtype=torch.bfloat16), batch()
+    found = input_gradient(fast, x, y)  # the self-check builds two more
+    with torch.no_grad():
+        fast(x)  # and this one more
+    assert traced == {4: 1, 5: 1}
+    assert [done.split()[0] for done in fast._networks.folded.report.values()] == ["folded", "frozen"]
+    assert (cosine(found, input_gradient(reference(net), x.double(), y)) > 0.98).all()

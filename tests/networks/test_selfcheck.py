@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from digits import grey_digits, trained_net
 from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.modules import copy_module
 from fastadv_adapters.networks import pair as networks
 from fastadv_adapters.networks import selfcheck
 from tests.support.tools import batch, cosine, input_gradient, reference, small_net
@@ -102,6 +103,38 @@ def test_the_first_gradient_through_a_full_precision_view_is_checked() -> None:
     with pytest.warns(FastAttackWarning, match="one loss scale serves the whole call"):
         found = input_gradient(FastAttackModel(net, **FLOAT32).view(full_precision=True), x, y, loss)
     assert (cosine(found, input_gradient(reference(net), x.double(), y, loss)) > 0.999).all()
+
+
+def test_a_self_check_copies_the_model_no_oftener_than_it_has_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = list[int]()
+
+    def counted(module: nn.Module, what: Any) -> Any:
+        copied.append(1)
+        return copy_module(module, what)
+
+    monkeypatch.setattr("fastadv_adapters.networks.trial.copy_module", counted)
+    input_gradient(FastAttackModel(small_net(), dtype=torch.bfloat16), *batch())
+    assert len(copied) == 3, "to be run, to be run with fewer samples, and to look whether samples see each other"
+
+
+class Counts(nn.Module):
+    """Each of its runs adds to what the next one gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = LogsWhatItFolds()
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x) + self.runs
+        self.runs += 1
+        return out
+
+
+def test_a_model_that_changes_with_each_run_is_checked_on_fresh_copies() -> None:
+    fast, (x, y) = FastAttackModel(Counts().eval(), **FLOAT32), batch()
+    with pytest.warns(FastAttackWarning, match="folded into 0 layers only"):
+        input_gradient(fast, x, y % 4)
 
 
 # --- whether samples see each other -----------------------------------------------------------------------------------

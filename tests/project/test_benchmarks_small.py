@@ -41,6 +41,8 @@ def test_models_of_people_are_timed(tmp_path: Path) -> None:
     assert name == "MLP 784-128-10, batch 16"
     assert row["ratio"]["float32"] == pytest.approx(row["milliseconds"]["plain"] / row["milliseconds"]["float32"])
     assert row["forward"] > 0
+    assert row["start steps"] == pytest.approx(row["start seconds"] / row["milliseconds"]["plain"] * 1e3)
+    assert row["start steps"] > 1
 
 
 def test_every_model_that_needs_no_other_library_is_whole() -> None:
