@@ -17,6 +17,7 @@ from .evaluation import Report as Report
 from .evaluation import evaluate as evaluate
 from .model import FastAttackModel as FastAttackModel
 from .modules import FastAttackWarning as FastAttackWarning
+from .modules import with_batch_statistics as with_batch_statistics
 from .options import FastAttackOptions as FastAttackOptions
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "compare",
     "evaluate",
     "watch_gradients",
+    "with_batch_statistics",
 ]
 
 

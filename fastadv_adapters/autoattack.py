@@ -31,8 +31,8 @@ def accelerate(adversary: AdversaryT, **options: "Unpack[FastAttackOptions]") ->
 
     One fast copy is made. Each attack gets a view of it that suits it, unless ``options`` say otherwise. APGD, targeted
     or not: the fast network, and float64 logits, which do not saturate. FAB: ``decisions="exact"``, for it reads
-    decisions off gradient passes, and float32 logits, for it fails on others. Square, which takes no gradient: exact
-    float32 logits, so that it asks what it asks the plain model.
+    decisions off gradient passes, and float32 logits, for it fails on others. Square, which takes no gradient: full
+    precision.
 
     ``adversary.model`` stays the plain model. With it AutoAttack checks the defence, computes the clean accuracy and
     judges every adversarial image, so its log, its robust accuracy and its state file say what holds for the model

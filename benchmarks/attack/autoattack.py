@@ -125,7 +125,15 @@ def main(
     """Run AutoAttack on plain and fast models: the same robust accuracy, and how much faster."""
     torch.set_num_threads(threads)
     shortened = {"steps": steps, "targets": targets, "queries": queries}
-    settings = {"digits": images, "eps": eps, "width": width, "batch": batch, **shortened, "repeats": repeats}
+    settings = {
+        "digits": images,
+        "digits_steps": digits_steps or 100,
+        "eps": eps,
+        "width": width,
+        "batch": batch,
+        **shortened,
+        "repeats": repeats,
+    }
     title, command = "AutoAttack itself, plain and fast", "python -m benchmarks.attack.autoattack"
     report = Report("autoattack", title, command, settings, torch.device("cpu"), out, console)
     torch.manual_seed(0)

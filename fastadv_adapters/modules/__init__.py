@@ -6,12 +6,14 @@
 ``extras`` imports what only some parts need;
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;
+``batch_statistics`` makes a model compute as in training mode;
 ``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
 tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking.
 """
 
 from .anchor import Anchor
 from .anomalies import without_anomaly_mode
+from .batch_statistics import with_batch_statistics
 from .callers import needs_exact_gradients, read_by_caller, reads_decisions
 from .checkpoints import without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
@@ -94,6 +96,7 @@ __all__ = [
     "shapes",
     "tensors_in",
     "tensors_in_containers",
+    "with_batch_statistics",
     "without_anomaly_mode",
     "without_reentrant_checkpoints",
     "write",

@@ -28,6 +28,7 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
         "dtype": _dtype(networks) + (", but this view in full precision" if options["full_precision"] else ""),
         "memory format": "channels-last" if precision.channels_last else "contiguous",
         "engine": networks.fast.name,
+        "mode": "eval, whichever mode the model is in",
         "decisions": _DECISIONS[options["decisions"]],
         "logits": _short(options["logits_dtype"]),
         "loss scale": _scale(networks, options["loss_scale"]),

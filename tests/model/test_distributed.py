@@ -47,6 +47,7 @@ def in_turn(rank: int, path: str) -> None:
     try:
         trained_by_ddp(rank)
         sharded(rank)
+        Path(f"{path}-{rank}").touch()
     finally:
         distributed.destroy_process_group()
 
@@ -94,3 +95,4 @@ def sharded(rank: int) -> None:
 
 def test_two_processes_keep_the_same_weights_and_attack_without_each_other(tmp_path: Path) -> None:
     spawn(in_turn, args=(str(tmp_path / "store"),), nprocs=2)
+    assert {"store-0", "store-1"} <= {path.name for path in tmp_path.iterdir()}, "both came to the end"

@@ -9,12 +9,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.attack import autoattack, cycles, networks, strength, trades, training
+from benchmarks.attack import autoattack, cycles, networks, strength, trades, training, training_mode
 from benchmarks.attack.attacks import WAYS
 from benchmarks.attack.kept import Kept
 from benchmarks.attack.networks import NETWORKS, Scaled, Subject, pairs
 from benchmarks.attack.page import compared, write_page
-from digits import DigitsNet, accuracy, grey_digits, train
+from digits import Digits, DigitsNet, accuracy, grey_digits, train
 
 
 def cell(attack: str, robust: float, *, seed: int = 0, eps: float = 0.1, network: str = "normal") -> dict[str, object]:
@@ -226,3 +226,31 @@ def test_differences_are_paired_and_ratios_leave_out_the_first_epoch() -> None:
 def test_an_unknown_way_of_training_lists_the_choices() -> None:
     with pytest.raises(typer.BadParameter, match="expected some of pgd, trades, got awp"):
         training.main(methods="pgd,awp")
+
+
+def test_the_command_for_training_mode_trains_and_attacks_in_each_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    few = Digits(*(tensor[:64] for tensor in grey_digits(test_size=16)))
+    monkeypatch.setattr(training_mode, "grey_digits", lambda test_size: few)
+    app = typer.Typer()
+    app.command()(training_mode.main)
+    sizes = {"seeds": 1, "epochs": 2, "steps": 1, "judging": 1, "width": 4}
+    options = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+    result = CliRunner().invoke(app, [*options, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "training-mode.json").read_text())["results"]["training-mode"]
+    assert [record["mode"] for record in records] == list(training_mode.MODES)
+    assert all(0 <= record[name] <= 1 for record in records for name in training_mode.VERDICTS)
+
+
+def test_an_attack_in_training_mode_moves_the_running_statistics_unless_they_are_kept() -> None:
+    net, data = DigitsNet(width=4), grey_digits(test_size=8)
+    before = [buffer.clone() for buffer in net.buffers()]
+    training_mode.keeping(net, data.test_images, data.test_labels, steps=1)
+    assert all(map(torch.equal, net.buffers(), before))
+    training_mode.pgd(net, data.test_images, data.test_labels, steps=1, training=False)
+    assert all(map(torch.equal, net.buffers(), before))
+    training_mode.pgd(net, data.test_images, data.test_labels, steps=1, training=True)
+    assert not any(map(torch.equal, net.buffers(), before))
