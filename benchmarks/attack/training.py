@@ -173,7 +173,7 @@ def part(cells: Sequence[Mapping[str, Any]], method: str, data: Digits) -> Part:
     rows.append(["difference, ratio", *points, *(f"{r:.2f}x" for r in ratios)])
     plain, fast = ATTACKS[method]
     mean, half = apart[1]
-    verdict = "" if half is None else ": robust accuracy differs " + ("by chance" if abs(mean) <= half else "by more")
+    verdict = "" if half is None else f" (of robust accuracy 0 lies {'inside' if abs(mean) <= half else 'outside'})"
     counts = {"images": len(data.test_images), "seeds": len(cells), "eps": EPS}
     note = NOTE.format(**counts, plain=plain, fast=fast, verdict=verdict)
     record = {

@@ -2,7 +2,8 @@
 
 The attack is made once, in `__init__`, of a `FastAttackModel` of the network, and used in `training_step`. Neither adds
 anything to `state_dict()` or `parameters()`, so checkpoints and optimizers stay as they were. The module's mode does
-not matter: the attack always sees the network as it is in eval mode.
+not matter: the attack always sees the network as it is in eval mode. Wrap the network, not the whole module: metrics in
+the module change in each step, and a fast model of it would be built anew each time.
 """
 
 from typing import cast

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .leaving_out import TRAINING
+from .leaving_out import TRAINING, is_trainer
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
@@ -67,5 +67,7 @@ def _is_compiled(kind: type) -> bool:
 def is_data(value: object) -> bool:
     """Whether an object holds data and does nothing, as a configuration."""
     if not hasattr(value, "__dict__") or callable(value) or isinstance(value, (ModuleType, *TRAINING)):
+        return False
+    if is_trainer(value):
         return False
     return not any(callable(item) for item in vars(value).values())

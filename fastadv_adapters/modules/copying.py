@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .classes import ALL_HOOKS, hooks_of, inside_of
-from .leaving_out import in_place_of, is_left_out
+from .leaving_out import in_place_of, is_left_out, is_trainer
 from .reaching_back import refuse_what_reaches_back
 from .rebinding import rebind
 from .weak import is_weak, redirect
@@ -48,7 +48,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
     for item in _reached(module, memo):
-        if is_weak(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
+        if is_weak(item) or is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
             memo[id(item)] = item
         elif isinstance(item, Tensor):
             memo[id(item)] = tensor_for(item)
@@ -164,5 +164,6 @@ def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
                 continue
             seen.add(id(item))
             yield item
-            if gc.is_tracked(item) and not is_weak(item) and not isinstance(item, Tensor) and not is_left_out(item):
+            ends = is_weak(item) or is_trainer(item) or isinstance(item, Tensor) or is_left_out(item)
+            if gc.is_tracked(item) and not ends:
                 stack.append(item)

@@ -21,6 +21,16 @@ def is_left_out(value: object) -> bool:
     return isinstance(value, (LeftOut, *TRAINING))
 
 
+def is_trainer(value: object) -> bool:
+    """Whether this is Lightning's Trainer, to which its modules refer: no part of a model, but code may ask it things.
+
+    It counts steps and holds data loaders: so it is neither copied nor looked at, and copies refer to it too.
+    """
+    packages = ("lightning", "pytorch_lightning")  # known by name: importing them is slow
+    kinds = type(value).__mro__
+    return any(k.__name__ == "Trainer" and k.__module__.partition(".")[0] in packages for k in kinds)
+
+
 def in_place_of(value: object) -> Any:
     """What stands in a copy for an object that is left out: it can be held and not be used."""
     name = type(value).__name__

@@ -66,6 +66,30 @@ OWNED: dict[str, Callable[[Owner], Any]] = {
 }
 
 
+class Trainer:
+    """Counts, and refers to its module, as that of Lightning."""
+
+    __module__ = "lightning.pytorch.trainer.trainer"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.step, self.rows = module, 0, [torch.rand(3)]
+
+
+def test_a_trainer_is_neither_copied_nor_looked_at_and_code_may_ask_it() -> None:
+    class Scheduled(Owner):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x) * (1 + self.owned.step)
+            return out
+
+    owner, x = Scheduled(Trainer).eval(), images()
+    fast = fast_of(owner)
+    twin = fast._networks.twin
+    for step in range(3):
+        owner.owned.step = step
+        torch.testing.assert_close(gradient(fast, x), gradient(owner, x))
+    assert fast._networks.twin is twin, "the fast model was built anew"
+
+
 @pytest.mark.parametrize("own", OWNED.values(), ids=OWNED.keys())
 def test_an_owner_is_copied_without_what_it_owns(own: Any) -> None:
     owner, x = Owner(own).eval(), images()

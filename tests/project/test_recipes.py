@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from digits import DigitsNet, grey_digits
-from fastadv_adapters import FastAttackModel
+from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.boundary import Packed
+from fastadv_adapters.networks import pair
 from tests.support.torchvision import hide_if_broken
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
@@ -26,7 +28,8 @@ ELSEWHERE = {"ddp", "robustbench_models"}
 """Two processes; a library that downloads: each has a test of its own."""
 
 SMALL = {"epochs": 1, "images": 96, "width": 4}
-OTHER: dict[str, dict[str, Any]] = {"torch_compile": {"backend": "eager"}}
+OTHER: dict[str, dict[str, Any]] = {"torch_compile": {"backend": "eager", "images": 64}}  # one size, one graph
+AS_LIGHTNING_WARNS = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:The 'train_dataloader' does")
 
 
 @pytest.fixture
@@ -67,22 +70,46 @@ def test_a_recipe_is_short_and_says_what_changes(name: str) -> None:
     assert "# <- fast" in text
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec:FutureWarning", "ignore:The 'train_dataloader' does not have many workers"
-)
+@AS_LIGHTNING_WARNS
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_a_recipe_runs_and_its_fast_models_follow(
     name: str, made: list[FastAttackModel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     if name == "lightning_module":
         hide_if_broken()
-    clean, robust = importlib.import_module(name).main(**SMALL, **OTHER.get(name, {}))
+    clean, robust = importlib.import_module(name).main(**(SMALL | OTHER.get(name, {})))
     shown = [float(number) for number in re.findall(r"(\d+\.\d)%", capsys.readouterr().out)]
     assert {round(100 * clean, 1), round(100 * robust, 1)} <= set(shown)
     assert 0 <= robust <= clean <= 1 or name == "patch_attack"  # any patch may help a network that is hardly trained
     assert made
     for fast in made:
         assert far(fast) < 0.05
+
+
+@AS_LIGHTNING_WARNS
+def test_a_lightning_module_that_attacks_itself_is_not_built_anew_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refers to its trainer, which counts steps."""
+    hide_if_broken()
+    recipe = importlib.import_module("lightning_module")
+    builds, rebuild = list[int](), pair.Networks._rebuild
+
+    def noted(self: pair.Networks) -> None:
+        builds.append(1)
+        rebuild(self)
+
+    monkeypatch.setattr(pair.Networks, "_rebuild", noted)
+    found = []
+    for batches in (2, 5):
+        module = recipe.Robust(width=4)
+        module.attack = SafePGD(FastAttackModel(module), eps=0.1, steps=1, loss="ce")
+        data = grey_digits()
+        rows = TensorDataset(data.train_images[: 8 * batches], data.train_labels[: 8 * batches])
+        builds.clear()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = recipe.lightning.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.fit(module, DataLoader(rows, batch_size=8))
+        found.append(len(builds))
+    assert found == [1, 1]  # once the trainer is there
 
 
 def test_processes_keep_the_same_weights() -> None:
@@ -98,7 +125,7 @@ def test_processes_keep_the_same_weights() -> None:
         subprocess.Popen([sys.executable, "-c", code], env=common | {"RANK": rank}, stdout=subprocess.PIPE, text=True)
         for rank in "01"
     ]
-    first, second = (process.communicate(timeout=120)[0] for process in both)
+    first, second = (process.communicate(timeout=300)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert "processes: 2; the weights are the same in all: True" in first
     assert not second
