@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -32,6 +33,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DROPOUT_FUNCTIONS = (nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d)
 
 
+_Found = tuple[fx.Graph, fx.Node] | ValueError
+
+
 @dataclass
 class Trace:
     """Which layers of a module may be joined.
@@ -48,15 +52,16 @@ class Trace:
     touched: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
-    own: dict[str, tuple[fx.Graph, fx.Node] | ValueError] = field(default_factory=dict)
+    own: dict[str, _Found] = field(default_factory=dict)
+    _traced: list[tuple[Any, _Found]] = field(default_factory=list)
 
     def own_forward(self, name: str, norm: nn.Module) -> tuple[fx.Graph, fx.Node]:
-        """As :func:`without_batch_norm`; each norm is traced once, for all networks that are built."""
+        """As :func:`without_batch_norm`; norms that are alike are traced once, for all networks that are built."""
         if name not in self.own:
-            try:
-                self.own[name] = without_batch_norm(norm)
-            except ValueError as error:
-                self.own[name] = error
+            looks = _looks(norm)
+            alike = next((found for other, found in self._traced if _same(other, looks)), None)
+            self.own[name] = alike or _found(norm)
+            self._traced += [] if alike else [(looks, self.own[name])]
         found = self.own[name]
         if isinstance(found, ValueError):
             raise ValueError(str(found))
@@ -238,6 +243,34 @@ def without_batch_norm(module: nn.Module) -> tuple[fx.Graph, fx.Node]:
     if len(nodes) != 1 or not _uses_running_statistics(nodes[0], module):
         raise ValueError("its own forward is not one batch norm with running statistics")
     return graph, nodes[0]
+
+
+def _found(norm: nn.Module) -> _Found:
+    try:
+        return without_batch_norm(norm)
+    except ValueError as error:
+        return error
+
+
+def _looks(norm: nn.Module) -> list[Any]:
+    """All that a trace of a module might depend on: everything but the values of its tensors."""
+    tensors = ("_parameters", "_buffers")
+    return [
+        (
+            name,
+            type(part),
+            {key: value for key, value in vars(part).items() if key not in (*tensors, "_modules")},
+            [(key, value is None) for held in tensors for key, value in vars(part)[held].items()],
+        )
+        for name, part in norm.named_modules(remove_duplicate=False)
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # tensors or arrays in attributes: another one
+        return False
 
 
 def batch_norm_input(node: fx.Node) -> fx.Node:

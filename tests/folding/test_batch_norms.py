@@ -191,12 +191,31 @@ def test_each_batch_norm_with_a_forward_of_its_own_is_traced_once_for_all_networ
         return original(norm)
 
     monkeypatch.setattr(tracing, "without_batch_norm", counted)
-    parts = nn.Conv2d(3, 4, 3), ActivatedNorm(4), nn.Conv2d(4, 5, 3), nn.ReLU(), ActivatedNorm(5)
+    parts = (
+        nn.Conv2d(3, 4, 3),
+        ActivatedNorm(4),
+        nn.Conv2d(4, 5, 3),
+        nn.ReLU(),
+        ActivatedNorm(5),
+        nn.ReLU(),
+        ActivatedNorm(5),
+    )
     net = settle(nn.Sequential(*parts, nn.Flatten(), nn.Linear(80, 10))).eval()
     fast, (x, y) = FastAttackModel(net, dtype=torch.bfloat16), batch()
     found = input_gradient(fast, x, y)  # the self-check builds two more
     with torch.no_grad():
         fast(x)  # and this one more
-    assert traced == {4: 1, 5: 1}
-    assert [done.split()[0] for done in fast._networks.folded.report.values()] == ["folded", "frozen"]
+    assert traced == {4: 1, 5: 1}, "two of five channels are alike"
+    done = [done.split()[0] for done in fast._networks.folded.report.values()]
+    assert done == ["folded", "frozen", "frozen"]
     assert (cosine(found, input_gradient(reference(net), x.double(), y)) > 0.98).all()
+
+
+def test_batch_norms_that_differ_in_an_attribute_are_traced_by_themselves() -> None:
+    other = ActivatedNorm(4)
+    other.act = nn.Tanh()  # type: ignore[assignment]
+    net = settle(nn.Sequential(nn.Conv2d(3, 4, 3), ActivatedNorm(4), nn.ReLU(), other, nn.Flatten())).eval()
+    fast, (x, _) = FastAttackModel(net, dtype=torch.float32, decisions="fast"), batch()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-5)
+    assert [done.split()[0] for done in fast._networks.folded.report.values()] == ["folded", "frozen"]
