@@ -28,8 +28,12 @@ help:
 	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (under 5 minutes)"
 	@echo "make clean     remove the environment and everything that was generated"
 
+# What the script has trained is then compared and evaluated by the command.
+DIGITS := --data build/demo/digits.safetensors --eps 0.15
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
+	$(BIN)/fastadv compare examples/digits.py:DigitsNet --weights build/demo/adversarial.safetensors $(DIGITS)
+	$(BIN)/fastadv evaluate examples/digits.py:DigitsNet --weights build/demo/adversarial.safetensors $(DIGITS) --attacks quick
 
 test: lint
 	$(PYTEST) --cov

@@ -25,6 +25,7 @@ try:
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
+    from safetensors.torch import save_file
 except ModuleNotFoundError as error:
     raise SystemExit(f"expected {error.name} to be installed, got none: pip install -e '.[demo]'") from None
 
@@ -200,9 +201,18 @@ def draw(path: Path, models: Mapping[str, FastAttackModel], data: Digits, *, ste
     figure.savefig(path, dpi=120)
 
 
+def keep(folder: Path, models: Mapping[str, FastAttackModel], data: Digits) -> None:
+    """Write the networks' weights and the test digits, for the command `fastadv`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, fast in models.items():
+        save_file(fast.wrapped.state_dict(), folder / f"{name}.safetensors")
+    save_file({"x": data.test_images, "y": data.test_labels}, folder / "digits.safetensors")
+
+
 def main(
     picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("demo.png"),
     table: Annotated[Path, typer.Option(help="Where the table goes, as Markdown.")] = Path("demo.md"),
+    kept: Annotated[Path, typer.Option(help="Folder for weights and digits.")] = Path("build/demo"),
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the networks and the order of the images.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs, and nothing else.")] = False,
@@ -224,7 +234,8 @@ def main(
     show_table(rows, caption)
     table.write_text(markdown(rows, caption), encoding="utf-8")
     draw(picture, models, data, steps=sizes.steps)
-    console.print(f"Table: {table}   Picture: {picture}")
+    keep(kept, models, data)
+    console.print(f"Table: {table}   Picture: {picture}   Networks and digits: {kept}")
 
 
 if __name__ == "__main__":

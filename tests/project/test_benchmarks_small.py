@@ -8,7 +8,7 @@ import pytest
 import torch
 import typer
 
-from benchmarks.speed import audits, people
+from benchmarks.speed import audits, people, recommended
 from fastadv_adapters.networks.auditing import Auditor
 
 
@@ -43,6 +43,19 @@ def test_models_of_people_are_timed(tmp_path: Path) -> None:
     assert row["forward"] > 0
     assert row["start steps"] == pytest.approx(row["start seconds"] / row["milliseconds"]["plain"] * 1e3)
     assert row["start steps"] > 1
+
+
+def test_what_compare_recommends_is_measured_again() -> None:
+    model, x, y = people.MODELS[1].make()
+    found = recommended.measure(model, x[:8], y[:8], repeats=1)
+    assert (found["again"] == 1.0) == (found["recommended"] is None)
+    assert found["again"] > 0
+    assert found["ratios"].keys() >= {"plain", "default"}
+    slow = {**found, "again": 0.9, "recommended": "default"}
+    assert [row[-1] for row in recommended.table_of({"one": slow, "other": {**slow, "again": 0.96}}).rows] == [
+        "NO",
+        "yes",
+    ]
 
 
 def test_every_model_that_needs_no_other_library_is_whole() -> None:

@@ -52,11 +52,15 @@ def test_adversarial_training_example_makes_robust(capsys: pytest.CaptureFixture
     assert robust > broken + 20
 
 
+KEPT = ("normal", "adversarial", "digits")
+
+
 def test_demo_writes_table_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture, table = tmp_path / "digits.png", tmp_path / "table.md"
     arguments = ["demo.py", "--quick", "--device", "cpu", "--picture", str(picture), "--table", str(table)]
+    arguments += ["--kept", str(tmp_path / "kept")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
         run_example("demo", capsys)
@@ -65,6 +69,7 @@ def test_demo_writes_table_and_picture(
     assert len({len(line.split("|")) for line in lines[:8]}) == 1, "heading, rule and six rows of as many cells"
     assert [line.split("|")[2].strip() for line in lines[2:5]] == ["torchattacks PGD", "foolbox LinfPGD", "SafePGD"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {f"{n}.safetensors" for n in KEPT}
 
 
 @pytest.mark.parametrize("missing", ["sklearn.datasets", "rich.progress"])

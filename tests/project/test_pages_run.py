@@ -1,6 +1,7 @@
 """Every block of code in the README and the docs runs as it stands, and every command line names what there is."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torchattacks
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from torch import nn
+from typer.testing import CliRunner
 
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,7 +39,13 @@ def fault_of(line: str) -> str | None:
 
 
 def shell(example: Example) -> str | None:
-    """Command lines are read, not run: they install, or take minutes."""
+    """Lines of our own command run, on few images; others are read alone, for they install, or take minutes."""
+    for line in example.parsed.splitlines():
+        if line.startswith("fastadv ") and line != "fastadv demo":
+            few = ["--repeats", "1", "--limit", "8"] if line.startswith("fastadv compare") else []
+            result = CliRunner().invoke(app, [*shlex.split(line)[1:], *few])
+            if result.exit_code:
+                return f"{line} ended with {result.exit_code}: {result.output}"
     return "; ".join(filter(None, map(fault_of, example.parsed.splitlines()))) or None
 
 

@@ -1,0 +1,229 @@
+"""The commands."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from ..attack import Norm
+from ..comparison import Comparison, compare, write_whole
+from ..evaluation import Report, evaluate
+from . import arguments as given
+from .data import data_named, first_of
+from .demo import EPS, trained
+from .failing import FALLS_SHORT, in_one_line
+from .info import information
+from .models import device_named, model_named
+from .numbers import bounds as bounds_of
+from .numbers import number, numbers, requirement, shape
+
+app = typer.Typer(
+    help="Fast, honest adversarial attacks in PyTorch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+DEFAULT_EPS = "8/255"
+
+
+@app.command("info")
+def show_information(json_file: given.Json = None, debug: given.Debug = False) -> None:
+    """Devices, versions, extras, and what "auto" chooses."""
+    with in_one_line(debug=debug):
+        found = information()
+        console = Console(highlight=False)
+        for head, told in found.items():
+            console.print(f"{head}:", markup=False)
+            for name, value in told.items():
+                text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+                console.print(f"  {name}: {text}", markup=False, soft_wrap=True)
+        if json_file is not None:
+            write_whole(
+                json_file, lambda beside: beside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            )
+
+
+@app.command("compare")
+def compare_command(
+    model: given.Model,
+    weights: given.Weights = None,
+    shaped: Annotated[str | None, typer.Option("--input", help="Shape of random images, as 3x32x32.")] = None,
+    data: given.Data = None,
+    eps: given.Eps = DEFAULT_EPS,
+    norm: given.Norm = "linf",
+    bounds: given.Bounds = "0,1",
+    batch_size: given.BatchSize = 64,
+    limit: given.Limit = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
+    device: given.Device = "auto",
+    seed: given.Seed = 0,
+    json_file: given.Json = None,
+    plot: given.Plot = None,
+    debug: given.Debug = False,
+) -> None:
+    """Is the fast model faster than yours, and faithful?
+
+    One batch is attacked by PGD with ten steps, plain and fast in turn. Status 1 if the fast model is not faithful.
+    """
+    with in_one_line(debug=debug):
+        torch.manual_seed(seed)
+        budget, within = number(eps), bounds_of(bounds)
+        place = device_named(device)
+        net = model_named(model, weights, place)
+        count = min(batch_size, limit or batch_size)
+        x, y = _batch(net, shaped, data, count, within)
+        found = compare(
+            net,
+            x.to(place),
+            None if y is None else y.to(place),
+            eps=budget,
+            norm=_norm(norm),
+            bounds=within,
+            repeats=repeats,
+        )
+        found.print()
+        _write(found, json_file, plot)
+        if not found.faithful:
+            sys.exit(FALLS_SHORT)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: given.Model,
+    weights: given.Weights = None,
+    data: given.Data = None,
+    attacks: Annotated[
+        str, typer.Option(help="quick, strong, standard, or names of attacks with commas.")
+    ] = "standard",
+    eps: Annotated[str, typer.Option(help="The budget, a number or a fraction; several with commas.")] = DEFAULT_EPS,
+    norm: given.Norm = "linf",
+    bounds: given.Bounds = "0,1",
+    batch_size: given.BatchSize = 128,
+    limit: given.Limit = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for all that is found, to go on from.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = True,
+    progress: Annotated[bool, typer.Option(help="Show how far it is.")] = True,
+    require: given.Require = None,
+    device: given.Device = "auto",
+    seed: given.Seed = 0,
+    json_file: given.Json = None,
+    plot: given.Plot = None,
+    triples: given.Triples = None,
+    debug: given.Debug = False,
+) -> None:
+    """Robust accuracy on a data set.
+
+    Under torchrun the samples are shared among its processes, which need --output.
+    """
+    with in_one_line(debug=debug):
+        required = [requirement(text) for text in require or ()]
+        budgets, within = numbers(eps), bounds_of(bounds)
+        net = model_named(model, weights, device_named(device))
+        if data is None:
+            raise ValueError("expected data to evaluate on, got none: give --data")
+        report = evaluate(
+            net,
+            data_named(data, _dtype(net)),
+            [name.strip() for name in attacks.split(",")],
+            eps=budgets,
+            norm=_norm(norm),
+            bounds=within,
+            batch_size=batch_size,
+            output=output,
+            resume=resume,
+            progress=progress,
+            seed=seed,
+            limit=limit,
+        )
+        _report(report, required, json_file, plot, triples)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="What was given to evaluate as --output.")],
+    require: given.Require = None,
+    json_file: given.Json = None,
+    plot: given.Plot = None,
+    triples: given.Triples = None,
+    debug: given.Debug = False,
+) -> None:
+    """Show what an evaluation has found so far."""
+    with in_one_line(debug=debug):
+        required = [requirement(text) for text in require or ()]
+        _report(Report.load(folder), required, json_file, plot, triples)
+
+
+@app.command("demo")
+def demo_command(
+    device: given.Device = "auto",
+    seed: given.Seed = 0,
+    json_file: given.Json = None,
+    plot: given.Plot = None,
+    debug: given.Debug = False,
+) -> None:
+    """Compare and evaluate a small network.
+
+    It is trained on the digits of scikit-learn first; all takes a minute, and nothing is downloaded.
+    """
+    with in_one_line(debug=debug):
+        net, x, y = trained(seed, device_named(device))
+        found = compare(net, x, y, eps=EPS)
+        found.print()
+        _write(found, json_file, plot)
+        typer.echo(str(evaluate(net, (x, y), "quick", eps=EPS, seed=seed)))
+
+
+def _batch(
+    model: nn.Module, shaped: str | None, data: str | None, count: int, within: tuple[float, float]
+) -> tuple[Tensor, Tensor | None]:
+    """The batch to compare on."""
+    if (shaped is None) == (data is None):
+        raise ValueError(f"expected --input or --data, got {'both' if data else 'neither'}: give one of them")
+    if data is not None:
+        return first_of(data_named(data, _dtype(model)), count)
+    lower, upper = within
+    x = torch.rand(count, *shape(str(shaped)), dtype=_dtype(model))
+    return x * (upper - lower) + lower, None
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of the images: float64 for a model in it, else float32, or what the model's weights have."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _norm(text: str) -> Norm:
+    known: tuple[Norm, ...] = get_args(Norm)
+    for name in known:
+        if text == name:
+            return name
+    raise ValueError(f"expected norm to be one of {', '.join(map(repr, known))}, got {text!r}. Choose one of them")
+
+
+def _report(
+    report: Report, required: list[Any], json_file: Path | None, plot: Path | None, triples: Path | None
+) -> None:
+    """Show a report and write what is to be written, in the first process alone; status 1 if it falls short."""
+    short = [one for one in required if not one.holds(report)]
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(str(report))
+        _write(report, json_file, plot)
+        if triples is not None:
+            write_whole(triples, report.triples)
+        for one in short:
+            typer.echo(f"falls short: {one.text}, got {getattr(report, one.attribute):.4f}", err=True)
+    if short:
+        sys.exit(FALLS_SHORT)
+
+
+def _write(found: Comparison | Report, json_file: Path | None, plot: Path | None) -> None:
+    if json_file is not None:
+        write_whole(json_file, found.to_json)
+    if plot is not None:
+        write_whole(plot, found.plot)

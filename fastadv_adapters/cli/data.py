@@ -1,0 +1,122 @@
+"""The data that a command line names: arrays in a file, a folder of images, or an object in Python."""
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ..modules import need
+from .locating import called, find
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+"""Of files that are taken for images."""
+
+
+class ImageFolder(Dataset[tuple[Tensor, int]]):
+    """Images in a folder per class, as (C, H, W) in [0, 1], grey ones of one channel; classes in order of their names.
+
+    The order takes one image of each class in turn, so that the first ones stand for all classes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        need("PIL.Image", extra="cli")
+        folders = sorted(place for place in path.iterdir() if place.is_dir())
+        files = [sorted(f for f in folder.rglob("*") if f.suffix.lower() in ENDINGS) for folder in folders]
+        columns = [[(file, label) for file in some] for label, some in enumerate(files)]
+        self.items = [item for row in zip_longest(*columns) for item in row if item is not None]
+        if not self.items:
+            raise ValueError(
+                f"expected a folder with a folder of images per class, got {path} without any: check --data"
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.items[index]
+        try:
+            with need("PIL.Image", extra="cli").open(path) as opened:
+                image = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
+        except Exception as error:
+            raise ValueError(f"expected an image, got {path}, which cannot be read ({error}): leave it out") from error
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        return pixels.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255, label
+
+
+def data_named(text: str, dtype: torch.dtype) -> Any:
+    """A pair of tensors, or whatever else ``evaluate`` takes.
+
+    Args:
+        text: a file of arrays ``x`` and ``y`` (``.npz``, ``.safetensors``), a folder of images, or ``MODULE:DATASET``.
+        dtype: of the images in a file; bytes are divided by 255.
+
+    Raises:
+        ValueError: there is no such data, or it is not as described.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return ImageFolder(path)
+    if path.suffix in (".npz", ".safetensors"):
+        return _of_file(path, dtype)
+    if ":" not in text:
+        raise ValueError(
+            f"expected data as a .npz or .safetensors file, a folder of images or MODULE:DATASET, got {text!r}: check "
+            f"that it is there"
+        )
+    found = find(text, "data")
+    is_data = isinstance(found, (Dataset, DataLoader, tuple, list))
+    return called(found, text, "data") if callable(found) and not is_data else found
+
+
+def first_of(data: Any, count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` samples as one batch.
+
+    Raises:
+        ValueError: there is none, or they are no pairs of images of one shape and labels.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return data[0][:count], data[1][:count]
+    data = data.dataset if isinstance(data, DataLoader) else data
+    try:
+        if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+            x, y = default_collate([_pair(data[index]) for index in range(min(count, len(data)))])
+        else:
+            x, y = _pair(next(iter(data)))
+    except Exception as error:
+        raise ValueError(
+            f"expected data to give pairs of images of one shape and labels, got {type(error).__name__}: {error}: mend "
+            f"what is broken, or leave it out"
+        ) from error
+    return torch.as_tensor(x)[:count], torch.as_tensor(y)[:count]
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    x, y = item
+    return x, y
+
+
+def _of_file(path: Path, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"expected a file of data, got {path}, which is not there: check --data")
+    try:
+        if path.suffix == ".npz":
+            with need("numpy", extra="evaluate").load(path, allow_pickle=False) as file:
+                arrays = {name: torch.as_tensor(file[name]) for name in file.files if name in ("x", "y")}
+                keys = list(file.files)
+        else:
+            arrays = need("safetensors.torch", extra="evaluate").load_file(path)
+            keys = list(arrays)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"expected {path} to hold arrays, got {type(error).__name__}: {error}: write it again"
+        ) from error
+    if not {"x", "y"} <= set(keys):
+        raise ValueError(f"expected arrays x and y in {path}, got {', '.join(keys) or 'none'}: rename them")
+    x, y = arrays["x"], arrays["y"]
+    x = x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype) if x.is_floating_point() else x
+    return x, y

@@ -1,0 +1,31 @@
+"""What goes wrong, as one line on standard error and an exit status; with ``--debug`` as Python tells it."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BAD, FALLS_SHORT = 2, 1
+"""Exit status for wrong use or bad input, and for a comparison or a number that falls short."""
+
+
+@contextmanager
+def in_one_line(*, debug: bool) -> Iterator[None]:
+    """Let an error inside, also one of writing what was printed, end the process with one line and status 2."""
+    try:
+        yield
+        sys.stdout.flush()
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"fastadv: {said(error)}\n")
+        sys.exit(BAD)
+
+
+def said(error: BaseException) -> str:
+    """An error in one line: its text, with its type if that alone may say too little."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    known = isinstance(error, (ValueError, TypeError, OSError, ImportError)) and text
+    return text if known else f"{type(error).__name__}: {text}"

@@ -1,0 +1,130 @@
+"""What the commands do when all is well, and their exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fastadv_adapters import compare
+from fastadv_adapters.cli.data import ImageFolder
+from fastadv_adapters.cli.numbers import bounds, number, requirement, shape
+
+from .conftest import Run
+
+NET = "networks_of_a_user.py:Net"
+
+
+def test_info_tells_versions_devices_and_extras(fastadv: Run, folder: Path) -> None:
+    result = fastadv("info", "--json", "info.json")
+    assert result.exit_code == 0, result.output
+    assert f"torch: {torch.__version__}" in result.stdout
+    found = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    assert found["auto"]["cpu"]["engine"] == "eager"
+    assert set(found["extras"]) >= {"torchattacks", "foolbox", "cli"}
+
+
+def test_compare_on_random_images_writes_json_and_a_picture(fastadv: Run, folder: Path) -> None:
+    result = fastadv("compare", NET, "--input", "3x2x2", "--repeats", "1", "--json", "c.json", "--plot", "c.png")
+    assert result.exit_code == 0, result.output
+    found = json.loads((folder / "c.json").read_text(encoding="utf-8"))
+    assert found["verdict"] in " ".join(result.stdout.split())
+    assert found["samples"] == 64
+    assert found["setting"]["eps"] == 8 / 255
+    assert (folder / "c.png").stat().st_size > 1000
+
+
+def test_compare_that_finds_it_unfaithful_ends_with_status_1(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weak(*args: Any, **kwargs: Any) -> Any:
+        found = compare(*args, **kwargs)
+        found.row("default").faults.append("made up")
+        return found
+
+    monkeypatch.setattr("fastadv_adapters.cli.app.compare", weak)
+    result = fastadv("compare", NET, "--data", "data.npz", "--repeats", "1")
+    assert result.exit_code == 1, result.output
+    assert "NOT faithful (made up)" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "data", ["data.npz", "data.safetensors", "networks_of_a_user:data", "networks_of_a_user.py:pair"]
+)
+def test_evaluate_takes_data_of_every_kind(fastadv: Run, data: str) -> None:
+    result = fastadv("evaluate", NET, "--data", data, "--attacks", "safe-pgd-2", "--limit", "5", "--no-progress")
+    assert result.exit_code == 0, result.output
+    assert "on 5 samples" in result.stdout
+
+
+def test_evaluate_and_report_write_the_same_numbers_and_hold_requirements(fastadv: Run, folder: Path) -> None:
+    what = (
+        "evaluate",
+        "networks_of_a_user:made",
+        "--data",
+        "data.npz",
+        "--attacks",
+        "safe-pgd-2",
+        "--eps",
+        "2/255,1/5",
+    )
+    files = ("--json", "r.json", "--plot", "r.png", "--triples", "t.png")
+    result = fastadv(*what, "--weights", "weights.pt", "--output", "run", *files, "--require", "clean>=0")
+    assert result.exit_code == 0, result.output
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    assert 0 <= found["robust_accuracy"] <= found["clean_accuracy"] <= 1
+    assert [eps for eps, _ in found["curve"]] == [2 / 255, 0.2]
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("r.png", "t.png"))
+    again = fastadv("report", "run", "--json", "again.json", "--require", "robust_accuracy > 1")
+    assert again.exit_code == 1
+    assert "falls short: robust_accuracy > 1, got 0." in again.stderr
+    assert json.loads((folder / "again.json").read_text(encoding="utf-8")) == found
+    assert fastadv(*what, "--weights", "weights.safetensors", "--output", "run").exit_code == 0, "the same weights"
+
+
+def test_weights_are_loaded(fastadv: Run, folder: Path) -> None:
+    torch.save({"state_dict": {"module.1.weight": torch.zeros(3, 12), "module.1.bias": torch.eye(3)[2]}}, "w.pt")
+    options = ("--data", "data.npz", "--attacks", "safe-pgd-1", "--eps", "0", "--require", "clean>1/2")
+    assert fastadv("evaluate", NET, "--weights", "w.pt", *options).exit_code == 1
+    result = fastadv("evaluate", NET, "--weights", "w.pt", *options[:-2], "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "r.json").read_text(encoding="utf-8"))["clean_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_folder_of_images_gives_each_class_in_turn(fastadv: Run, folder: Path) -> None:
+    for label, name in enumerate(("ant", "bee", "cat")):
+        (folder / "images" / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (2, 2), (50 * label, 100 * index, 255)).save(folder / "images" / name / f"{index}.png")
+    (folder / "images" / "ant" / "notes.txt").write_text("no image", encoding="utf-8")
+    images = ImageFolder(folder / "images")
+    assert [images[index][1] for index in range(len(images))] == [0, 1, 2, 0, 1, 2]
+    torch.testing.assert_close(images[5][0], torch.tensor([100, 100, 255]).view(3, 1, 1).expand(3, 2, 2) / 255)
+    result = fastadv("compare", NET, "--data", "images", "--repeats", "1")
+    assert result.exit_code == 0, result.output
+    (folder / "images" / "cat" / "1.png").write_bytes(b"broken")
+    for command in (("compare", "--repeats", "1"), ("evaluate", "--attacks", "safe-pgd-1")):
+        result = fastadv(command[0], NET, "--data", "images", *command[1:])
+        assert result.exit_code == 2
+        assert "1.png, which cannot be read" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    assert number("8/255") == 8 / 255
+    assert number("0.5") == 0.5
+    assert bounds("-1,1") == (-1, 1)
+    assert shape("3x32x32") == (3, 32, 32)
+    assert requirement("robust>=2/5").limit == 0.4
+
+
+def test_the_module_is_the_command(folder: Path) -> None:
+    command = [sys.executable, "-m", "fastadv_adapters", "report", "nowhere"]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=here)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fastadv: expected the folder of an evaluation, got nowhere")
+    assert len(done.stderr.splitlines()) == 1

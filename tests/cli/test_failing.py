@@ -1,0 +1,161 @@
+"""Wrong use and bad input: status 2, one line, no traceback, nothing half-written left."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from .conftest import Run
+
+NET = "networks_of_a_user.py:Net"
+ON = ("--data", "data.npz")
+FAST = ("--attacks", "safe-pgd-1", "--no-progress")
+
+
+class Code:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("made_by_weights",)
+
+
+def failed(result: Any, text: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert text in result.stderr
+    assert result.stderr.startswith("fastadv: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("no_colon", *ON), "expected a model as MODULE:NAME, got 'no_colon'"),
+        (("nowhere.py:Net", *ON), "expected a file, got nowhere.py, which is not there"),
+        (("no_such_module:Net", *ON), "expected no_such_module to be importable, got ModuleNotFoundError"),
+        (("networks_of_a_user.py:Nett", *ON), "to have Nett, got none of that name"),
+        (("networks_of_a_user.py:raises", *ON), "to make a model without arguments, got KeyError: 'no such file'"),
+        (("networks_of_a_user.py:other", *ON), "to make a torch.nn.Module, got str"),
+        (("networks_of_a_user.py:number", *ON), "to be a model or to make one, got int"),
+        ((NET, "--data", "nothing.npz"), "expected a file of data, got nothing.npz"),
+        ((NET, "--data", "nothing"), "expected data as a .npz or .safetensors file"),
+        ((NET, "--data", "networks_of_a_user.py:raises"), "to make data without arguments, got KeyError"),
+        ((NET, "--data", "weights.safetensors"), "expected arrays x and y in weights.safetensors, got 1."),
+        ((NET, "--data", "images"), "expected a folder with a folder of images per class, got images without any"),
+        ((NET, *ON, "--eps", "8/0"), "expected a number or a fraction, got '8/0'"),
+        ((NET, *ON, "--eps=-1"), "expected eps to be finite and at least 0"),
+        ((NET, *ON, "--norm", "l3"), "expected norm to be one of"),
+        ((NET, *ON, "--bounds", "0"), "expected two numbers as bounds, got '0'"),
+        ((NET, *ON, "--bounds", "0,0.1"), "expected x within bounds (0, 0.1)"),
+        ((NET, *ON, "--device", "tpu9"), "expected a device that is there, got 'tpu9'"),
+        ((NET, *ON, "--weights", "nothing.pt"), "expected a file of weights, got nothing.pt"),
+        ((NET, *ON, "--weights", "data.npz"), "expected data.npz to hold weights"),
+        ((NET, *ON, "--weights", "data.safetensors"), "without 1.bias, 1.weight and with x, y"),
+        ((NET, *ON, "--weights", "networks_of_a_user.py"), "expected weights and nothing else"),
+    ],
+)
+def test_bad_input_is_one_line(fastadv: Run, folder: Path, arguments: tuple[str, ...], text: str) -> None:
+    (folder / "images").mkdir()
+    before = sorted(folder.iterdir())
+    failed(fastadv("compare", *arguments), text)
+    failed(fastadv("evaluate", *arguments, *FAST, "--output", "run"), text)
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_compare_needs_one_kind_of_input(fastadv: Run) -> None:
+    failed(fastadv("compare", NET), "expected --input or --data, got neither")
+    failed(fastadv("compare", NET, *ON, "--input", "3x2x2"), "expected --input or --data, got both")
+    failed(fastadv("compare", NET, "--input", "3*2"), "expected the shape of one image as input, got '3*2'")
+    failed(fastadv("compare", NET, "--input", "3x3x3"), "shapes cannot be multiplied")
+    failed(fastadv("evaluate", NET), "expected data to evaluate on, got none")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "text"),
+    [
+        ((0.0, 1.0), (0, 3), "expected labels below the number of classes, 3, got 3"),
+        ((0.0, 1.0), (0, -1), "expected labels of at least 0"),
+        ((0.0, 1.0), (0.0, 1.0), "expected y to hold integer class labels"),
+        ((0.0, 1.5), (0, 1), "expected x within bounds (0, 1)"),
+        ((0.0, np.nan), (0, 1), "expected x to be finite"),
+        ((0, 1), (0, 1), "expected x to be floating"),
+        ((0.0, 1.0), (0, 1, 2), "label"),
+    ],
+)
+def test_bad_arrays_are_one_line(fastadv: Run, x: tuple[float, float], y: tuple[float, ...], text: str) -> None:
+    np.savez("bad.npz", x=np.broadcast_to(np.array(x)[:, None, None, None], (2, 3, 2, 2)), y=np.array(y))
+    failed(fastadv("compare", NET, "--data", "bad.npz"), text)
+    failed(fastadv("evaluate", NET, "--data", "bad.npz", *FAST, "--output", "run"), text)
+    assert not Path("run").exists()
+
+
+def test_arrays_of_objects_and_weights_with_code_are_not_run(fastadv: Run) -> None:
+    np.savez("objects.npz", x=np.array([Code()], dtype=object), y=np.array([0]), allow_pickle=True)
+    failed(fastadv("compare", NET, "--data", "objects.npz"), "expected objects.npz to hold arrays, got ValueError")
+    torch.save(Code(), "code.pt")
+    Path("plain.pt").write_bytes(pickle.dumps(Code()))
+    for name in ("code.pt", "plain.pt"):
+        failed(fastadv("compare", NET, *ON, "--weights", name), f"expected weights and nothing else, got {name}")
+    assert not Path("made_by_weights").exists()
+
+
+def test_weights_of_another_shape_or_kind_are_named(fastadv: Run) -> None:
+    torch.save({"1.weight": torch.zeros(3, 11), "1.bias": torch.zeros(3)}, "shape.pt")
+    torch.save([1, 2], "list.pt")
+    Path("broken.safetensors").write_bytes(b"no header")
+    text = "expected 1.weight of shape (3, 12), got (3, 11) in shape.pt"
+    failed(fastadv("compare", NET, *ON, "--weights", "shape.pt"), text)
+    failed(fastadv("compare", NET, *ON, "--weights", "list.pt"), "to hold a state_dict, got list")
+    failed(
+        fastadv("compare", NET, *ON, "--weights", "broken.safetensors"), "expected broken.safetensors to hold weights"
+    )
+
+
+def test_requirements_and_attacks_that_do_not_exist(fastadv: Run) -> None:
+    failed(fastadv("evaluate", NET, *ON, *FAST, "--require", "speed>=2"), "expected a requirement on robust or clean")
+    failed(fastadv("evaluate", NET, *ON, "--attacks", "pgd"), "expected attacks to name")
+
+
+def test_folders_that_cannot_be_used(fastadv: Run, folder: Path) -> None:
+    what = ("evaluate", NET, *ON, *FAST)
+    assert fastadv(*what, "--output", "run").exit_code == 0
+    failed(fastadv(*what, "--output", "run", "--eps", "0.1"), "eps")
+    failed(fastadv(*what, "--output", "run", "--no-resume"), "run")
+    failed(fastadv(*what, "--output", "data.npz"), "data.npz")
+    failed(fastadv(*what, "--output", "/proc/nowhere"), "/proc/nowhere")
+    failed(fastadv("report", "nowhere"), "expected the folder of an evaluation, got nowhere")
+
+
+def test_a_full_disk(fastadv: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = ("compare", NET, "--input", "3x2x2", "--repeats", "1", "--batch-size", "4")
+    failed(fastadv(*compare, "--json", "/dev/full"), "No space left on device")
+    failed(fastadv(*compare, "--json", "nowhere/c.json"), "No such file or directory")
+    before = sorted(folder.iterdir())
+
+    def full(self: Path, text: str, **_: Any) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    failed(fastadv("info", "--json", "info.json"), "No space left on device")
+    failed(fastadv(*compare, "--json", "c.json"), "No space left on device")
+    assert sorted(folder.iterdir()) == before
+
+
+def test_debug_shows_where_an_error_comes_from(fastadv: Run) -> None:
+    result = fastadv("compare", "networks_of_a_user.py:raises", *ON, "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "networks_of_a_user.py" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("fastadv: expected networks_of_a_user.py:raises to make a model")
+
+
+def test_wrong_use_is_status_2(fastadv: Run) -> None:
+    for arguments in (("compare",), ("compare", NET, "--no-such-option"), ("no-such-command",), ("info", "more")):
+        result = fastadv(*arguments)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output
