@@ -20,7 +20,7 @@ from .memory import bytes_kept
 from .progress import Progress
 from .result import Comparison
 from .row import Effect, Row
-from .timing import Way, measure_in_turn, reason, seconds_of
+from .timing import Way, measure_in_turn, quartiles, reason, seconds_of
 
 LEAST_SECONDS = 0.05
 """An attack that is over sooner is run several times between two looks at the clock."""
@@ -28,8 +28,11 @@ LEAST_SECONDS = 0.05
 MOST_ATTACKS = 100
 """How many times at most."""
 
-FASTER = 1.02
-"""By how many times an option must be faster than plain to be looked at again."""
+FASTER = 1.05
+"""By how many times a way must be faster than plain to be recommended, in each of two measurements."""
+
+CONFIRMING = 2
+"""How many times as many rounds the second measurement has, which is of one way and the plain model alone."""
 
 NEARLY = 0.95
 """The default options are recommended if they reach this share of the best speed: the simplest is best."""
@@ -146,7 +149,8 @@ class _Study:
         self._time(names, repeats)
         for name in self._candidates():
             say(f"timing {name} once more")
-            if self._time(["plain", name], repeats)[name] >= 1:
+            ratios = self._time(["plain", name], CONFIRMING * repeats)[name]
+            if statistics.median(ratios) >= FASTER and quartiles(ratios)[0] >= 1:
                 return name
         return None
 
@@ -208,19 +212,18 @@ class _Study:
         apart = (adversarial.double() - x.double()).flatten(1)
         return Effect(robust, torch.linalg.vector_norm(apart, ORDER[self.budget.norm], 1))
 
-    def _time(self, names: list[str], repeats: int) -> dict[str, float]:
-        """Time these ways in turn, add what was found to their rows, and return the median of each one's ratios."""
+    def _time(self, names: list[str], repeats: int) -> dict[str, list[float]]:
+        """Time these ways in turn, add what was found to their rows, and return each one's ratios."""
         counts = {name: self._attacks_between_looks(name) for name in names}
         ways = {name: Way(self._several(name, counts[name]), lambda: torch.manual_seed(0)) for name in names}
         timings = measure_in_turn(ways, device=self.x.device, repeats=repeats)
         seconds = {name: [s / counts[name] for s in timing.seconds] for name, timing in timings.items()}
-        medians = {}
+        found = {}
         for name, own in seconds.items():
-            ratios = [p / o for p, o in zip(seconds["plain"], own, strict=True)]
+            found[name] = [p / o for p, o in zip(seconds["plain"], own, strict=True)]
             self.rows[name].seconds += own
-            self.rows[name].ratios += ratios
-            medians[name] = statistics.median(ratios)
-        return medians
+            self.rows[name].ratios += found[name]
+        return found
 
     def _several(self, name: str, count: int) -> Callable[[], object]:
         def run() -> None:

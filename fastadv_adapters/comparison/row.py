@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..options import FastAttackOptions
 from .fidelity import Agreement
+from .timing import quartiles
 
 COSINE = 0.9
 """The least median of the gradients' cosine with float64 that is called faithful, if the plain model reaches it."""
@@ -97,10 +98,7 @@ class Row:
     @property
     def spread(self) -> tuple[float, float]:
         """Lower and upper quartile of ``ratios``."""
-        if len(self.ratios) < 2:
-            return self.ratio, self.ratio
-        lower, _, upper = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return lower, upper
+        return quartiles(self.ratios or [self.ratio])
 
     @property
     def cosine(self) -> float:
