@@ -184,8 +184,7 @@ class FastAttackModel(Shell):
         Changed values are folded and cast into the same storage. If modules, shapes, the device or a plain attribute
         changed, the networks are built anew.
 
-        Raises:
-            ValueError: the model has become one that cannot be wrapped; the text says why and what to do.
+        Raises ValueError if the model has become one that cannot be wrapped.
         """
         self._networks.refresh()
         return self
@@ -203,9 +202,6 @@ class FastAttackModel(Shell):
             decisions: as in the class; None keeps this one's.
             logits_dtype: likewise.
             full_precision: take gradients from the full-precision twin too, through the same boundary; None likewise.
-
-        Raises:
-            ValueError: no such choice.
         """
         full_precision = self._full_precision if full_precision is None else full_precision
         decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
@@ -238,8 +234,7 @@ class FastAttackModel(Shell):
     def gradient_stats(self) -> GradientStats:
         """What has passed through the boundary since the last reset; reading it waits for the device.
 
-        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W); ``docs/trust/going-wrong.md``
-        says more.
+        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W).
         """
         return self._networks.state.stats()
 

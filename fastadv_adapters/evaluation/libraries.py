@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,9 @@ from .stages import Attack, BatchStage, Setting, Stage
 
 @dataclass(frozen=True)
 class Torchattack(Attack):
-    """An attack of torchattacks; it is copied, and the copy runs on the fast model.
+    """An attack of torchattacks; it is copied, and the copy runs on the fast model where it would on the plain one.
+
+    (Other models in it, whose adversarials are to be transferred, stay; and so does that of LGV, which trains it.)
 
     Attributes:
         attack: as it was given; its budget is its own.
@@ -30,7 +33,7 @@ class Torchattack(Attack):
     @property
     def description(self) -> str:
         """The class and its settings, as torchattacks prints them."""
-        return f"torchattacks {self.attack!r}"
+        return re.sub(" at 0x[0-9a-f]+", "", f"torchattacks {self.attack!r}")
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack, whatever its budget is: a candidate outside of the evaluation's is no success."""
@@ -39,7 +42,7 @@ class Torchattack(Attack):
         shared = setting.fast.view(logits_dtype=torch.float32)
         parts = list(adapter.attacks_in(attack))
         for part in parts:  # one fast copy serves all
-            if not isinstance(part.model, FastAttackModel):
+            if part.model is setting.model and type(part).__name__ != "LGV":
                 part.model = adapter.view_for(part, shared, {})
         counted = all(shares(part.model, setting.fast) for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)

@@ -25,8 +25,13 @@ def draw_report(
     figure.savefig(path, dpi=150)
 
 
-def draw_triples(shown: Sequence[tuple[Row, Tensor, Tensor]], path: str | os.PathLike[str]) -> None:
-    """Draw clean image, perturbation (its largest value is white, its least black) and adversarial, a column each.
+def draw_triples(
+    shown: Sequence[tuple[Row, Tensor, Tensor]], bounds: tuple[float, ...], path: str | os.PathLike[str]
+) -> None:
+    """Draw clean image, perturbation and adversarial, a column each, with the class that the model gives them.
+
+    Values between the bounds go from black to white. In a perturbation grey is none, and its largest change is black
+    or white.
 
     Raises:
         ValueError: what is shown are no images.
@@ -40,13 +45,17 @@ def draw_triples(shown: Sequence[tuple[Row, Tensor, Tensor]], path: str | os.Pat
     for column, (row, clean, adversarial) in enumerate(shown):
         change = (adversarial.double() - clean.double()).numpy(force=True)
         largest = abs(change).max() or 1.0
-        pictures = (clean, (adversarial.double() - clean.double()) / (2 * largest) + 0.5, adversarial)
-        titles = (f"{row.clean}", f"{largest:.3g} at most", f"{row.prediction}")
+        lower, upper = bounds
+        seen = [(image.double() - lower) / (upper - lower) for image in (clean, adversarial)]
+        pictures = (seen[0], (adversarial.double() - clean.double()) / (2 * largest) + 0.5, seen[1])
+        titles = (f"class {row.clean}", f"at most {largest:.3g}", f"class {row.prediction}")
         for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
             axis = axes[place][column]
             axis.imshow(_as_image(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set_title(title, fontsize=8)
-            axis.axis("off")
+            axis.set(xticks=[], yticks=[])
+            if column == 0:
+                axis.set_ylabel(("clean", "perturbation", "adversarial")[place], fontsize=8)
     figure.savefig(path, dpi=150)
 
 

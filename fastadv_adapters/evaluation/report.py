@@ -163,7 +163,7 @@ class Report:
                 "expected a broken sample whose images are kept, got none: only the first samples of the data are kept "
                 "for pictures, and only by the process that attacked them, or in the output folder"
             )
-        draw_triples(shown[:n], path)
+        draw_triples(shown[:n], tuple(self.header["settings"]["bounds"]), path)
 
     def adversarials(self) -> dict[int, Tensor]:
         """The adversarial of every broken sample by index."""

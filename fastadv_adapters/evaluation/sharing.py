@@ -21,6 +21,9 @@ SILENT = 30.0
 """After so many seconds without a sign of life a process is held dead. (One that was only slow computes twice what
 another has taken from it; results are the same.)"""
 
+_ERRORS = {kind.__name__: kind for kind in (TypeError, ImportError, OSError, RuntimeError)}
+"""Errors of one process that are raised as they are in the others; for all else there is ValueError."""
+
 _BEAT = 1.0
 _POLL = 0.05
 
@@ -138,7 +141,8 @@ class Together:
         if "error" in got:
             self._store.set(f"told/{self.rank}", "1")
             kind, text = got["error"]
-            raise {"OSError": OSError, "TypeError": TypeError}.get(kind, ValueError)(text)
+            theirs: Exception = _ERRORS.get(kind, ValueError)(text)
+            raise theirs
         threading.Thread(target=self._beat, daemon=True).start()
         return dict(got["plan"])
 

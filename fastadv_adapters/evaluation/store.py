@@ -5,6 +5,7 @@ and ``adversarials-*.safetensors``, each written beside and then renamed, before
 end all lines are merged into ``rows.jsonl``, in order.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ class Folder:
             ValueError: it holds another evaluation, or any if not ``resume``.
             OSError: it cannot be written to.
         """
+        made = not self.path.exists()
         try:
             known = self.header()
             if known is None:
@@ -88,6 +90,8 @@ class Folder:
                 _write(self.path / f"{HEADER}.check", b"")
                 (self.path / f"{HEADER}.check").unlink()
         except OSError as error:
+            if made and self.path.is_dir():
+                self.path.rmdir()
             raise type(error)(
                 f"expected an output folder that can be written to, got {self.path}: {error.strerror or error}. Choose "
                 f"another, or make room"
@@ -233,7 +237,8 @@ def _append(path: Path, content: bytes) -> None:
         try:
             written = file.write(content)
             if written != len(content):
-                raise OSError(28, os.strerror(28))
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise full
             os.fsync(file.fileno())
         except BaseException:
             file.truncate(before)

@@ -9,12 +9,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.attack import autoattack, cycles, networks, strength, trades, training, training_mode
+from benchmarks.attack import autoattack, cycles, evaluating, networks, strength, trades, training, training_mode
 from benchmarks.attack.attacks import WAYS
 from benchmarks.attack.kept import Kept
 from benchmarks.attack.networks import NETWORKS, Scaled, Subject, pairs
 from benchmarks.attack.page import compared, write_page
 from digits import Digits, DigitsNet, accuracy, grey_digits, train
+from tests.support.tools import attackable_net, batch
 
 
 def cell(attack: str, robust: float, *, seed: int = 0, eps: float = 0.1, network: str = "normal") -> dict[str, object]:
@@ -254,3 +255,16 @@ def test_an_attack_in_training_mode_moves_the_running_statistics_unless_they_are
     assert all(map(torch.equal, net.buffers(), before))
     training_mode.pgd(net, data.test_images, data.test_labels, steps=1, training=True)
     assert not any(map(torch.equal, net.buffers(), before))
+
+
+def test_passes_of_an_evaluation_are_a_share_of_those_of_fixed_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = batch(32)
+    net = attackable_net()
+    one = networks.Subject("normal", net, x, net(x).argmax(1))
+    monkeypatch.setattr(evaluating, "subject", lambda *_, **__: one)
+    monkeypatch.setattr(evaluating, "STEPS", 20)
+    result = CliRunner().invoke(evaluating.app, ["passes"])
+    assert result.exit_code == 0, result.output
+    assert "same verdicts for batch sizes (1, 7, 128): [True, True, True]" in " ".join(result.output.split())
+    monkeypatch.setitem(evaluating.BOUND, "normal", 0.001)
+    assert CliRunner().invoke(evaluating.app, ["passes"]).exit_code == 1

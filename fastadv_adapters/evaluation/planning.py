@@ -1,0 +1,131 @@
+"""From what was asked for to stages that can run: everything is looked at before anything is written."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..attack import Norm, accept_bounds, accept_count, accept_norm, accept_size
+from ..model import FastAttackModel
+from ..options import FastAttackOptions
+from .attacks import attacks_of
+from .confirming import SIZE, Judge
+from .data import Samples, Seen, look_at, samples_of
+from .identity import model_hash, options_text, versions
+from .rows import Row
+from .stages import Attack, Setting, Stage
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of ``evaluate``, which says what they mean."""
+
+    model: nn.Module
+    data: Any
+    attacks: Any
+    eps: Any
+    norm: Norm
+    bounds: tuple[float, float]
+    batch_size: int
+    output: str | os.PathLike[str] | None
+    resume: bool
+    progress: bool
+    seed: int
+    limit: int | None
+    options: FastAttackOptions | None
+    callback: Callable[[Row], object] | None
+
+    def __post_init__(self) -> None:
+        _budgets(self.eps)
+        accept_norm(self.norm)
+        accept_bounds(self.bounds)
+        accept_count("batch_size", self.batch_size, least=1)
+        accept_count("seed", self.seed, least=0)
+        if self.limit is not None:
+            accept_count("limit", self.limit, least=1)
+        if isinstance(self.model, FastAttackModel) and self.options:
+            raise ValueError(
+                f"expected no options for a model that is fast already, got {', '.join(self.options)}: give them to "
+                f"FastAttackModel"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation, ready to run.
+
+    Attributes:
+        samples: all.
+        seen: what a look at them has found.
+        setting: what attacks share.
+        stages: attacks with budgets, in the order in which samples pass them.
+        header: what has to be the same in a call that goes on, as JSON gives it back.
+    """
+
+    samples: Samples
+    seen: Seen
+    setting: Setting
+    stages: list[Stage]
+    header: dict[str, Any]
+
+
+def plan_of(asked: Asked) -> Plan:
+    """Look at the model and at all samples.
+
+    Raises:
+        TypeError, ValueError: something is not as described.
+    """
+    model = asked.model
+    fast = model if isinstance(model, FastAttackModel) else FastAttackModel(model, **(asked.options or {}))
+    judge, bounds = Judge(fast.wrapped, asked.seed), accept_bounds(asked.bounds)
+    samples = samples_of(asked.data, asked.limit)
+    seen = look_at(samples, bounds, judge.classes)
+    x, _ = samples.read(range(min(SIZE, samples.count)))
+    setting = Setting(
+        model=fast.wrapped,
+        fast=fast,
+        judge=judge,
+        norm=accept_norm(asked.norm),
+        bounds=bounds,
+        batch_size=asked.batch_size,
+        seed=asked.seed,
+        classes=judge.classes(x[:2]),
+        random=judge.notice_randomness(x.to(judge.device)),
+    )
+    attacks = attacks_of(asked.attacks, random=setting.random)
+    budgets = _budgets(asked.eps)
+    stages = [attack.stage(setting, budget) for budget in budgets for attack in attacks]
+    return Plan(samples, seen, setting, stages, _header(asked, setting, attacks, budgets, seen))
+
+
+def _header(asked: Asked, setting: Setting, attacks: list[Attack], budgets: list[float], seen: Seen) -> dict[str, Any]:
+    """Nothing that changes rounding alone is in it."""
+    settings = {
+        "norm": setting.norm,
+        "bounds": setting.bounds,
+        "eps": budgets,
+        "attacks": {attack.name: attack.description for attack in attacks},
+        "seed": setting.seed,
+        "limit": asked.limit,
+        "options": options_text(setting.fast._given),
+    }
+    model = setting.model
+    header = {
+        "settings": settings,
+        "model": {"class": type(model).__qualname__, "hash": model_hash(model), "random": setting.random},
+        "data": {"samples": len(seen.labels), "hash": seen.fingerprint},
+        "versions": versions(attacks),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(header))
+    return found
+
+
+def _budgets(eps: Any) -> list[float]:
+    """One or several budgets, the smallest first."""
+    several = list(eps) if isinstance(eps, Sequence) and not isinstance(eps, str) else [eps]
+    if not several:
+        raise ValueError("expected at least one budget in eps, got none: pass a number, or several for a curve")
+    return sorted({accept_size("eps", one) for one in several})
