@@ -15,7 +15,6 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    SubsetRandomSampler,
     default_collate,
 )
 
@@ -161,22 +160,22 @@ def _pair(item: Any) -> tuple[Tensor, Tensor]:
 
 
 def _indices(loader: DataLoader[Any]) -> Sequence[int]:
-    """Which samples of its data set a loader gives, in the order of the data set if it shuffles."""
+    """Which samples of its data set a loader gives, in the order of the data set: so shuffling changes nothing."""
     sampler, size = loader.sampler, len(loader.dataset)  # type: ignore[arg-type]
-    if type(loader.batch_sampler) not in (BatchSampler, type(None)):
-        return sorted(i for batch in loader.batch_sampler or () for i in batch)
-    if isinstance(sampler, (SequentialSampler, DistributedSampler)):
-        return range(size)
-    if isinstance(sampler, RandomSampler):
-        if not sampler.replacement and sampler.num_samples >= size:
-            return range(size)
+    own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
+    if not own_batches and isinstance(sampler, (SequentialSampler, DistributedSampler)):
+        return range(size)  # of a share per process the whole, for the processes share it anew
+    if own_batches:
+        found = [index for batch in loader.batch_sampler or () for index in batch]
+    else:
+        found = list(sampler)
+    partial = isinstance(sampler, RandomSampler) and not own_batches and len(found) < size
+    if partial or len(set(found)) < len(found):
         raise ValueError(
             "expected a loader that gives each sample once, got one that draws samples at random: pass the data set "
             "itself, with limit for fewer of them"
         )
-    if isinstance(sampler, SubsetRandomSampler):
-        return sorted(sampler.indices)
-    return list(sampler)
+    return sorted(found)
 
 
 def _collected(items: Iterator[Any], limit: int | None) -> tuple[Tensor, Tensor]:
