@@ -131,7 +131,7 @@ def standard(
     folder: Annotated[Path, typer.Option(help="Holds trained networks.")] = CACHE, images: int = 100, eps: float = EPS
 ) -> None:
     """The preset "standard" beside pyautoattack itself on the plain model."""
-    from pyautoattack import AutoAttack  # type: ignore[import-untyped]
+    from pyautoattack import AutoAttack
 
     one = subject("robust", folder, images=images)
     x, y = one.images, one.labels

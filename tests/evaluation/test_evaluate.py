@@ -190,7 +190,7 @@ def test_passes_on_a_model_of_its_own_are_not_counted() -> None:
 
 
 def test_the_reference_breaks_what_it_breaks_by_itself() -> None:
-    from pyautoattack import AutoAttack  # type: ignore[import-untyped]
+    from pyautoattack import AutoAttack
 
     x, y = data(16)
     report = evaluated((x, y), "apgd-ce", batch_size=16)
