@@ -197,7 +197,8 @@ def draw(path: Path, models: Mapping[str, FastAttackModel], data: Digits, *, ste
         for cell, image, label, seen in zip(axes, images.cpu().numpy(), y.tolist(), predictions.tolist(), strict=True):
             cell.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
             cell.set_axis_off()
-            cell.set_title(str(seen), color="tab:green" if seen == label else "tab:red", fontsize=11)
+            right = seen == label  # a cross tells without colours
+            cell.set_title(str(seen) if right else f"{seen} \N{BALLOT X}", color="#0072b2" if right else "#d55e00")
     figure.savefig(path, dpi=120)
 
 

@@ -211,6 +211,7 @@ def _report(
 ) -> None:
     """Show a report and write what is to be written, in the first process alone; status 1 if it falls short."""
     short = [one for one in required if not one.holds(report)]
+    unfinished = bool(required) and not report.complete
     if os.environ.get("RANK", "0") == "0":
         typer.echo(str(report))
         _write(report, json_file, plot)
@@ -218,7 +219,9 @@ def _report(
             write_whole(triples, report.triples)
         for one in short:
             typer.echo(f"falls short: {one.text}, got {getattr(report, one.attribute):.4f}", err=True)
-    if short:
+        if unfinished:
+            typer.echo("falls short: not all samples are finished", err=True)
+    if short or unfinished:
         sys.exit(FALLS_SHORT)
 
 

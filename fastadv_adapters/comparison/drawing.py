@@ -11,14 +11,14 @@ from .writing import write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that differ in brightness and to colour-blind people (Okabe and Ito, https://jfly.uni-koeln.de/color/), each
-# with a hatch and a line of its own.
+# Colours that colour-blind people can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/), of bars and of
+# lines; in black and white the hatch of a bar and the dashes of a line do it.
 STYLES = (
-    ("#d9d9d9", "", "-"),
-    ("#56b4e9", "\\\\", "--"),
-    ("#e69f00", "///", "-."),
-    ("#009e73", "...", ":"),
-    ("#cc79a7", "xx", (0, (5, 1, 1, 1, 1, 1))),
+    ("#d9d9d9", "#202020", "", "-"),
+    ("#56b4e9", "#0072b2", "\\\\", "--"),
+    ("#e69f00", "#d55e00", "///", "-."),
+    ("#009e73", "#005c43", "...", ":"),
+    ("#cc79a7", "#7d3a60", "xx", (0, (5, 1, 1, 1, 1, 1))),
 )
 INK = "#202020"
 
@@ -41,7 +41,7 @@ def draw(rows: Sequence[Row], recommended: str, title: str, path: str | os.PathL
 
 def _speed(axes: "Axes", rows: Sequence[Row], recommended: str) -> None:
     for place, row in enumerate(rows):
-        face, hatch, _ = STYLES[place % len(STYLES)]
+        face, _, hatch, _ = STYLES[place % len(STYLES)]
         lower, upper = row.spread
         axes.barh(place, row.ratio, height=0.66, color=face, hatch=hatch, edgecolor=INK, linewidth=0.8)
         spread: Any = [[row.ratio - lower], [upper - row.ratio]]
@@ -61,9 +61,9 @@ def _cosines(axes: "Axes", rows: Sequence[Row]) -> None:
     # As 1 minus the cosine, on a logarithmic scale: what matters lies between 1 - 1e-7 and 1 - 1e-1.
     edges = [10.0 ** (power / 2) for power in range(-28, 2)]
     for place, row in enumerate(rows):
-        face, _, line = STYLES[place % len(STYLES)]
+        face, edge, _, dashes = STYLES[place % len(STYLES)]
         far = [min(max(1 - (c if c == c else 0.0), edges[0]), 2.0) for c in row.cosines]
-        ink: Any = {"edgecolor": INK if place == 0 else face, "linestyle": line, "linewidth": 2.0}
+        ink: Any = {"edgecolor": edge, "linestyle": dashes, "linewidth": 2.0}
         axes.hist(
             far, bins=edges, histtype="stepfilled" if place == 0 else "step", facecolor=face, label=row.name, **ink
         )

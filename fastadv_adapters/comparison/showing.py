@@ -29,17 +29,17 @@ def _column(row: Row) -> dict[str, str]:
     least = min((c for c in row.cosines if c == c), default=float("nan"))
     return {
         "runs in": row.runs_in,
-        "times as fast": f"{row.ratio:.2f} ({lower:.2f} to {upper:.2f})",
+        "times as fast": f"{row.ratio:.2f} ({lower:.2f}-{upper:.2f})" if row.options is not None else "1",
         "attack, ms": f"{1e3 * row.median_seconds:.4g}",
         "first call, s": f"{row.first_seconds:.2f}",
-        "kept per image, kB": "" if row.kept_bytes is None else f"{row.kept_bytes / 1e3:.4g}",
+        "kB kept per image": "" if row.kept_bytes is None else f"{row.kept_bytes / 1e3:.4g}",
         "error of logits": f"{row.logits_error:.1e}",
         "cosine": f"{row.cosine:.4f}, {least:.3f}",
-        "signs that agree": f"{row.signs:.1%}",
+        "signs agree": f"{row.signs:.1%}",
         "zero gradients": str(row.zero),
         "not finite": str(row.broken),
         "robust accuracy": f"{row.robust_accuracy:.1%}",
-        "images that differ": str(row.differ),
+        "images differ": str(row.differ),
         "faithful": "yes" if row.faithful else "NO",
     }
 

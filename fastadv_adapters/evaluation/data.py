@@ -165,10 +165,7 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
     if not own_batches and isinstance(sampler, (SequentialSampler, DistributedSampler)):
         return range(size)  # of a share per process the whole, for the processes share it anew
-    if own_batches:
-        found = [index for batch in loader.batch_sampler or () for index in batch]
-    else:
-        found = list(sampler)
+    found = [index for batch in loader.batch_sampler or () for index in batch] if own_batches else list(sampler)
     partial = isinstance(sampler, RandomSampler) and not own_batches and len(found) < size
     if partial or len(set(found)) < len(found):
         raise ValueError(

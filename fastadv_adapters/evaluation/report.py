@@ -34,11 +34,12 @@ class Report:
     Attributes:
         header: settings, versions, attacks, and who model and data are.
         samples: a row per sample, in order of the index.
+        images: gives adversarials and clean images by index when it is called.
     """
 
     header: dict[str, Any]
     samples: tuple[Row, ...]
-    _images: Images = field(default=dict, compare=False)
+    images: Images = field(default=dict, compare=False)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Report":
@@ -151,7 +152,7 @@ class Report:
         Raises:
             ValueError: there is none, or images are no images.
         """
-        images = self._images()
+        images = self.images()
         rows = {row.index: row for row in self.samples}
         shown = [
             (rows[index], clean, images[index][0])
@@ -167,7 +168,7 @@ class Report:
 
     def adversarials(self) -> dict[int, Tensor]:
         """The adversarial of every broken sample by index."""
-        return {index: adversarial for index, (adversarial, _) in self._images().items()}
+        return {index: adversarial for index, (adversarial, _) in self.images().items()}
 
     def __str__(self) -> str:
         lines = [self.quote]

@@ -83,6 +83,11 @@ def test_evaluate_and_report_write_the_same_numbers_and_hold_requirements(fastad
     assert "falls short: robust_accuracy > 1, got 0." in again.stderr
     assert json.loads((folder / "again.json").read_text(encoding="utf-8")) == found
     assert fastadv(*what, "--weights", "weights.safetensors", "--output", "run").exit_code == 0, "the same weights"
+    rows = folder / "run" / "rows.jsonl"
+    rows.write_text("".join(rows.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    unfinished = fastadv("report", "run", "--require", "clean>=0")
+    assert unfinished.exit_code == 1
+    assert unfinished.stderr == "falls short: not all samples are finished\n"
 
 
 def test_weights_are_loaded(fastadv: Run, folder: Path) -> None:

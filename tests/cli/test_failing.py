@@ -146,6 +146,25 @@ def test_a_full_disk(fastadv: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(folder.iterdir()) == before
 
 
+def test_a_disk_that_is_full_in_the_middle_of_an_evaluation(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = ("evaluate", NET, *ON, *FAST, "--output", "run")
+    real, left = os.fsync, [3]  # header, adversarials, lines
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for written in (0, 1, 2):
+            left[0] = written
+            failed(fastadv(*what), "No space left on device")
+            assert list(Path("run").glob("*.unfinished")) == []
+    assert fastadv(*what).exit_code == 0, "it goes on once there is room"
+
+
 def test_debug_shows_where_an_error_comes_from(fastadv: Run) -> None:
     result = fastadv("compare", "networks_of_a_user.py:raises", *ON, "--debug")
     assert result.exit_code == 2
