@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from ..attack import accept_inputs
+from ..modules import random_state_kept
 
 AT_ONCE = 256
 """How many samples are read at once to look at them."""
@@ -165,7 +166,9 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
     if not own_batches and isinstance(sampler, (SequentialSampler, DistributedSampler)):
         return range(size)  # of a share per process the whole, for the processes share it anew
-    found = [index for batch in loader.batch_sampler or () for index in batch] if own_batches else list(sampler)
+    with random_state_kept(torch.device("cpu")):  # what a sampler draws is nobody's business
+        own = (index for batch in loader.batch_sampler or () for index in batch)
+        found = list(own if own_batches else sampler)
     partial = isinstance(sampler, RandomSampler) and not own_batches and len(found) < size
     if partial or len(set(found)) < len(found):
         raise ValueError(
