@@ -46,7 +46,6 @@ class Trace:
         opaque: names of modules whose forward does not trace, with the reason.
         streams: sums of layers that batch norms alone read.
         own: name of a batch norm subclass -> the graph of its own forward and the batch norm in it, or what is wrong.
-        traced: what was seen of the norms that were traced, with what was found.
     """
 
     producer: dict[str, str] = field(default_factory=dict)
@@ -54,18 +53,18 @@ class Trace:
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
     own: dict[str, _Found] = field(default_factory=dict)
-    traced: list[tuple[Any, _Found]] = field(default_factory=list)
+    _traced: list[tuple[Any, _Found]] = field(default_factory=list, init=False)
 
     def own_forward(self, name: str, norm: nn.Module) -> tuple[fx.Graph, fx.Node]:
         """As :func:`without_batch_norm`; norms that are alike are traced once, for all networks that are built."""
         if name not in self.own:
             looks = _looks(norm)
-            alike = next((found for other, found in self.traced if _same(other, looks)), None)
+            alike = next((found for other, found in self._traced if _same(other, looks)), None)
             self.own[name] = alike or _found(norm)
-            self.traced += [] if alike else [(looks, self.own[name])]
+            self._traced += [] if alike else [(looks, self.own[name])]
         found = self.own[name]
         if isinstance(found, ValueError):
-            raise ValueError(*found.args)
+            raise found
         graph, node = found
         copied, places = fx.Graph(), dict[fx.Node, fx.Node]()
         copied.output(copied.graph_copy(graph, places))
