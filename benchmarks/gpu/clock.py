@@ -54,7 +54,7 @@ def recorded(work: Work, device: torch.device) -> Work:
         return work
     recorder = CudaRecorder(device)
     with recorder.turn():
-        recorder.warm(work)
+        recorder.warm(work, looks=False)  # it may be compiled
         return recorder.capture(work)
 
 

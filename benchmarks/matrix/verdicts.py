@@ -14,7 +14,6 @@ Verdict = Literal[
     "within spread",
     "stronger",
     "weaker",
-    "not bit-equal",
     "fails",
     "fails on plain",
     "plain fails",
@@ -30,7 +29,6 @@ GOOD: tuple[Verdict, ...] = ("bit-equal", "as strong", "within spread", "stronge
 _WORST_FIRST: tuple[Verdict, ...] = (
     "fails",
     "weaker",
-    "not bit-equal",
     "not run",
     "within spread",
     "as strong",
@@ -46,10 +44,10 @@ def allowed(images: int) -> int:
 
 def verdict(rule: Rule, plain: Sequence[Outcome | None], fast: Sequence[Outcome | None], images: int) -> Verdict:
     """Compare the runs of one case, one per seed, on as many images."""
-    if rule != "black-box":
-        return over_seeds(rule, plain, fast, images)
     same = [o.digest for o in _ran(plain)] == [o.digest for o in _ran(fast)]
-    return _without_comparison(plain, fast) or ("bit-equal" if same else "not bit-equal")
+    if rule == "black-box" and same and not _without_comparison(plain, fast):
+        return "bit-equal"
+    return over_seeds(rule, plain, fast, images)
 
 
 def over_seeds(rule: Rule, plain: Sequence[Outcome | None], fast: Sequence[Outcome | None], images: int) -> Verdict:
@@ -62,7 +60,7 @@ def over_seeds(rule: Rule, plain: Sequence[Outcome | None], fast: Sequence[Outco
         return spoken
     there, here = _ran(plain), _ran(fast)
     found = [_in_robustness([o.robust for o in there], median(o.robust for o in here), allowed(images))]
-    if rule == "minimum-norm":
+    if rule in ("minimum-norm", "black-box"):
         found.append(_in_distance([o.distance for o in there], median(o.distance for o in here)))
     if "weaker" in found:
         return "weaker"

@@ -153,8 +153,9 @@ class EncoderBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         # (N, T, 3 heads d) -> (N, T, 3, heads, d) -> (3, N, heads, T, d)
-        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2])
+        # (unbind: its backward pass stacks three gradients, where three selections fill and add up three tensors)
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
         return out
 

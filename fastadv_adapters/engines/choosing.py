@@ -2,15 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 from torch import nn
 
 from ..boundary import Engine
 from ..modules import EngineName, Precision
-from .compiled import CompileEngine
+from .compiled import CompileEngine, GiveUp
 from .eager import EagerEngine
 from .graphs import CudaRecorder
 from .replay import ReplayEngine
+
+AUTO_COMPILES_AFTER: int | None = None
+"""After how many passes of one kind ``"auto"`` compiles what it replays on CUDA: 0 at once, None never.
+
+What a compiled network gains inside a recording, and how long a compilation takes, has not been measured yet.
+"""
 
 
 def make_engine(
@@ -19,7 +26,7 @@ def make_engine(
     precision: Precision,
     *,
     around: Callable[[], AbstractContextManager[None]],
-    give_up: Callable[[str], None],
+    give_up: GiveUp,
 ) -> Engine:
     """The engine of this name, or for ``"auto"`` the one that suits the device.
 
@@ -28,14 +35,29 @@ def make_engine(
         network: the fast network.
         precision: how it computes.
         around: a context for each run of its code.
-        give_up: told why, once, if this engine cannot run this network; then the network runs eager.
+        give_up: told why, once, if this engine cannot run this network, and what runs it then.
     """
-    cuda = precision.device.type == "cuda"
-    if name == "compile":
-        return CompileEngine(network, precision, around=around, give_up=give_up)
-    if cuda and name in ("auto", "cudagraph"):
-        recorder = CudaRecorder(precision.device)
-        return ReplayEngine(network, precision, around=around, recorder=recorder, give_up=give_up)
-    if name == "cudagraph":
-        give_up(f"CUDA graphs need a model on a CUDA device, and this one is on {precision.device}")
-    return EagerEngine(network, precision, convert=True, around=around)
+    if precision.device.type != "cuda":
+        if name == "compile":
+            return CompileEngine(network, precision, around=around, give_up=give_up)
+        if name == "cudagraph":
+            give_up(f"CUDA graphs need a model on a CUDA device, and this one is on {precision.device}")
+        return EagerEngine(network, precision, convert=True, around=around)
+    if name == "eager":
+        return EagerEngine(network, precision, convert=True, around=around)
+    after = {"compile": 0, "auto": AUTO_COMPILES_AFTER}.get(name)
+    compiled = (
+        None
+        if after is None
+        else CompileEngine(network, precision, around=around, give_up=partial(give_up, runs="cudagraph"))
+    )
+    recorder = CudaRecorder(precision.device)
+    return ReplayEngine(
+        network,
+        precision,
+        around=around,
+        recorder=recorder,
+        give_up=give_up,
+        compiled=compiled,
+        compile_after=after or 0,
+    )

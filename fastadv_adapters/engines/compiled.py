@@ -4,19 +4,26 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..boundary import Crossing, Packed, Pulled, UnbalancedFoldError
-from ..modules import Precision, is_out_of_memory
+from ..modules import Precision, RunBy, is_out_of_memory
 from .eager import EagerEngine, EagerRun, EagerTape
 
 MOST = 16
 """How many kinds of calls (shapes, flags) are compiled; others run eager."""
 
 BACKEND = "inductor"
+
+
+class GiveUp(Protocol):
+    """Is told that an engine cannot run a network."""
+
+    def __call__(self, reason: str, runs: RunBy = "eager") -> None:
+        """Take down why, and what runs it from now on."""
 
 
 class CompileEngine(EagerEngine):
@@ -35,7 +42,7 @@ class CompileEngine(EagerEngine):
         precision: Precision,
         *,
         around: Callable[[], AbstractContextManager[None]],
-        give_up: Callable[[str], None],
+        give_up: GiveUp,
     ) -> None:
         super().__init__(network, precision, convert=True, around=around)
         self.name = "compile"
@@ -78,6 +85,7 @@ class CompiledRun(EagerRun):
     """One call of a :class:`CompileEngine`."""
 
     _engine: CompileEngine
+    looked_at = False
 
     def __call__(self, tensors: Sequence[Tensor]) -> Packed:
         """The network alone; always with a graph, so that there is one compilation and not two per shape."""

@@ -58,7 +58,13 @@ class EagerEngine:
 
 
 class EagerRun:
-    """One call of an :class:`EagerEngine`; see :class:`Run`."""
+    """One call of an :class:`EagerEngine`; see :class:`Run`.
+
+    Attributes:
+        looked_at: whether modes of PyTorch's dispatcher may look at its operators.
+    """
+
+    looked_at = True
 
     def __init__(self, engine: EagerEngine, arguments: Packed) -> None:
         self._engine, self._arguments = engine, arguments

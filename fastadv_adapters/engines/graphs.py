@@ -1,7 +1,7 @@
 """Recording on CUDA, as CUDA graphs: all launches of a pass are given to the device as one."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class CudaRecorder:
         for tensor in tensors:
             tensor.record_stream(current)
 
-    def warm(self, work: Callable[[], object]) -> None:
+    def warm(self, work: Callable[[], object], *, looks: bool) -> None:
         """Run the work a few times on a stream of its own, while cuDNN looks for its fastest kernels."""
         current = torch.cuda.current_stream()
         with ALONE:
@@ -62,7 +62,7 @@ class CudaRecorder:
                 with torch.cuda.stream(self._aside), _looking_for_the_fastest(), _backward_in_this_thread():
                     for _ in range(_WARM_UPS - 1):
                         work()
-                    with refuse_what_waits(self._device):
+                    with refuse_what_waits(self._device) if looks else nullcontext():
                         work()
             finally:
                 current.wait_stream(self._aside)

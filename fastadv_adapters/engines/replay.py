@@ -8,46 +8,20 @@ its buffers.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..boundary import Crossing, Packed, Pulled, Tape, UnbalancedFoldError
 from ..modules import Precision, is_out_of_memory, random_state_kept
-from .eager import EagerEngine, EagerRun, EagerTape
+from .compiled import CompileEngine, GiveUp
+from .eager import EagerEngine, EagerRun
+from .recording import Recorder, Recording
 from .unchanging import CannotRecordError, addresses, memory_kept, refuse_what_changes
 
 MOST = 32
 """How many kinds of calls (shapes, dtypes, flags) are recorded; others run eager."""
-
-Replay = Callable[[], object]
-
-
-class Recorder(Protocol):
-    """What records work on the device."""
-
-    def busy(self) -> bool:
-        """Whether nothing can be recorded or replayed now, since the caller records himself."""
-
-    def turn(self) -> AbstractContextManager[None]:
-        """A context for recording and replaying, after all that was replayed before."""
-
-    def uses(self, tensors: Sequence[Tensor]) -> None:
-        """These tensors, made outside of the recordings, are about to be read or written in this turn."""
-
-    def warm(self, work: Callable[[], object]) -> None:
-        """Run the work off the record, so that libraries make their choices and allocations.
-
-        Raises:
-            CannotRecordError: the work waits for the device.
-        """
-
-    def capture(self, work: Callable[[], object]) -> Replay:
-        """Record the work; whatever it allocates stays where it is."""
-
-    def start_anew(self) -> None:
-        """The recordings are forgotten, or one was not finished; those to come share no memory with them."""
 
 
 class ReplayEngine(EagerEngine):
@@ -56,7 +30,11 @@ class ReplayEngine(EagerEngine):
     Args:
         network, precision, around: as of :class:`EagerEngine`.
         recorder: records on the device.
-        give_up: told why, once, if the network cannot be recorded; then everything runs eager.
+        give_up: told why, once, if the network cannot be recorded, or not compiled.
+        compiled: runs the network compiled; None never does. If it cannot be compiled, or not recorded so, eager
+            operators are recorded; if these cannot be either, everything runs eager.
+        compile_after: after how many passes of one kind its recording is made anew of the compiled network. Nobody's
+            first attack is to wait for a compiler whose work it does not use.
         most: how many recordings are kept.
     """
 
@@ -67,11 +45,14 @@ class ReplayEngine(EagerEngine):
         *,
         around: Callable[[], AbstractContextManager[None]],
         recorder: Recorder,
-        give_up: Callable[[str], None],
+        give_up: GiveUp,
+        compiled: CompileEngine | None = None,
+        compile_after: int = 0,
         most: int = MOST,
     ) -> None:
         super().__init__(network, precision, convert=True, around=around)
-        self.name = "cudagraph"
+        self.name = "compile" if compiled is not None and compile_after == 0 else "cudagraph"
+        self._compiled, self._compile_after = compiled, compile_after
         self.recorder = recorder
         self.most = most
         self.held: object = None  # stands for the forward pass whose activations are in the memory
@@ -105,22 +86,39 @@ class ReplayEngine(EagerEngine):
         with self._lock, self.recorder.turn():
             yield
 
-    def plain(self) -> EagerEngine:
+    def recorded(self, *, compiled: bool) -> EagerEngine:
         """What is recorded; it does not hold this engine, which holds the recordings: so all is freed at once."""
+        if compiled and self._compiled is not None:
+            return self._compiled
         return EagerEngine(self.network, self.precision, convert=True, around=self.around)
 
-    def known(self, key: Any) -> "Recording | None":
+    def known(self, key: Any) -> Recording | None:
         """The recording for this key, if there is one."""
         return self._recordings.get(key)
 
     def takes(self) -> bool:
         """Whether one more kind of call may be recorded."""
-        return self.name == "cudagraph" and len(self._recordings) < self.most
+        return self.name != "eager" and len(self._recordings) < self.most
 
-    def keep(self, key: Any, recording: "Recording") -> None:
+    def wants_compiled(self, recording: Recording | None) -> bool:
+        """Whether a kind of call with this recording is to be recorded of the compiled network now."""
+        if self._compiled is None or self._compiled.name == "eager":
+            return False
+        passes = 0 if recording is None else recording.passes
+        return passes >= self._compile_after and not (recording is not None and recording.compiled)
+
+    def keep(self, key: Any, recording: Recording) -> None:
         """Add a recording."""
         self._addresses = self._addresses or self._now_at()
         self._recordings[key] = recording
+        if self._compiled is not None:
+            self.name = "compile" if self._compiled.name == "compile" and recording.compiled else "cudagraph"
+
+    def give_up_compiling(self, error: Exception) -> None:
+        """Record eager operators from now on."""
+        if self._compiled is not None:
+            self._compiled.give_up(error)
+            self.name = "cudagraph"
 
     def give_up(self, error: Exception) -> None:
         """Run eager from now on."""
@@ -152,15 +150,14 @@ class ReplayRun(EagerRun):
         with engine.turn():
             recording = engine.known(key)
             failure: Exception | None = None
+            if engine.wants_compiled(recording) and (recording is not None or engine.takes()):
+                compiled, failure = self._try(tensors, needs, crossing, compiled=True)
+                if failure is not None and not is_out_of_memory(failure):
+                    engine.give_up_compiling(failure)
+                recording = self._kept(key, compiled) or engine.known(key)
             if recording is None and engine.takes():
-                try:
-                    recording = self._recorded(tensors, needs, crossing)
-                except UnbalancedFoldError:
-                    raise
-                except Exception as error:
-                    failure = error.with_traceback(None)  # which holds all that the recording had made
-                else:
-                    engine.keep(key, recording)
+                recording, failure = self._try(tensors, needs, crossing, compiled=False)
+                self._kept(key, recording)
             if recording is not None:
                 return ReplayTape(engine, recording, tensors)
         tape = super().record(tensors, needs, crossing)  # the model's own error is raised here, as it is
@@ -168,7 +165,25 @@ class ReplayRun(EagerRun):
             engine.give_up(failure)
         return tape
 
-    def _recorded(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> "Recording":
+    def _kept(self, key: Any, recording: Recording | None) -> Recording | None:
+        if recording is not None:
+            self._engine.keep(key, recording)
+        return recording
+
+    def _try(
+        self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, *, compiled: bool
+    ) -> tuple[Recording | None, Exception | None]:
+        """A recording, or why there is none."""
+        try:
+            return self._recorded(tensors, needs, crossing, compiled=compiled), None
+        except UnbalancedFoldError:
+            raise
+        except Exception as error:
+            return None, error.with_traceback(None)  # which holds all that the recording had made
+
+    def _recorded(
+        self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, *, compiled: bool
+    ) -> Recording:
         engine = self._engine
         engine.held = None  # recording may run the work
         device = engine.precision.device
@@ -179,8 +194,11 @@ class ReplayRun(EagerRun):
                 memory_kept(engine.network),
                 refuse_what_changes(engine.network),
             ):
-                run = engine.plain().bind(self._arguments.holding([]))  # without the first batch, and what it came from
-                return Recording(run, tensors, needs, crossing, engine.recorder)
+                runner = engine.recorded(compiled=compiled)
+                run = runner.bind(self._arguments.holding([]))  # without the first batch, and what it came from
+                recording = Recording(run, tensors, needs, crossing, engine.recorder)
+                recording.compiled = runner.name == "compile"  # it may have given up meanwhile
+                return recording
         except BaseException:
             engine.recorder.start_anew()  # a graph that was made may have been the only one in its memory
             raise
@@ -191,57 +209,6 @@ class ReplayRun(EagerRun):
         if constants is None or any(t.numel() == 0 or t.device != device for t in tensors):
             return None
         return crossing, constants, tuple(needs), tuple((t.shape, t.dtype) for t in tensors)
-
-
-class Recording:
-    """One kind of call: its inputs, outputs and gradients at fixed addresses, and the replays between them."""
-
-    def __init__(
-        self, run: EagerRun, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, recorder: Recorder
-    ) -> None:
-        self._run, self._needs, self._crossing = run, list(needs), crossing
-        self._uses = recorder.uses
-        self._inputs = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
-        recorder.warm(self._forward)
-        self.differentiable = self._tape.differentiable
-        self._grads = [torch.ones_like(o) for o in self._tape.output.tensors]
-        del self._tape  # and all activations, before others are made
-        if any(self.differentiable):
-            recorder.warm(self._both)
-        self._replay_forward = recorder.capture(self._forward)
-        if any(self.differentiable):
-            self._replay_backward = recorder.capture(self._backward)
-
-    def _forward(self) -> None:
-        self._tape = EagerTape(self._run, self._inputs, self._needs, self._crossing)
-
-    def _backward(self) -> None:
-        self._pulled = self._tape.pull(self._grads, keep=False)
-
-    def _both(self) -> None:
-        self._forward()
-        self._backward()
-
-    def forward(self, tensors: Sequence[Tensor]) -> Packed:
-        """Replay on these inputs; what is returned is no part of the memory."""
-        self._uses(self._inputs)
-        for own, tensor in zip(self._inputs, tensors, strict=True):
-            own.copy_(tensor.detach())
-        self._replay_forward()
-        output = self._tape.output
-        return output.holding([o.clone() for o in output.tensors])
-
-    def backward(self, grads: Sequence[Tensor | None]) -> Pulled:
-        """Replay from these gradients, after :meth:`forward`; what is returned is no part of the memory."""
-        self._uses(self._grads)
-        for own, grad in zip(self._grads, grads, strict=True):
-            if grad is None:
-                own.zero_()
-            else:
-                own.copy_(grad)
-        self._replay_backward()
-        gradients, broken = self._pulled
-        return Pulled([g.clone() for g in gradients], None if broken is None else broken.clone())
 
 
 class ReplayTape:

@@ -34,7 +34,7 @@ class Report:
     Attributes:
         header: settings, versions, attacks, and who model and data are.
         samples: a row per sample, in order of the index.
-        images: gives adversarials and clean images by index when it is called.
+        images: gives the adversarials that are kept by index, with the clean image if that is kept too.
     """
 
     header: dict[str, Any]

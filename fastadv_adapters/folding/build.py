@@ -45,6 +45,7 @@ from .following import (
     outputs_of,
 )
 from .inplace import run_in_place
+from .memo import remember
 from .parts import Affine, Balance, Joined, Skipped, swap
 from .scales import channels_of
 from .tracing import STOCK_NORMS, Trace, batch_norm_input
@@ -105,6 +106,8 @@ def build_fast(source: nn.Module, trace: Trace | None, precision: Precision, *, 
     builder.treat_norms()
     builder.own_tensors()
     builder.spare_memory()
+    if lays_out_ahead and (memo := remember(builder.result.network, precision)) is not None:
+        builder.result.refreshes.append(memo)
     with torch.no_grad():
         in_one_block(builder.result.network)
         for refresh in builder.result.refreshes:

@@ -24,10 +24,11 @@ MOST = 16
 
 _Operator = Callable[..., Any]
 
-# What PyTorch's own function runs, with other attention in it: it is one call to a mode, which sees nothing inside.
+# What PyTorch's own function runs, with other attention in it: it is one call to a mode, which sees nothing inside. It
+# does not ask whether there is another mode around it, which would be given PyTorch's own function.
 _multi_head = FunctionType(
     F.multi_head_attention_forward.__code__,
-    {**vars(F), "scaled_dot_product_attention": attend},
+    {**vars(F), "scaled_dot_product_attention": attend, "has_torch_function": lambda _: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils import checkpoint
 
 _REENTRANT = checkpoint.CheckpointFunction
+_OTHER: Any = checkpoint._checkpoint_without_reentrant_generator
 
 
 class _Mark:
@@ -40,14 +41,25 @@ class _StandIn:
         """Checkpoint, without reentering autograd if this thread is in a run of ours."""
         if not _here.inside:
             return _REENTRANT.apply(function, preserve_rng_state, *args)
-
-        def run(*args: Any) -> Any:  # again in the backward pass, where checkpoints inside have to be of the same kind
-            with without_reentrant_checkpoints():
-                return function(*args)
-
         return checkpoint.checkpoint(
-            run, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, determinism_check="none"
+            function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, determinism_check="none"
         )
+
+
+def _other(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """In the place of the other kind: what runs again in a backward pass must make the same checkpoints inside."""
+    if not _here.inside:
+        return _OTHER(function, *args, **kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with without_reentrant_checkpoints():
+            return function(*args, **kwargs)
+
+    return _OTHER(run, *args, **kwargs)
+
+
+_THEIRS = {"CheckpointFunction": _REENTRANT, "_checkpoint_without_reentrant_generator": _OTHER}
+_OURS = {"CheckpointFunction": _StandIn, "_checkpoint_without_reentrant_generator": _other}
 
 
 @contextmanager
@@ -68,11 +80,11 @@ def without_reentrant_checkpoints() -> Iterator[None]:
         _here.mark = weakref.ref(mark)
         with _lock:
             _marks.add(mark)
-            vars(checkpoint)["CheckpointFunction"] = _StandIn
+            vars(checkpoint).update(_OURS)
         yield
     finally:
         with _lock:
             _marks.discard(mark)
             if not _marks:
-                vars(checkpoint)["CheckpointFunction"] = _REENTRANT
+                vars(checkpoint).update(_THEIRS)
         _here.mark = None

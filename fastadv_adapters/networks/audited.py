@@ -69,7 +69,7 @@ class Audited(ABC):
 
     def _made_anew(self, like: Fast) -> Fast:
         """Another network of the weights as they are; it rounds as this one does."""
-        other = Fast(self.source, self._trace, like.precision, "eager", lambda reason: None)
+        other = Fast(self.source, self._trace, like.precision, "eager", lambda reason, runs="eager": None)
         other.end_at(like.ends)
         return other
 

@@ -1,10 +1,10 @@
 """One fast network in one precision, with what runs it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from torch import nn
 
-from ..engines import EagerEngine, make_engine
+from ..engines import EagerEngine, GiveUp, make_engine
 from ..folding import Trace, build_fast
 from ..modules import EngineName, Precision
 
@@ -32,7 +32,7 @@ class Fast:
         trace: Trace | None,
         precision: Precision,
         engine: EngineName,
-        give_up: Callable[[str], None],
+        give_up: GiveUp,
     ) -> None:
         self.precision = precision
         self._name, self._give_up = engine, give_up

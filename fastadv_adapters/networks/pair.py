@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from ..boundary import Engine, Packed, outside_of_transforms, state_on
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import EngineName, device_of, notify, number_of_samples, refuse_unfit, resolve
+from ..modules import EngineName, RunBy, device_of, notify, number_of_samples, refuse_unfit, resolve
 from . import remarks
 from .audited import Audited
 from .building import BuiltLater
@@ -148,7 +148,11 @@ class Networks(BuiltLater, Audited):
             # Without live following everything is of the last update, which the twin holds: it stands for the source.
             source = self.source if self._live else self.twin.engine.network
             gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
-            told: Callable[[str], None] = lambda reason: (gave_up() or _ignore)(reason)  # noqa: E731
+
+            def told(reason: str, runs: RunBy = "eager") -> None:
+                if (tell := gave_up()) is not None:
+                    tell(reason, runs)
+
             with torch.inference_mode(False), torch.no_grad():
                 precision = replace(self.precision, dtype=dtype)
                 self._networks[dtype] = Fast(source, self._trace, precision, self._engine, give_up=told)
@@ -170,9 +174,9 @@ class Networks(BuiltLater, Audited):
         self.network_in(self.precision.dtype)
         self.judges = Judges(self)
 
-    def _gave_up(self, reason: str) -> None:
+    def _gave_up(self, reason: str, runs: RunBy) -> None:
         """The engine asked for cannot run this network; with "auto" nothing was asked for, and a note is enough."""
-        text = remarks.EAGER.format(reason)
+        text = remarks.OTHER_ENGINE.format(runs, reason)
         if text not in self.notes:
             self.notes.append(text)
             if self._engine != "auto":
@@ -293,7 +297,3 @@ class Networks(BuiltLater, Audited):
             said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
         return said
-
-
-def _ignore(reason: str) -> None:
-    pass

@@ -12,7 +12,7 @@ DIFFERS = (
 )
 AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
 WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
-EAGER = "the engine is eager, since {}"
+OTHER_ENGINE = "the engine is {}, since {}"
 UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
 COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "

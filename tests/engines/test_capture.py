@@ -129,7 +129,7 @@ def test_threads_record_one_after_the_other(install: Callable[..., FakeCuda]) ->
     def record() -> None:
         try:
             recorder = CudaRecorder(CUDA)
-            recorder.warm(work)
+            recorder.warm(work, looks=True)
             recorder.capture(work)
         except BaseException as error:
             failed.append(error)
@@ -180,7 +180,7 @@ def test_what_warming_up_leaves_in_the_cache_is_given_back(install: Callable[...
     for work in (lambda: None, breaking(cuda)):
         cuda.log.clear()
         try:
-            recorder.warm(work)
+            recorder.warm(work, looks=True)
         except RuntimeError:
             assert cuda.log == [("wait", 1, 0), ("wait", 0, 1)]
         else:

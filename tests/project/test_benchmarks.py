@@ -20,7 +20,7 @@ from benchmarks.shared.budget import Budget
 from benchmarks.shared.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
 from benchmarks.shared.rows import PLAIN, Prepared, Row, Setup, choose, every_row, torchattacks_pgd
 from benchmarks.speed import __main__ as bench
-from benchmarks.speed import convolutions, layers
+from benchmarks.speed import computed, convolutions, layers
 from benchmarks.speed.floor import Work, work_of
 from benchmarks.speed.layer_kinds import LAYERS
 from benchmarks.speed.limits import PASS, SHORT, limits_part
@@ -104,6 +104,14 @@ print(told)
     assert done.stdout.strip() == str(sys.platform == "linux")
 
 
+def test_networks_with_computed_weights_are_compared(tmp_path: Path) -> None:
+    assert run(computed.main, "--batch 1 --size 32 --blocks 1 --repeats 1", tmp_path) == 0
+    found = json.loads((tmp_path / "computed.json").read_text(encoding="utf-8"))["results"]["networks"]
+    assert found.keys() == computed.KINDS.keys()
+    assert all(way["median_s"] > 0 for ways in found.values() for way in ways.values())
+    assert "| standardised weights |" in (tmp_path / "computed.md").read_text(encoding="utf-8")
+
+
 def test_convolutions_are_compared_layer_by_layer(tmp_path: Path) -> None:
     assert run(convolutions.main, "--batch 1 --repeats 1 --widest 64", tmp_path) == 0
     (layer,) = json.loads((tmp_path / "convolutions.json").read_text(encoding="utf-8"))["results"]["layers"].values()
@@ -146,6 +154,7 @@ def test_the_command_names_what_it_does_not_know(
     ("command", "option"),
     [
         ("speed", "--sweep"),
+        ("speed.computed", "--blocks"),
         ("speed.convolutions", "--widest"),
         ("speed.layers", "--only"),
         ("speed.keeping", "--dtype"),

@@ -147,26 +147,6 @@ def test_float16_has_few_images_and_an_unknown_dtype_is_an_error() -> None:
         cycles.main(dtypes="float32,float8")
 
 
-def test_the_command_for_autoattack_times_each_attack_and_compares_the_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = grey_digits(test_size=6)
-    target = Subject("robust", DigitsNet(width=4).eval(), data.test_images, data.test_labels)
-    monkeypatch.setattr(autoattack, "subject", lambda name, folder, images: target)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    app = typer.Typer()
-    app.command()(autoattack.main)
-    sizes = {"digits-steps": 1, "width": 4, "batch": 2, "steps": 1, "targets": 1, "queries": 1}
-    options = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
-    result = CliRunner().invoke(app, [*options, "--repeats", "1", "--cache", str(tmp_path), "--out", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "autoattack.json").read_text())["results"]
-    assert found["times"].keys() == autoattack.ATTACKS.keys()
-    assert all(ways.keys() == autoattack.WAYS.keys() for ways in found["times"].values())
-    assert [record["way"] for record in found["robustness"]] == list(autoattack.WAYS)
-    assert all(0 <= record["robust"] <= 1 for record in found["robustness"])
-
-
 def test_training_is_kept_pair_by_pair_and_written_with_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +207,26 @@ def test_differences_are_paired_and_ratios_leave_out_the_first_epoch() -> None:
 def test_an_unknown_way_of_training_lists_the_choices() -> None:
     with pytest.raises(typer.BadParameter, match="expected some of pgd, trades, got awp"):
         training.main(methods="pgd,awp")
+
+
+def test_the_command_for_autoattack_times_each_attack_and_compares_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = grey_digits(test_size=6)
+    target = Subject("robust", DigitsNet(width=4).eval(), data.test_images, data.test_labels)
+    monkeypatch.setattr(autoattack, "subject", lambda name, folder, images: target)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    app = typer.Typer()
+    app.command()(autoattack.main)
+    sizes = {"digits-steps": 1, "width": 4, "batch": 2, "steps": 1, "targets": 1, "queries": 1}
+    options = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+    result = CliRunner().invoke(app, [*options, "--repeats", "1", "--cache", str(tmp_path), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "autoattack.json").read_text())["results"]
+    assert found["times"].keys() == autoattack.ATTACKS.keys()
+    assert all(ways.keys() == autoattack.WAYS.keys() for ways in found["times"].values())
+    assert [record["way"] for record in found["robustness"]] == list(autoattack.WAYS)
+    assert all(0 <= record["robust"] <= 1 for record in found["robustness"])
 
 
 def test_the_command_for_training_mode_trains_and_attacks_in_each_mode(

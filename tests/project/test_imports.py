@@ -15,6 +15,8 @@ LIBRARIES = [
     "sklearn",
     "matplotlib",
     "rich",
+    "safetensors",
+    "torchmetrics",
     "typer",
 ]
 

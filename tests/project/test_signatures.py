@@ -18,7 +18,7 @@ Signed = Callable[..., Any]
 
 def modules() -> Iterator[str]:
     """The package and everything in it."""
-    hide_if_broken()  # for the metric, which imports torchmetrics
+    hide_if_broken()
     yield fastadv_adapters.__name__
     for module in pkgutil.walk_packages(fastadv_adapters.__path__, f"{fastadv_adapters.__name__}."):
         yield module.name

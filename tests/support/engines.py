@@ -1,7 +1,8 @@
 """The engines on a machine without CUDA, and a recorder that reuses its buffers as CUDA graphs do."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,6 +32,11 @@ class CpuGraph(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory: list[Tensor] = []
         self._steps: list[tuple[Callable[..., Any], Any, Any, list[Tensor | None]]] = []
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """A compiler that runs inside does not mind, as it does not mind a stream that captures."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _waits(func, args):
@@ -87,8 +93,8 @@ class CpuRecorder:
         self.pools += 1
         self._left = []
 
-    def warm(self, work: Callable[[], object]) -> None:
-        with refuse_what_waits(torch.device("cpu")):
+    def warm(self, work: Callable[[], object], *, looks: bool) -> None:
+        with refuse_what_waits(torch.device("cpu")) if looks else nullcontext():
             work()
 
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
@@ -138,21 +144,26 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def use_engine(patch: pytest.MonkeyPatch, name: str, *, backend: str = "aot_eager") -> None:
+def use_engine(patch: pytest.MonkeyPatch, name: str, *, backend: str = "aot_eager", compile_after: int = 0) -> None:
     """Have every model whose engine is "auto" run by this one; "cudagraph" by a :class:`CpuRecorder`.
 
     Args:
         patch: takes it back.
-        name: "eager", "compile" or "cudagraph".
+        name: "eager", "compile", "cudagraph", or "both": what is recorded is compiled.
         backend: of ``torch.compile``; "aot_eager" does all but generate code, which takes seconds per model.
+        compile_after: of the engine that does both.
     """
     patch.setattr(compiled, "BACKEND", backend)
 
     def make(asked: str, network: nn.Module, precision: Precision, **callbacks: Any) -> Engine:
-        if asked == "auto" and name == "cudagraph":
-            return ReplayEngine(network, precision, recorder=CpuRecorder(), **callbacks)
+        if asked == "auto" and name in ("cudagraph", "both"):
+            inner = compiled.CompileEngine(
+                network, precision, around=callbacks["around"], give_up=partial(callbacks["give_up"], runs="cudagraph")
+            )
+            more: Any = {"compiled": inner, "compile_after": compile_after} if name == "both" else {}
+            return ReplayEngine(network, precision, recorder=CpuRecorder(), **more, **callbacks)
         return choosing.make_engine(name if asked == "auto" else asked, network, precision, **callbacks)  # type: ignore[arg-type]
 
     patch.setattr(fast, "make_engine", make)
-    if name == "cudagraph":
+    if name in ("cudagraph", "both"):
         patch.setattr(pair, "state_on", DeviceState)  # what is recorded has to be tensors

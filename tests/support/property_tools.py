@@ -1,15 +1,17 @@
 """What the property tests share: runs of plain and fast models, and comparisons."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.support.strategies import Net, Recipe
-from tests.support.tools import fingerprint
+from tests.support.tools import cosine, fingerprint
 
 FLOAT64: Any = {"dtype": torch.float64, "logits_dtype": torch.float64, "engine": "eager"}
 """Options with which all can be compared to rounding. (Compiling every random network would take hours.)"""
@@ -39,6 +41,22 @@ def in_dtype(recipe: Recipe, samples: int, dtype: torch.dtype) -> tuple[Net, Ten
     """Network and inputs for a fast network in `dtype`: in float64 for that, else in float32."""
     whole = torch.float64 if dtype == torch.float64 else torch.float32
     return recipe.build().to(whole), recipe.inputs(samples).to(whole)
+
+
+@functools.cache
+def transposed_in_3d_is_right() -> bool:
+    """Whether a transposed 3-d convolution in bfloat16, channels-last, has its own gradient.
+
+    In PyTorch 2.6 and 2.11 it has not. Audits find that, and the network then runs in float32, with a warning.
+    """
+    x, weight = (torch.linspace(-1, 1, n, dtype=torch.bfloat16).cos() for n in (24, 4))
+    x = x.view(3, 1, 2, 2, 2).to(memory_format=torch.channels_last_3d).requires_grad_()
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        out = F.conv_transpose3d(x.to(dtype), weight.view(1, 1, 2, 1, 2).to(dtype), padding=(1, 0, 0))
+        (gradient,) = torch.autograd.grad(out, x, torch.linspace(-1, 2, out.numel(), dtype=dtype).view_as(out))
+        found.append(gradient)
+    return bool((cosine(*found) > 0.99).all())
 
 
 def peaks(rows: Tensor) -> Tensor:

@@ -1,0 +1,277 @@
+"""What modules compute from their weights alone, computed once per update instead of in every pass.
+
+Weight standardisation, weight and spectral norm, and tables of relative positions are of this kind. The module's own
+code runs as ever. A ``TorchFunctionMode`` looks at each operator that it calls: if all tensors that go in stand still
+between updates, the result is kept, stands still too, and is what the next such call gets. So the code may branch,
+count or print as it likes, and whatever it computes from an input it computes anew.
+
+An update computes all that is kept again, in the order in which it was first, into the same tensors: whoever has
+recorded their addresses (a CUDA graph) reads the new values.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from ..modules import Precision, autocast, become, generator_states, kind_of
+
+MOST = 16
+"""A module with more parts, itself included, calls too many other operators: each costs a microsecond more here."""
+
+_PASSES = 2
+"""A module that has used nothing that is kept in so many passes runs without a look at its operators."""
+
+_PRODUCTS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
+_CONSTANTS = (type(None), bool, int, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
+_PAST_VERSIONS = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
+"""What these hand out can be written into without a trace."""
+
+
+class _NoKeyError(Exception):
+    """Something among the arguments cannot be compared; always caught again."""
+
+
+@dataclass
+class _Kept:
+    """One result.
+
+    Attributes:
+        function, args, kwargs: what was called.
+        reads: the tensors that went in.
+        result: what came out.
+        writes: the tensors in it.
+        lowered: the dtype of autocast at that call; None if it was off.
+        versions: of all tensors, as the last computation has left them.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    reads: list[Tensor]
+    result: Any
+    writes: list[Tensor]
+    lowered: torch.dtype | None
+    versions: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        memory = {t.untyped_storage().data_ptr() for t in self.reads}
+        self.is_view = all(t.untyped_storage().data_ptr() in memory for t in self.writes)
+        self.note()
+
+    def note(self) -> None:
+        """Take down the versions."""
+        self.versions = [t._version for t in (*self.reads, *self.writes)]
+
+    def holds(self) -> bool:
+        """Whether nobody has written into what went in or came out."""
+        return self.versions == [t._version for t in (*self.reads, *self.writes)]
+
+    def compute(self) -> None:
+        """Compute it again, in place."""
+        if not self.is_view:
+            with autocast(self.reads[0].device.type, self.lowered):
+                result = self.function(*self.args, **self.kwargs)
+            for own, new in zip(self.writes, _tensors(result), strict=True):
+                own.copy_(new)
+        self.note()
+
+
+class Memo:
+    """What is kept of one network; see the module.
+
+    Args:
+        network: the copy, whose parameters and buffers change at updates alone.
+        precision: of the network.
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision) -> None:
+        self._network, self._precision = network, precision
+        self._kept: dict[Any, _Kept | None] = {}  # None: it cannot be kept
+        self._open: set[int] = set()  # tensors that may be written into without a trace
+        self._take_stock()
+
+    def _take_stock(self) -> None:
+        tensors = (*self._network.parameters(), *self._network.buffers())
+        # By identity. It holds them, so no other tensor gets that.
+        self._still = {id(t): t for t in tensors if t.layout is torch.strided and id(t) not in self._open}
+
+    def __call__(self) -> None:
+        """Compute all that is kept again, or forget it: then the next pass keeps it anew."""
+        kept, self._kept = self._kept, {}
+        self._take_stock()
+        for key, one in kept.items():
+            if one is None:
+                self._kept[key] = None
+            elif self._all_still(one.reads):
+                try:
+                    one.compute()
+                except RuntimeError:  # other shapes
+                    continue
+                self._keep(key, one)
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """What the call gives, and whether that took something that is kept and is more than a view."""
+        reads = list(_tensors((args, kwargs)))
+        if not reads or not self._all_still(reads):
+            prepared = self._prepared(function, args)
+            return function(*prepared, **kwargs), prepared is not args
+        if function in _PAST_VERSIONS:
+            self._open.add(id(reads[0]))
+            self._forget(reads[0])
+            return function(*args, **kwargs), False
+        try:
+            key = function, self._lowered(), _key(args), _key(kwargs)
+        except _NoKeyError:
+            return function(*args, **kwargs), False
+        if key not in self._kept:
+            return self._first(key, function, args, kwargs, reads)
+        one = self._kept[key]
+        if one is not None and one.holds():
+            return one.result, not one.is_view
+        if one is not None:
+            self._kept[key] = None
+            self._forget(*one.writes)
+        return function(*args, **kwargs), False
+
+    def _first(
+        self, key: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reads: list[Tensor]
+    ) -> tuple[Any, bool]:
+        """Call it, and keep what it gives if that is a function of the arguments alone."""
+        if torch.is_inference_mode_enabled() or self._is_recording():
+            return function(*args, **kwargs), False
+        versions, drawn = [t._version for t in reads], generator_states(self._precision.device)
+        result = function(*args, **kwargs)
+        changed = [t for t, version in zip(reads, versions, strict=True) if t._version != version]
+        self._forget(*changed)
+        self._kept[key] = None
+        writes = list(_tensors(result))
+        if changed or not writes or drawn != generator_states(self._precision.device):
+            return result, False
+        if not all(type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided for t in writes):
+            return result, False
+        one = _Kept(function, args, kwargs, reads, result, writes, self._lowered())
+        self._keep(key, one)
+        return result, not one.is_view
+
+    def _prepared(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a product, its weight cast and laid out once instead of in every call."""
+        if function not in _PRODUCTS or len(args) < 2 or id(args[1]) not in self._still:
+            return args
+        weight: Tensor = args[1]
+        dtype, form = self._lowered() or weight.dtype, self._precision.memory_format(weight.ndim)
+        if weight.dtype == dtype and weight.is_contiguous(memory_format=form):
+            return args
+        cast, _ = self.run(Tensor.to, (weight, dtype), {"memory_format": form})
+        return args[0], cast, *args[2:]
+
+    def _lowered(self) -> torch.dtype | None:
+        device = self._precision.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def _is_recording(self) -> bool:
+        return self._precision.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _all_still(self, tensors: list[Tensor]) -> bool:
+        return all(id(t) in self._still for t in tensors)
+
+    def _forget(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            self._still.pop(id(tensor), None)
+
+    def _keep(self, key: Any, one: _Kept) -> None:
+        self._kept[key] = one
+        self._still.update({id(t): t for t in one.writes})
+
+
+class _Mode(TorchFunctionMode):
+    """Looks at the operators of one call of a module."""
+
+    def __init__(self, memo: Memo) -> None:
+        super().__init__()
+        self._memo, self.pays = memo, False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, kept = self._memo.run(function, args, kwargs or {})
+        self.pays |= kept
+        return result
+
+
+class _Use:
+    """How many passes of one module have used nothing that is kept since one did; no attribute of it changes."""
+
+    def __init__(self, memo: Memo) -> None:
+        self.memo, self.passes_without = memo, 0
+
+
+class Remembering:
+    """Mixin for a module that computes something from its weights alone, or may."""
+
+    use_of_memo: _Use
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, hooks included. A compiler sees by itself what stands still."""
+        use = self.use_of_memo
+        if use.passes_without >= _PASSES or torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        with _Mode(use.memo) as mode:
+            result = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        use.passes_without = 0 if mode.pays else use.passes_without + 1
+        return result
+
+
+def remember(network: nn.Module, precision: Precision) -> Memo | None:
+    """Have modules of a copied network keep what they compute from weights alone; None if none has code for that."""
+    parts = [part for part in network.modules() if _may_compute(part) and len(list(part.modules())) <= MOST]
+    if not parts:
+        return None
+    memo = Memo(network, precision)
+    for part in parts:
+        become(part, Remembering)
+        vars(part)["use_of_memo"] = _Use(memo)
+    return memo
+
+
+def _may_compute(part: nn.Module) -> bool:
+    """Whether a module has tensors, and code that is not PyTorch's own for its class."""
+    if parametrize.is_parametrized(part):
+        return True
+    if next(part.parameters(), next(part.buffers(), None)) is None:
+        return False
+    return bool(part._forward_pre_hooks) or not kind_of(part).__module__.startswith("torch.")
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+
+
+def _key(value: Any) -> Any:
+    """What equals that of equal arguments alone; tensors equal themselves.
+
+    Raises:
+        _NoKeyError: for what is neither a tensor nor a constant, nor made of these.
+    """
+    if isinstance(value, Tensor):
+        return Tensor, id(value)
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_key, value))
+    if isinstance(value, dict):
+        return dict, tuple((name, _key(item)) for name, item in value.items())
+    if isinstance(value, slice):
+        return slice, _key((value.start, value.stop, value.step))
+    if type(value) is float:
+        return float, value.hex()
+    if type(value) in _CONSTANTS or value is Ellipsis:
+        return type(value), value
+    raise _NoKeyError
