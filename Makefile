@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 TOGETHER := --numprocesses auto --maxprocesses 4 --timeout 600
 PYTEST := $(BIN)/python -m pytest $(TOGETHER)
 
-.PHONY: help demo test test-engines test-versions test-gpu lint coverage matrix bench bench-gpu clean
+.PHONY: help demo test test-engines test-versions test-gpu lint coverage docs dist matrix bench bench-gpu clean
 
 help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
@@ -21,6 +21,8 @@ help:
 	@echo "make test-gpu  what needs a CUDA device, in the environment that is there (under 3 minutes)"
 	@echo "make lint      ruff, mypy and the order of imports alone"
 	@echo "make coverage  the tests again, with the lines that none of them ran, also in htmlcov/"
+	@echo "make docs      these pages as a site in build/site, every link checked (under a minute)"
+	@echo "make dist      a wheel and a source distribution in dist/, checked"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
 	@echo "make bench     every way to run the same attack, on four networks (under 20 minutes on two cores)"
 	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (under 5 minutes)"
@@ -68,6 +70,33 @@ lint: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	$(PYTEST) --cov --cov-report=term-missing --cov-report=html
+
+# Sphinx, in an environment of its own that sees this one: torchattacks pins a `requests` that Sphinx does not take.
+DOCS := build/docs-env
+docs: $(DOCS)/.installed
+	rm -rf build/site
+	$(DOCS)/bin/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --doctree-dir build/doctrees docs build/site
+	$(DOCS)/bin/python docs/check_links.py build/site
+	@echo "open build/site/index.html"
+
+SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+$(DOCS)/.installed: docs/constraints.txt $(INSTALLED)
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --no-deps --requirement docs/constraints.txt
+	$(BIN)/python -c '$(SITE_PACKAGES)' > "$$($(DOCS)/bin/python -c '$(SITE_PACKAGES)')/after.pth"
+	@touch $@
+
+# Built and looked at in an environment of its own, with nothing of the package's in it.
+DIST := build/dist-env
+dist: $(DIST)/.installed
+	rm -rf dist
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/python -m twine check --strict dist/*
+
+$(DIST)/.installed:
+	$(PYTHON) -m venv --clear $(DIST)
+	$(DIST)/bin/python -m pip install 'build==1.6.1' 'twine==7.0.0'
+	@touch $@
 
 # What has been run is kept in build/matrix; docs/compatibility.md is written from what is there.
 matrix: $(INSTALLED)

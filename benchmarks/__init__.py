@@ -2,7 +2,7 @@
 
 `speed` times the ways, `precision` and `matrix` judge whether they are right, `attack` compares SafePGD with other
 attacks, `gpu` takes a GPU apart in stages, and `shared` is what these use. `quote` puts the tables that they write into
-the README and the docs.
+the docs.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Put the tables that the commands have written into the README and the docs, between their comments.
+"""Put the tables that the commands have written into the pages of the docs, between their comments.
 
 Run with `python -m benchmarks.quote`, after whichever of them has run anew.
 """
@@ -34,11 +34,8 @@ def _part(*sections: str, of: str = "bench") -> Quotation:
 
 
 QUOTED: dict[str, dict[str, Quotation]] = {
-    "README.md": {
-        "demo": Quotation("demo"),
-        "bench": Quotation("bench", (r"PGD-\d+ on ResNet-18",)),
-        "precision": Quotation("precision", ("digits network",)),
-    },
+    "docs/start.md": {"demo": Quotation("demo")},
+    "docs/trust/half-precision.md": {"precision": Quotation("precision", ("digits network",))},
     "docs/performance.md": {
         "bench": Quotation("bench", ("Must hold",)),
         "networks": _part(r"PGD-\d+ on"),

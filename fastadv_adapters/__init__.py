@@ -23,7 +23,7 @@ from .options import FastAttackOptions as FastAttackOptions
 if TYPE_CHECKING:
     from .evaluation.metric import RobustAccuracy as RobustAccuracy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Comparison",
     "FastAttackModel",

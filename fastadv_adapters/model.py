@@ -181,8 +181,10 @@ class FastAttackModel(Shell):
     def update(self) -> "FastAttackModel":
         """Bring the fast model up to date with the wrapped model, in place; returns it.
 
-        Changed values are folded and cast into the same storage. Where modules, shapes, the device or a plain
-        attribute changed, the networks are built anew.
+        Changed values are folded and cast into the same storage. If modules, shapes, the device or a plain attribute
+        changed, the networks are built anew.
+
+        Raises ValueError if the model has become one that cannot be wrapped.
         """
         self._networks.refresh()
         return self
@@ -225,14 +227,14 @@ class FastAttackModel(Shell):
 
     @property
     def engine(self) -> RunBy:
-        """What runs the fast network: ``"eager"``, ``"compile"`` or ``"cudagraph"``."""
+        """``"eager"``, ``"compile"`` or ``"cudagraph"``, whichever runs the fast network now."""
         return self._networks.fast.name
 
     @property
     def gradient_stats(self) -> GradientStats:
         """What has passed through the boundary since the last reset; reading it waits for the device.
 
-        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W), see ``docs/guide.md``.
+        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W).
         """
         return self._networks.state.stats()
 
@@ -251,7 +253,7 @@ class FastAttackModel(Shell):
         self._networks.state.reset_counts()
 
     def summary(self) -> str:
-        """What was done with the model, layer by layer, and why not where not; as text for printing."""
+        """What was done with the model, layer by layer, or why nothing was; as text for printing."""
         options = {**self._given, "decisions": self._decisions, "logits_dtype": self._logits_dtype}
         options["full_precision"] = self._full_precision
         return summarise(self._networks, options)

@@ -62,7 +62,7 @@ def compared(cells: Mapping[str, Mapping[str, object]]) -> list[Compared]:
 def write_page(cells: Mapping[str, Mapping[str, object]], out: Path, *, images: int) -> None:
     """Write the page."""
     found = compared(cells)
-    text = ["# Attack strength", "", "Written by `python -m benchmarks.attack.strength`; [back](README.md).", ""]
+    text = ["# Attack strength", "", "Written by `python -m benchmarks.attack.strength`; [back](index.md).", ""]
     text += [_intro(found, images), "", _summary(found).markdown(), _every(found).markdown()]
     out.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 

@@ -140,7 +140,7 @@ def early_stop_part(subject: Subject, *, steps: int, seed: int) -> Part:
         f"Early stop: {steps} steps on {subject.images} images, {subject.name} without defence, eps {subject.eps:g}",
         ("way", "samples forward and backward", "samples forward, exact looks included", "robust accuracy"),
         rows,
-        f"Counted, not timed: {ratio:.2f}x fewer. Broken are {'the same' if same else 'OTHER'} samples.",
+        f"Counted, not timed: {ratio:.2f}x fewer. The broken samples are {'the same' if same else 'OTHER'} samples.",
     )
     record = {
         "without": counts[False],

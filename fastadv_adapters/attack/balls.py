@@ -79,7 +79,7 @@ class Ball(ABC):
 
     @property
     def working(self) -> torch.dtype:
-        """The dtype of iterates: that of the origin, but float32 for half precision."""
+        """The dtype of iterates, which is that of the origin, but float32 for half precision."""
         return torch.promote_types(self.origin.dtype, torch.float32)
 
     @property

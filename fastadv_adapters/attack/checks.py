@@ -16,7 +16,16 @@ LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def accept_size(name: str, value: Any) -> float:
-    """A budget or step size as a float; it must be a finite number of at least 0."""
+    """A budget or step size as a float.
+
+    Args:
+        name: what errors call it.
+        value: a finite number of at least 0, in units of x.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: negative, infinite or NaN.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"expected {name} to be a number, got {type(value).__name__}. Pass a float in units of x")
     number = float(value)
@@ -35,7 +44,15 @@ def accept_count(name: str, value: Any, *, least: int) -> int:
 
 
 def accept_bounds(bounds: Any) -> tuple[float, float]:
-    """The least and the largest value of an input."""
+    """The least and the largest value of an input, as floats.
+
+    Args:
+        bounds: two numbers, the lower one first.
+
+    Raises:
+        TypeError: not two numbers.
+        ValueError: the first is not below the second.
+    """
     try:
         lower, upper = (float(b) for b in bounds)
     except (TypeError, ValueError):
@@ -66,6 +83,15 @@ def accept_inputs(x: Any, y: Any, device: torch.device, bounds: tuple[float, flo
     """Check inputs and labels of one attack, and return the largest label (-1 for an empty batch).
 
     Waits for the device, once.
+
+    Args:
+        x: shape (N, ...), floating, finite, within ``bounds``, on ``device``.
+        y: shape (N,), integers of at least 0, on x's device.
+        device: the device that the model is on.
+        bounds: least and largest value of an input.
+
+    Raises:
+        TypeError, ValueError: x or y is not as described.
     """
     _accept_tensor("x", x)
     _accept_tensor("y", y)

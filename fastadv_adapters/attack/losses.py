@@ -99,9 +99,11 @@ def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
     """The loss that a user asked for.
 
     Args:
-        loss: ``"auto"`` (:func:`auto`), ``"ce"`` (:func:`cross_entropy`), ``"margin"`` (:func:`margin`), ``"dlr"``
-            (:func:`dlr`), or a callable with logits (N, C) and labels (N,) as arguments that returns (N,) values to be
-            maximised. A callable is maximised in targeted attacks too, with the targets as its labels.
+        loss: ``"margin"``, the largest other logit minus the label's; ``"auto"``, which ranks by the margin and steps
+            in a direction that does not depend on the scale of the logits; ``"ce"``, the safe cross entropy, which
+            does not saturate; ``"dlr"``, the difference of logits ratio (Croce and Hein 2020, arXiv:2003.01690); or a
+            callable with logits (N, C) and labels (N,) as arguments that returns (N,) values to be maximised. A
+            callable is maximised in targeted attacks too, with the targets as its labels.
         targeted: whether labels are targets to be reached instead of classes to be left.
 
     Raises:

@@ -39,6 +39,10 @@ def watch_gradients() -> Iterator[Watch]:
     """Watch the backward passes of all forwards made inside the block (the passes themselves may come later).
 
     All those passes must have the same number of samples. Nothing waits for the device.
+
+    Yields:
+        An object whose ``broken`` is None before the first backward pass, and then a bool tensor (N,), True for samples
+        with an infinite or NaN entry in the gradient of any of the passes.
     """
     watch = Watch()
     token = _watches.set((*_watches.get(), watch))

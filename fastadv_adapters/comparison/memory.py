@@ -39,11 +39,11 @@ class BytesKept(NamedTuple):
 def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
     """Measure what one forward pass for an input gradient keeps for the backward pass.
 
-    It runs once on a throw-away copy, in eval mode, operator after operator: nothing changes on ``model``. Counted is
-    each piece of memory once, whole, however many tensors are parts of it. Weights and buffers are not counted; weights
-    that are cast anew in every pass are, shared out over the samples. For a plain model an autocast region around the
-    call is in force. Not seen is what ``torch.utils.checkpoint`` and custom functions keep by themselves. A compiled
-    model may keep less, for compilers compute again what they can.
+    It runs once on a throw-away copy, in eval mode, operator after operator: nothing changes on ``model``. Each
+    piece of memory counts once, whole, however many tensors are parts of it. Weights and buffers do not count; weights
+    that are cast anew in every pass do, shared out over the samples. For a plain model an autocast region around the
+    call is in force. What ``torch.utils.checkpoint`` and custom functions keep by themselves is not seen. A compiled
+    model may keep less, for compilers compute again what they can::
 
         kept = bytes_kept(fast, images)
         print(kept.total / bytes_kept(model, images).total, kept.by_layer)
@@ -55,7 +55,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
         **kwargs: likewise.
 
     Returns:
-        Bytes per sample: those of the pass, divided by N.
+        Bytes per sample, which are those of the pass divided by N.
 
     Raises:
         TypeError: ``model`` is not a module, or no input is a floating-point tensor.

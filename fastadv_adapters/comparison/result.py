@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One sentence: faster or not, faithful or not."""
+        """Whether it is faster and faithful, in one sentence."""
         default = self.row("default")
         faith = "faithful" if default.faithful else f"NOT faithful ({default.failure or '; '.join(default.faults)})"
         if self.recommended_row is None:

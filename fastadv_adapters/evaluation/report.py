@@ -99,7 +99,7 @@ class Report:
 
     @property
     def borderline(self) -> int:
-        """How many verdicts are within rounding: other batches or devices may see them otherwise."""
+        """How many verdicts are within rounding, so that other batches or devices may see them otherwise."""
         return sum(row.borderline for row in self.samples)
 
     @property

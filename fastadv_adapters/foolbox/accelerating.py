@@ -44,7 +44,7 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
         **options: as of :class:`~fastadv_adapters.FastAttackModel`.
 
     Returns:
-        A new attack, of a class that derives from the given one's: with its settings and methods, fit to be repeated
+        A new attack, of a class that derives from the given one's, with its settings and methods, fit to be repeated
         or to be the ``init_attack`` of another. Calling it, or its ``run``, raises TypeError for a model that is no
         ``PyTorchModel``, and ValueError for options and a model that is fast already.
 

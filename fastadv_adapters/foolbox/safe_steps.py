@@ -99,12 +99,45 @@ def _subset(criterion: Criterion, index: ep.Tensor) -> Criterion:
 
 
 class SafeLinfPGD(_SafeSteps, foolbox.attacks.LinfProjectedGradientDescentAttack):
-    """foolbox's ``LinfPGD`` with safe steps; arguments as there: rel_stepsize, abs_stepsize, steps, random_start."""
+    """foolbox's ``LinfPGD`` in L-infinity, along gradients that neither vanish nor depend on the scale of the logits.
+
+    The loss is the default one of :class:`fastadv_adapters.SafePGD`. Entries of a gradient that are not finite count
+    as 0; on a fast model such samples are attacked once more in full precision. Called as every foolbox attack, it
+    raises TypeError or ValueError for inputs, labels or budgets that cannot be attacked.
+
+    Args:
+        rel_stepsize: the size of a step relative to epsilon.
+        abs_stepsize: the same in units of the input, in its place.
+        steps: how many gradient steps.
+        random_start: whether to begin at a random point of the ball.
+    """
 
 
 class SafeL2PGD(_SafeSteps, foolbox.attacks.L2ProjectedGradientDescentAttack):
-    """foolbox's ``L2PGD`` with safe steps; arguments as there: rel_stepsize, abs_stepsize, steps, random_start."""
+    """foolbox's ``L2PGD`` in L2, along gradients that neither vanish nor depend on the scale of the logits.
+
+    The loss is the default one of :class:`fastadv_adapters.SafePGD`. Entries of a gradient that are not finite count
+    as 0; on a fast model such samples are attacked once more in full precision. Called as every foolbox attack, it
+    raises TypeError or ValueError for inputs, labels or budgets that cannot be attacked.
+
+    Args:
+        rel_stepsize: the size of a step relative to epsilon.
+        abs_stepsize: the same in units of the input, in its place.
+        steps: how many gradient steps.
+        random_start: whether to begin at a random point of the ball.
+    """
 
 
 class SafeL1PGD(_SafeSteps, foolbox.attacks.L1ProjectedGradientDescentAttack):
-    """foolbox's ``L1PGD`` with safe steps; arguments as there: rel_stepsize, abs_stepsize, steps, random_start."""
+    """foolbox's ``L1PGD`` in L1, along gradients that neither vanish nor depend on the scale of the logits.
+
+    The loss is the default one of :class:`fastadv_adapters.SafePGD`. Entries of a gradient that are not finite count
+    as 0; on a fast model such samples are attacked once more in full precision. Called as every foolbox attack, it
+    raises TypeError or ValueError for inputs, labels or budgets that cannot be attacked.
+
+    Args:
+        rel_stepsize: the size of a step relative to epsilon.
+        abs_stepsize: the same in units of the input, in its place.
+        steps: how many gradient steps.
+        random_start: whether to begin at a random point of the ball.
+    """

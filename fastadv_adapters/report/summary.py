@@ -129,7 +129,7 @@ def tensor_core_lines(found: list[Misfit]) -> list[str]:
     lines = [f"    {layer.name or 'the model itself':<{width}}  {_misfit(layer)}" for layer in found[:_MOST_MISFITS]]
     if left := len(found) - _MOST_MISFITS:
         lines += [f"    and {left} with less work"] if left > 0 else []
-    head = f"{len(found)} with sizes that are no multiples of 8; see docs/guide.md#sizes-for-tensor-cores"
+    head = f"{len(found)} with sizes that are no multiples of 8; see docs/guides/options.md#sizes-for-tensor-cores"
     return [f"  tensor cores   {head}", *lines]
 
 

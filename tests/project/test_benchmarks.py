@@ -266,15 +266,13 @@ def test_results_are_quoted_where_the_pages_want_them(
     benched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for page in quoting.QUOTED:
-        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / page, tmp_path / page)
     monkeypatch.setattr(quoting, "ROOT", tmp_path)
     monkeypatch.setattr(quoting, "OUT", tmp_path / "docs" / "benchmarks")
     shutil.copytree(benched, tmp_path / "docs" / "benchmarks")
     quoting.main()
-    readme, page = ((tmp_path / name).read_text(encoding="utf-8") for name in quoting.QUOTED)
-    assert "**PGD-2 on ResNet-18 of width 8" in readme
-    assert "(docs/benchmarks/bench.png)" in readme
+    page = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
     assert "(benchmarks/bench.png)" in page
     for title in ("Must hold", "PGD-2 on ViT", "What each trick brings", "Bytes kept", "Update of", "Growth of memory"):
         assert f"**{title}" in page

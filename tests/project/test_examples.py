@@ -1,4 +1,4 @@
-"""The examples and the README's code run as they stand."""
+"""The examples run as they stand."""
 
 import re
 import runpy
@@ -70,18 +70,6 @@ def test_demo_writes_table_and_picture(
     assert [line.split("|")[2].strip() for line in lines[2:5]] == ["torchattacks PGD", "foolbox LinfPGD", "SafePGD"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {f"{n}.safetensors" for n in KEPT}
-
-
-def test_readme_code_runs() -> None:
-    """The blocks share one namespace in order; `model`, `x` and `y` are there from the start."""
-    data = grey_digits(test_size=16)
-    namespace = {"model": trained_net(data, width=8, epochs=1), "x": data.test_images, "y": data.test_labels}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert blocks, "the README should show code"
-    for block in blocks:
-        line = text.count("\n", 0, block.start(1))  # so that a traceback names the README's own line
-        exec(compile("\n" * line + block[1], "README.md", "exec"), namespace)
 
 
 @pytest.mark.parametrize("missing", ["sklearn.datasets", "rich.progress"])

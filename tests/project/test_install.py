@@ -124,10 +124,18 @@ def test_a_source_distribution_is_enough_to_build_and_to_test(tmp_path: Path) ->
         archive.extractall(tmp_path, filter="data")
     (source,) = (path for path in tmp_path.iterdir() if path.name.startswith("fastadv_adapters-"))
     held = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    needed = {"pyproject.toml", "Makefile", "constraints.txt", "README.md", "LICENSE", "docs/reliability.md"}
+    needed = {
+        "pyproject.toml",
+        "Makefile",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "docs/reliability.md",
+        "CHANGELOG.md",
+    }
     for folder in ("tests", "examples", "benchmarks"):
         needed |= python_files(ROOT / folder)
     assert sorted(needed - held) == []
     folders = {name.split("/")[0] for name in held if "/" in name}
-    assert folders == {"fastadv_adapters", "tests", "examples", "benchmarks", "docs"}
+    assert folders == {"fastadv_adapters", "tests", "examples", "benchmarks", "docs", ".github"}
     assert names_in(wheel_of(source, tmp_path / "dist")) == python_files(PACKAGE) | {"fastadv_adapters/py.typed"}

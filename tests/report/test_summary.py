@@ -79,7 +79,7 @@ def test_the_cost_is_the_work_of_the_padded_layer(inputs: int, outputs: int, fac
 def test_lines_say_what_it_costs_and_what_to_do() -> None:
     model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 20, 3), nn.Linear(24, 10))
     assert tensor_core_lines(misfits(model, "cuda", HALF)) == [
-        "  tensor cores   3 with sizes that are no multiples of 8; see docs/guide.md#sizes-for-tensor-cores",
+        "  tensor cores   3 with sizes that are no multiples of 8; see docs/guides/options.md#sizes-for-tensor-cores",
         "    1  12 -> 20 channels: padded to 16 -> 24 it is 1.60 times the work; better 16 -> 24",
         "    0  3 -> 12 channels: padded to 8 -> 16 it is 3.56 times the work; better 3 -> 16",
         "    2  24 -> 10 features: padded to 24 -> 16 it is 1.60 times the work; cheap: usual for a last layer",
