@@ -9,6 +9,7 @@ An update computes all that is kept again, in the order in which it was first, i
 recorded their addresses (a CUDA graph) reads the new values.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,13 +92,14 @@ class Memo:
     """
 
     def __init__(self, network: nn.Module, precision: Precision) -> None:
-        self._network, self._precision = network, precision
+        self._network, self._precision = weakref.ref(network), precision  # whose parts hold this: all is freed at once
         self._kept: dict[Any, _Kept | None] = {}  # None: it cannot be kept
         self._open: set[int] = set()  # tensors that may be written into without a trace
         self._take_stock()
 
     def _take_stock(self) -> None:
-        tensors = (*self._network.parameters(), *self._network.buffers())
+        network = self._network()
+        tensors = () if network is None else (*network.parameters(), *network.buffers())
         # By identity. It holds them, so no other tensor gets that.
         self._still = {id(t): t for t in tensors if t.layout is torch.strided and id(t) not in self._open}
 

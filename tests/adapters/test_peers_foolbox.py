@@ -146,7 +146,7 @@ def test_training_mode_is_no_cause_for_a_warning() -> None:
         fb.PyTorchModel(copy.deepcopy(net), (0, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fast = FastPyTorchModel(net, (0, 1), dtype=torch.float32)
+        fast = FastPyTorchModel(net, (0, 1), dtype=torch.float32, decisions="exact")
     assert_same(fast(x), plain(x))
     assert net.training
 
