@@ -166,7 +166,8 @@ class Memo:
         if function not in _PRODUCTS or len(args) < 2 or id(args[1]) not in self._still:
             return args
         weight: Tensor = args[1]
-        dtype, form = self._lowered() or weight.dtype, self._precision.memory_format(weight.ndim)
+        lowered = None if weight.dtype == torch.float64 else self._lowered()  # autocast leaves float64 as it is
+        dtype, form = lowered or weight.dtype, self._precision.memory_format(weight.ndim)
         if weight.dtype == dtype and weight.is_contiguous(memory_format=form):
             return args
         cast, _ = self.run(Tensor.to, (weight, dtype), {"memory_format": form})

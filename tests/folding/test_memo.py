@@ -152,6 +152,20 @@ def test_a_weight_under_autocast_is_computed_again_as_it_was() -> None:
     assert cosine(input_gradient(fast, x, y), input_gradient(model.eval(), x, y)).min() > 0.9999
 
 
+def test_autocast_of_ones_own_leaves_float64_as_it_is() -> None:
+    class Lowered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return F.linear(x, self.weight.tanh())
+
+    model, (x, y) = Lowered().double(), inputs()
+    assert torch.equal(input_gradient(fast_of(model), x, y), input_gradient(model, x, y))
+
+
 def test_modules_without_such_code_run_as_they_are() -> None:
     fast = fast_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)).eval())
     assert not any(isinstance(part, Remembering) for part in network_of(fast).modules())
