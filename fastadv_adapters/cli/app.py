@@ -23,6 +23,8 @@ from .models import device_named, model_named
 from .numbers import bounds as bounds_of
 from .numbers import number, numbers, requirement, shape
 
+NONE_RIGHT = "note: no sample is right even without an attack: check labels, --weights and what the model normalises"
+
 app = typer.Typer(
     help="Fast, honest adversarial attacks in PyTorch.",
     no_args_is_help=True,
@@ -125,6 +127,7 @@ def evaluate_command(
     with in_one_line(debug=debug):
         required = [requirement(text) for text in require or ()]
         budgets, within = numbers(eps), bounds_of(bounds)
+        _doubt(max(budgets), _norm(norm), within)
         net = model_named(model, weights, device_named(device))
         if data is None:
             raise ValueError("expected data to evaluate on, got none: give --data")
@@ -206,6 +209,14 @@ def _norm(text: str) -> Norm:
     raise ValueError(f"expected norm to be one of {', '.join(map(repr, known))}, got {text!r}. Choose one of them")
 
 
+def _doubt(eps: float, norm: Norm, within: tuple[float, float]) -> None:
+    """A note if any image is within the budget of any other, as with 8 in the place of 8/255."""
+    lower, upper = within
+    if norm == "linf" and eps >= upper - lower and os.environ.get("RANK", "0") == "0":
+        reach = f"{lower:g},{upper:g}"
+        typer.echo(f"note: eps {eps:g} turns any image within {reach} into any other: check --eps", err=True)
+
+
 def _report(
     report: Report, required: list[Any], json_file: Path | None, plot: Path | None, triples: Path | None
 ) -> None:
@@ -214,6 +225,8 @@ def _report(
     unfinished = bool(required) and not report.complete
     if os.environ.get("RANK", "0") == "0":
         typer.echo(str(report))
+        if report.clean_accuracy == 0:
+            typer.echo(NONE_RIGHT, err=True)
         _write(report, json_file, plot)
         if triples is not None:
             write_whole(triples, report.triples)

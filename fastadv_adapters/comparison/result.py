@@ -66,12 +66,12 @@ class Comparison:
         default = self.row("default")
         faith = "faithful" if default.faithful else f"NOT faithful ({default.failure or '; '.join(default.faults)})"
         if self.recommended_row is None:
-            return f"Stay with the plain model: the fast one is {_speed(default, surely=False)} and {faith}."
+            return f"Stay with the plain model: the fast one is {faith} and {_speed(default, surely=False)}."
         best = self.row(self.recommended_row)
         said = f"The fast model is {_speed(best)} and faithful, with {_written(best.options)}"
         if best is default:
             return f"{said}."
-        return f"{said}; with the default options it is {_speed(default)} and {faith}."
+        return f"{said}; with the default options it is {faith} and {_speed(default)}."
 
     def print(self, file: Any = None) -> None:
         """Print a table and the verdict.

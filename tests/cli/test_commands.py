@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -118,6 +119,23 @@ def test_a_folder_of_images_gives_each_class_in_turn(fastadv: Run, folder: Path)
         assert result.exit_code == 2
         assert "1.png, which cannot be read" in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_evaluate_doubts_a_budget_as_wide_as_the_bounds(fastadv: Run) -> None:
+    what = ("evaluate", NET, "--data", "data.npz", "--attacks", "safe-pgd-2", "--no-progress")
+    assert "note: eps 8 turns any image within 0,1 into any other" in fastadv(*what, "--eps", "8").stderr
+    for fine in (("--eps", "8/255"), ("--eps", "8", "--norm", "l2"), ("--eps", "8", "--bounds", "0,255")):
+        assert "note: eps" not in fastadv(*what, *fine).stderr
+
+
+def test_evaluate_doubts_labels_of_which_none_is_right(fastadv: Run, folder: Path) -> None:
+    given = np.load(folder / "data.npz")
+    weights = {"1.weight": torch.zeros(3, 12), "1.bias": torch.tensor([0.0, 0.0, 1.0])}
+    torch.save(weights, folder / "two.pt")
+    for labels, doubted in ((np.ones(12, int), True), (given["y"], False)):
+        np.savez(folder / "of_user.npz", x=given["x"], y=labels)
+        what = ("--weights", "two.pt", "--data", "of_user.npz", "--attacks", "safe-pgd-2", "--no-progress")
+        assert ("note: no sample is right" in fastadv("evaluate", NET, *what).stderr) == doubted
 
 
 def test_the_demo_trains_compares_and_evaluates(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_what_is_slower_is_never_recommended() -> None:
     assert found.recommended is None
     assert found.speedup == 1
     assert found.faithful
-    assert found.verdict.startswith("Stay with the plain model: the fast one is no faster (")
+    assert found.verdict.startswith("Stay with the plain model: the fast one is faithful and no faster (")
 
 
 def test_what_is_recommended_beside_the_default_options_is_named() -> None:
@@ -125,7 +125,7 @@ def test_what_is_recommended_beside_the_default_options_is_named() -> None:
     found = Comparison("PGD-10", 4, rows, "float32", "float64", {"eps": 0.1, "norm": "linf"}, {}, {})
     assert found.verdict == (
         "The fast model is faster (1.60 times as fast, 1.55 to 1.65) and faithful, with dtype=torch.float32; with the "
-        "default options it is no faster (0.85 times as fast, 0.83 to 0.88) and faithful."
+        "default options it is faithful and no faster (0.85 times as fast, 0.83 to 0.88)."
     )
     assert found.verdict in repr(found)
     assert found.record()["recommended"] == {"dtype": "torch.float32"}
