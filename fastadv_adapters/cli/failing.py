@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-BAD, FALLS_SHORT = 2, 1
-"""Exit status for wrong use or bad input, and for a comparison or a number that falls short."""
+BAD, FALLS_SHORT, INTERRUPTED = 2, 1, 130
+"""Exit status for wrong use or bad input, for a comparison or a number that falls short, and after Ctrl-C."""
 
 
 @contextmanager
@@ -15,6 +15,11 @@ def in_one_line(*, debug: bool) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "fastadv: interrupted. What an evaluation has finished is in --output: the same call goes on\n"
+        )
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if debug:
             traceback.print_exc()

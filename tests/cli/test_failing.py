@@ -168,6 +168,20 @@ def test_a_disk_that_is_full_in_the_middle_of_an_evaluation(fastadv: Run, monkey
     assert fastadv(*what).exit_code == 0, "it goes on once there is room"
 
 
+def test_an_interrupted_evaluation_says_that_it_goes_on(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    what = ("evaluate", NET, *ON, *FAST, "--output", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", stop)
+        result = fastadv(*what)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1].startswith("fastadv: interrupted.")
+    assert "Traceback" not in result.output
+    assert fastadv(*what).exit_code == 0
+
+
 def test_debug_shows_where_an_error_comes_from(fastadv: Run) -> None:
     result = fastadv("compare", "networks_of_a_user.py:raises", *ON, "--debug")
     assert result.exit_code == 2
