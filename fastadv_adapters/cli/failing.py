@@ -17,7 +17,7 @@ def in_one_line(*, debug: bool) -> Iterator[None]:
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stderr.write(
-            "fastadv: interrupted. What an evaluation has finished is in --output: the same call goes on\n"
+            "fastadv: interrupted. What an evaluation has finished is kept: the same call goes on\n"
         )
         sys.exit(INTERRUPTED)
     except Exception as error:
