@@ -30,7 +30,10 @@ _PASSES = 2
 
 _PRODUCTS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 _CONSTANTS = (type(None), bool, int, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
-_PAST_VERSIONS = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
+_PAST_VERSIONS = (
+    *(Tensor.data.__get__, Tensor.data.__set__),  # type: ignore[attr-defined]
+    *(Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage, Tensor.storage, Tensor.data_ptr),
+)
 """What these hand out can be written into without a trace."""
 
 
@@ -45,10 +48,8 @@ class _Kept:
     Attributes:
         function, args, kwargs: what was called.
         reads: the tensors that went in.
-        result: what came out.
-        writes: the tensors in it.
-        lowered: the dtype of autocast at that call; None if it was off.
-        versions: of all tensors, as the last computation has left them.
+        result, writes: what came out, and the tensors in it.
+        lowered: the dtype of autocast at that call; None if it was off. versions: of all tensors, as last computed.
     """
 
     function: Callable[..., Any]
@@ -61,8 +62,8 @@ class _Kept:
     versions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        memory = {t.untyped_storage().data_ptr() for t in self.reads}
-        self.is_view = all(t.untyped_storage().data_ptr() in memory for t in self.writes)
+        memory = {_memory(t) for t in self.reads}
+        self.is_view = all(_memory(t) in memory for t in self.writes)
         self.note()
 
     def note(self) -> None:
@@ -70,16 +71,20 @@ class _Kept:
         self.versions = [t._version for t in (*self.reads, *self.writes)]
 
     def holds(self) -> bool:
-        """Whether nobody has written into what went in or came out."""
-        return self.versions == [t._version for t in (*self.reads, *self.writes)]
+        """Whether nobody has written into what went in or came out, or has begun a graph there."""
+        return not any(t.requires_grad for t in self.writes) and self.versions == [
+            t._version for t in (*self.reads, *self.writes)
+        ]
 
     def compute(self) -> None:
         """Compute it again, in place."""
         if not self.is_view:
             with autocast(self.reads[0].device.type, self.lowered):
-                result = self.function(*self.args, **self.kwargs)
-            for own, new in zip(self.writes, _tensors(result), strict=True):
-                own.copy_(new)
+                new = list(_tensors(self.function(*self.args, **self.kwargs)))
+            if [t.shape for t in new] != [t.shape for t in self.writes]:
+                raise RuntimeError("other shapes")  # which copy_ might broadcast
+            for own, t in zip(self.writes, new, strict=True):
+                own.copy_(t)
         self.note()
 
 
@@ -120,13 +125,12 @@ class Memo:
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What the call gives, and whether that took something that is kept and is more than a view."""
         reads = list(_tensors((args, kwargs)))
+        if function in _PAST_VERSIONS:
+            self._give_up(reads[0])
+            return function(*args, **kwargs), False
         if not reads or not self._all_still(reads):
             prepared = self._prepared(function, args)
             return function(*prepared, **kwargs), prepared is not args
-        if function in _PAST_VERSIONS:
-            self._open.add(id(reads[0]))
-            self._forget(reads[0])
-            return function(*args, **kwargs), False
         try:
             key = function, self._lowered(), _key(args), _key(kwargs)
         except _NoKeyError:
@@ -155,7 +159,9 @@ class Memo:
         writes = list(_tensors(result))
         if changed or not writes or drawn != generator_states(self._precision.device):
             return result, False
-        if not all(type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided for t in writes):
+        if any(t.requires_grad or t.layout is not torch.strided for t in writes):  # a graph serves one backward pass
+            return result, False
+        if not all(type(t) in (Tensor, nn.Parameter) for t in writes):
             return result, False
         one = _Kept(function, args, kwargs, reads, result, writes, self._lowered())
         self._keep(key, one)
@@ -186,6 +192,15 @@ class Memo:
     def _forget(self, *tensors: Tensor) -> None:
         for tensor in tensors:
             self._still.pop(id(tensor), None)
+
+    def _give_up(self, opened: Tensor) -> None:
+        """Keep nothing any more that shares the memory of a tensor, views and what they are of included."""
+        shared = [t for t in self._still.values() if _memory(t) == _memory(opened)]
+        self._open.update(map(id, shared))
+        self._forget(*shared)
+        for key, one in self._kept.items():
+            if one is not None and any(_memory(t) == _memory(opened) for t in one.writes):
+                self._kept[key] = None
 
     def _keep(self, key: Any, one: _Kept) -> None:
         self._kept[key] = one
@@ -247,6 +262,11 @@ def _may_compute(part: nn.Module) -> bool:
     if next(part.parameters(), next(part.buffers(), None)) is None:
         return False
     return bool(part._forward_pre_hooks) or not kind_of(part).__module__.startswith("torch.")
+
+
+def _memory(tensor: Tensor) -> int | None:
+    with torch._C.DisableTorchFunction():  # the mode of a module around this one looks at nothing here
+        return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
