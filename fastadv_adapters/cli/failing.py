@@ -16,9 +16,7 @@ def in_one_line(*, debug: bool) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "fastadv: interrupted. What an evaluation has finished is kept: the same call goes on\n"
-        )
+        sys.stderr.write("fastadv: interrupted. What an evaluation has finished is kept: the same call goes on\n")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if debug:
