@@ -11,6 +11,7 @@ recorded their addresses (a CUDA graph) reads the new values.
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,16 +77,17 @@ class _Kept:
             t._version for t in (*self.reads, *self.writes)
         ]
 
-    def compute(self) -> None:
-        """Compute it again, in place."""
+    def compute(self) -> bool:
+        """Compute it again, in place; whether it has the shapes that it had, for others might be broadcast."""
         if not self.is_view:
             with autocast(self.reads[0].device.type, self.lowered):
                 new = list(_tensors(self.function(*self.args, **self.kwargs)))
             if [t.shape for t in new] != [t.shape for t in self.writes]:
-                raise RuntimeError("other shapes")  # which copy_ might broadcast
+                return False
             for own, t in zip(self.writes, new, strict=True):
                 own.copy_(t)
         self.note()
+        return True
 
 
 class Memo:
@@ -116,11 +118,9 @@ class Memo:
             if one is None:
                 self._kept[key] = None
             elif self._all_still(one.reads):
-                try:
-                    one.compute()
-                except RuntimeError:  # other shapes
-                    continue
-                self._keep(key, one)
+                with suppress(RuntimeError):  # other shapes went in
+                    if one.compute():
+                        self._keep(key, one)
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What the call gives, and whether that took something that is kept and is more than a view."""
