@@ -78,6 +78,8 @@ def _torchattacks(
     victim = Watched(model).eval() if dtype is None else model
     made = _MADE.get(name, _one)(name, victim, sized(case.settings, subject.budgets[case.norm]), subject)
     _aim(made, case)
+    if hasattr(made, "seed"):  # APGD, FAB and Square set the generator back to it: else their starts never change
+        made.seed = torch.initial_seed()
     if dtype is not None:
         accelerate(made, dtype=dtype, **case.options)
         if case.full_precision:

@@ -1,4 +1,4 @@
-"""EAD amplifies small differences of gradients: by default it runs in full precision, as it does on plain models."""
+"""EAD and JSMA amplify small differences of gradients: by default they run in full precision, as on plain models."""
 
 from typing import Any
 
@@ -37,11 +37,11 @@ def test_foolbox_ead_is_the_plain_one(dtype: torch.dtype, way: str) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [torchattacks.EADL1, torchattacks.EADEN])
+@pytest.mark.parametrize("kind", [torchattacks.EADL1, torchattacks.EADEN, torchattacks.JSMA])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_torchattacks_ead_takes_gradients_from_the_twin(dtype: torch.dtype, kind: Any) -> None:
+def test_torchattacks_ead_and_jsma_take_gradients_from_the_twin(dtype: torch.dtype, kind: Any) -> None:
     net, x, y = task()
-    settings = {"binary_search_steps": 1, "max_iterations": 10}
+    settings: Any = {"gamma": 0.02} if kind is torchattacks.JSMA else {"binary_search_steps": 1, "max_iterations": 10}
     fast = FastAttackModel(net, dtype=dtype)
     kind(fast, **settings)(x, y)
     accelerated = accelerate(kind(net, **settings), dtype=dtype)
