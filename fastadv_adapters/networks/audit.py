@@ -6,13 +6,15 @@ direction tells that in most cases, and a step is tried where it does not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..boundary import Run, scale, state_on
+from ..modules import is_out_of_memory
 from .nearness import cosines
+from .trial import batched
 
 SAMPLES = 8
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
@@ -76,6 +78,19 @@ class Problem:
     index: Tensor | None = None
     values: list[Tensor] = field(default_factory=list)
 
+    def part(self, index: Tensor) -> "Problem":
+        """These of the samples alone; what has no row per sample is left whole."""
+        own = batched(self.tensors, self.needs)
+        samples = len(self.wanted(self.tensors)[0])
+        return Problem(
+            self.run,
+            [t.index_select(0, index) if row else t for t, row in zip(self.tensors, own, strict=True)],
+            self.needs,
+            [g.index_select(0, index) if g is not None and g.shape[:1] == (samples,) else g for g in self.grads],
+            index,
+            [o.index_select(0, index) if o.shape[:1] == (samples,) else o for o in self.values],
+        )
+
     def exact(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The gradients at the inputs in full precision."""
         with torch.enable_grad():
@@ -90,10 +105,14 @@ class Problem:
         scaled = [scale(g, shift, "per-sample").to(o.dtype) for o, g in pairs]
         return list(torch.autograd.grad([o for o, _ in pairs], wanted, scaled, materialize_grads=True))
 
-    def loss(self, tensors: Sequence[Tensor]) -> Tensor:
-        """For each sample, how far the outputs have gone along the gradient that came in; () if there are no rows."""
+    def gain(self, direction: Tensor) -> Tensor:
+        """For each sample, how far a small step along these signs takes the loss; () if there are no rows."""
         with torch.no_grad():
-            outputs = self.run(tensors).tensors
+            after = self.run(_stepped(self, direction)).tensors
+        return self._loss(after) - self._loss(self.values)
+
+    def _loss(self, outputs: Sequence[Tensor]) -> Tensor:
+        """For each sample, how far the outputs have gone along the gradient that came in; () if there are no rows."""
         terms = [(g.double() * o.double()) for o, g in zip(outputs, self.grads, strict=True) if g is not None]
         samples = len(self.wanted(self.tensors)[0])
         if all(t.ndim and len(t) == samples for t in terms):
@@ -116,10 +135,29 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
     exact = flat(problem.exact(problem.tensors)).view_as(fast)
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
-    finding = Finding(len(fast), int(zero.sum()), _median(cosines(fast, exact)[here & ~zero]))
-    if finding.good:
-        return finding
-    return _look_closer(problem, fast, exact)
+    near = cosines(fast, exact)
+    finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]))
+    if not (finding.good or finding.zero):
+        finding = replace(finding, gain=_gain_of_worst(problem, fast, exact, near))
+    return finding if finding.good else _look_closer(problem, fast, exact)
+
+
+def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) -> float:
+    """What a step along the fast gradients gains for the half of the samples that they are worst for.
+
+    NaN if that cannot be told, or if one of these gains nothing along its exact gradient either, as it is where that is
+    rounding: this is the cheap look, after which there is a closer one.
+    """
+    worst = near.nan_to_num(-1.0).argsort()[: len(near) // 2].sort().values
+    if len(worst) < 2:
+        return float("nan")
+    try:
+        gains = [problem.part(worst).gain(direction[worst]) for direction in (fast, exact)]
+    except Exception as error:  # the model takes batches of one size only
+        if is_out_of_memory(error):
+            raise
+        return float("nan")
+    return float((gains[0] / gains[1]).median()) if gains[1].ndim and bool((gains[1] > 0).all()) else float("nan")
 
 
 def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
@@ -136,8 +174,7 @@ def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
 
 def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> float:
     """What a small step along the signs of one gradient gains, as a share of what it gains along the other."""
-    before = problem.loss(problem.tensors)
-    gains = [problem.loss(_stepped(problem, direction)) - before for direction in (fast, exact)]
+    gains = [problem.gain(direction) for direction in (fast, exact)]
     if gains[0].ndim == 0:
         return float(gains[0] / gains[1])
     ours, theirs = (g[rest & (gains[1] > 0)] for g in gains)

@@ -10,7 +10,6 @@ from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
-from .trial import batched
 
 
 @dataclass
@@ -129,15 +128,7 @@ class Auditor:
     def _problem(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, index: Tensor | None
     ) -> Problem:
-        run = self.twin.bind(self.arguments)
-        if index is None:
-            return Problem(run, [t.detach().clone() for t in tensors], needs, grads)
-        own = batched(tensors, needs)
-        samples = len(next(t for t, need in zip(tensors, needs, strict=True) if need))
-        return Problem(
-            run,
-            [t.detach().index_select(0, index) if row else t.detach() for t, row in zip(tensors, own, strict=True)],
-            needs,
-            [g.index_select(0, index) if g is not None and g.shape[:1] == (samples,) else g for g in grads],
-            index,
-        )
+        whole = Problem(self.twin.bind(self.arguments), [t.detach() for t in tensors], needs, grads)
+        if index is not None:
+            return whole.part(index)
+        return replace(whole, tensors=[t.clone() for t in whole.tensors])

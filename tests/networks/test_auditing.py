@@ -1,7 +1,7 @@
 """The audit: what it catches, what it leaves alone, how often it is made, and what it costs."""
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -137,6 +137,35 @@ def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
         next(model.parameters()).mul_(1.01)
     assert passes(PASSES // 2 - 1) == []
     assert passes(1) == [8]
+
+
+def test_a_step_is_tried_on_the_worst_half_first() -> None:
+    """Gradients that turn by a little are told by four rows more; a wrong one by a closer look, as before."""
+    model, x = small_net().eval(), torch.rand(8, 3, 8, 8)
+    ran: list[int] = []
+
+    def run(tensors: Any) -> Any:
+        ran.append(len(tensors[0]))
+        return Packed(model(tensors[0]))
+
+    def finding(turned: float) -> audit.Finding:
+        ran.clear()
+        exact = input_gradient(model, x, torch.arange(8) % 5)
+        leaf = x.clone().requires_grad_()
+        logits = model(leaf)
+        (grads,) = torch.autograd.grad(F.cross_entropy(logits, torch.arange(8) % 5), logits)
+        torch.manual_seed(0)
+        noise = torch.randn_like(exact)
+        lengths = [t.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for t in (exact, noise)]
+        noise *= turned * lengths[0] / lengths[1]
+        return audit.look(audit.Problem(cast(Any, run), [x], [True], [grads]), [exact + noise])
+
+    good = finding(0.2)
+    assert 0.97 < good.cosine < 0.99
+    assert good.good
+    assert ran == [8, 4, 4]
+    assert not finding(3.0).good
+    assert ran == [8, 4, 4, 8, 8, 8]
 
 
 def test_an_audit_leaves_no_trace() -> None:
