@@ -84,8 +84,9 @@ def swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Gr
             new = graph.call_module("frozen_batch_norm", (batch_norm_input(node),))
         node.replace_all_uses_with(new)
     graph.erase_node(node)
+    graph.owning_module = part  # type: ignore[assignment]  # any module will do, to see what is dead
+    graph.eliminate_dead_code()
+    graph.owning_module = None
     rewritten = fx.GraphModule(part, graph)
-    if rewritten.graph.eliminate_dead_code():
-        rewritten.recompile()
     become(part, Rewritten)
     part.rewritten = rewritten

@@ -5,6 +5,7 @@ import functools
 import gc
 import threading
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from .weak import is_weak, redirect
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
+_ATOMS = frozenset((str, int, float, bool, bytes, type(None), torch.Size, torch.dtype, torch.device))
+_CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
 
 
@@ -48,7 +51,10 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
     for item in _reached(module, memo):
-        if is_weak(item) or is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
+        if type(item) in _CONTAINERS:
+            if type(item) is OrderedDict and not item:  # hooks; a deep copy of one takes long
+                memo[id(item)] = OrderedDict()
+        elif is_weak(item) or is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
             memo[id(item)] = item
         elif isinstance(item, Tensor):
             memo[id(item)] = tensor_for(item)
@@ -160,10 +166,14 @@ def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
     seen, stack = {id(root)}, [root]
     while stack:
         for item in gc.get_referents(stack.pop()):
-            if id(item) in seen or id(item) in passed_over or isinstance(item, _OPAQUE):
+            if type(item) in _ATOMS or id(item) in seen or id(item) in passed_over or isinstance(item, _OPAQUE):
                 continue
             seen.add(id(item))
             yield item
-            ends = is_weak(item) or is_trainer(item) or isinstance(item, Tensor) or is_left_out(item)
-            if gc.is_tracked(item) and not ends:
+            if gc.is_tracked(item) and (type(item) in _CONTAINERS or not _is_end(item)):
                 stack.append(item)
+
+
+def _is_end(item: object) -> bool:
+    """Whether a copy does not look behind this object."""
+    return is_weak(item) or is_trainer(item) or isinstance(item, Tensor) or is_left_out(item)
