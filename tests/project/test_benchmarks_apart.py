@@ -27,6 +27,10 @@ from benchmarks.speed.cases import cases
 from benchmarks.speed.limits import GPU_GROWTH, PASS, SHORT, limits_part
 from benchmarks.speed.measurement import Effort, Measurement
 
+# A deadline that strikes in a callback of the garbage collector (hypothesis has one) is told so, and strikes again.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*gc_callback:pytest.PytestUnraisableExceptionWarning"
+)
 CPU = torch.device("cpu")
 PLAIN_ROW = Row(PLAIN, "torchattacks", torch.float32, torchattacks_pgd)
 OURS = Row("ours-eager-float32", "ours", torch.float32, ours, ours=True)
