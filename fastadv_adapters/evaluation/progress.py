@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -19,18 +21,22 @@ class Progress:
         total: how many samples there are.
         done: how many are finished already.
         broken: how many of those do not stand.
+        notes: what is said first, for the report may be far away.
         show: whether anything is shown.
     """
 
-    def __init__(self, total: int, done: int, broken: int, *, show: bool) -> None:
+    def __init__(self, total: int, done: int, broken: int, notes: Sequence[str] = (), *, show: bool) -> None:
         self._total, self._before, self._broken_before = total, done, broken
-        self._show = show
+        self._notes, self._show = notes, show
         self._bar: Any = None
         self._begun = self._last = time.monotonic()
 
     def __enter__(self) -> "Progress":
+        for note in self._notes if self._show else ():
+            sys.stderr.write(f"evaluate: note: {note}\n")
         if self._show and sys.stderr.isatty():
             self._bar = self._made()
+            self._bar.start()
         return self
 
     def __exit__(
@@ -47,20 +53,25 @@ class Progress:
         """
         if not self._show:
             return
-        done, total = count.finished, self._before + count.finished
-        begun, broken = self._before + max(count.begun, done), self._broken_before + count.broken
+        total = self._before + count.finished
+        begun, broken = self._before + max(count.begun, count.finished), self._broken_before + count.broken
         robust = f"{100 * (1 - broken / max(1, begun)):.1f} % robust"
-        if self._bar is not None:
-            self._bar.update(0, completed=total, robust=robust)
-            return
         now = time.monotonic()
-        if now - self._last < EVERY and not last:
-            return
-        self._last = now
-        rate = done / max(1e-9, now - self._begun)
-        left = f", {(self._total - total) / rate:.0f} s left" if rate and total < self._total else ""
-        sys.stderr.write(f"evaluate: {total}/{self._total} samples, {robust}, {rate:.1f} samples/s{left}\n")
-        sys.stderr.flush()
+        if self._bar is not None:
+            self._bar.update(0, completed=total, robust=robust, pace=self._pace(count.finished, now))
+        elif last or now - self._last >= EVERY:
+            self._last = now
+            sys.stderr.write(f"evaluate: {total}/{self._total} samples, {robust}, {self._pace(count.finished, now)}\n")
+            sys.stderr.flush()
+
+    def _pace(self, done: int, now: float) -> str:
+        """How fast this call is, and how long the rest takes; what an earlier call has finished cost it no time.
+
+        (rich would tell the speed of the last few updates, and samples come in bursts.)
+        """
+        rate, left = done / max(1e-9, now - self._begun), self._total - self._before - done
+        rest = f", {timedelta(seconds=round(left / rate))} left" if left and rate else ""
+        return f"{rate:.1f} samples/s{rest}"
 
     def _made(self) -> Any:
         rich, console = need("rich.progress", extra="evaluate"), need("rich.console", extra="evaluate")
@@ -70,10 +81,8 @@ class Progress:
             rich.MofNCompleteColumn(),
             rich.TextColumn("{task.fields[robust]}"),
             rich.TimeElapsedColumn(),
-            rich.TextColumn("left"),
-            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[pace]}"),
         ]
         bar = rich.Progress(*columns, console=console.Console(stderr=True))
-        bar.add_task("", total=self._total, completed=self._before, robust="")
-        bar.start()
+        bar.add_task("", total=self._total, completed=self._before, robust="", pace="")
         return bar
