@@ -124,9 +124,11 @@ def test_a_folder_of_images_gives_each_class_in_turn(fastadv: Run, folder: Path)
 
 def test_evaluate_doubts_a_budget_as_wide_as_the_bounds(fastadv: Run) -> None:
     what = ("evaluate", NET, "--data", "data.npz", "--attacks", "safe-pgd-2", "--no-progress")
-    assert "note: eps 8 turns any image within 0,1 into any other" in fastadv(*what, "--eps", "8").stderr
-    for fine in (("--eps", "8/255"), ("--eps", "8", "--norm", "l2"), ("--eps", "8", "--bounds", "0,255")):
-        assert "note: eps" not in fastadv(*what, *fine).stderr
+    assert "note: eps 8 turns any image within 0,1 into any other" in fastadv(*what, "--eps", "8").stdout
+    for wide in (("--eps", "8/255,1"), ("--eps", "3.5", "--norm", "l2"), ("--eps", "12", "--norm", "l1")):
+        assert "note: eps" in fastadv(*what, *wide).stdout
+    for fine in (("--eps", "8/255"), ("--eps", "3.4", "--norm", "l2"), ("--eps", "8", "--bounds", "0,255")):
+        assert "note: eps" not in fastadv(*what, *fine).stdout
 
 
 def test_evaluate_doubts_labels_of_which_none_is_right(fastadv: Run, folder: Path) -> None:
@@ -136,7 +138,7 @@ def test_evaluate_doubts_labels_of_which_none_is_right(fastadv: Run, folder: Pat
     for labels, doubted in ((np.ones(12, int), True), (given["y"], False)):
         np.savez(folder / "of_user.npz", x=given["x"], y=labels)
         what = ("--weights", "two.pt", "--data", "of_user.npz", "--attacks", "safe-pgd-2", "--no-progress")
-        assert ("note: no sample is right" in fastadv("evaluate", NET, *what).stderr) == doubted
+        assert ("note: no sample is right" in fastadv("evaluate", NET, *what).stdout) == doubted
 
 
 def test_the_demo_trains_compares_and_evaluates(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
