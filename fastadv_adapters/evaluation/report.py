@@ -164,6 +164,8 @@ class Report:
     def triples(self, path: str | os.PathLike[str], n: int = 8) -> None:
         """Draw clean image, perturbation and adversarial of the first ``n`` broken samples whose images are kept.
 
+        Each has a row, which tells its class, the class after the attack, and what broke it.
+
         Raises:
             ValueError: there is none, or images are no images.
         """

@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import foolbox
+import matplotlib
 import pytest
 import torch
 import torchattacks
@@ -294,3 +296,13 @@ def test_what_cannot_be_compared_is_an_error(changed: dict[str, Any], kind: type
     given: dict[str, Any] = {"model": linear(), "x": X, "y": Y, "repeats": 1, **changed}
     with pytest.raises(kind, match=text):
         compare(given.pop("model"), given.pop("x"), given.pop("y"), **given)
+
+
+def test_samples_are_counted_in_whole_numbers_in_the_picture(tmp_path: Path) -> None:
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        compare(linear(), X[:1], repeats=1).plot(tmp_path / "one.svg")
+    picture = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    histogram = picture[picture.index('id="axes_2"') :]
+    ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", histogram[histogram.index('id="matplotlib.axis_4"') :])
+    assert ticks
+    assert [tick for tick in ticks if "." in tick] == []
