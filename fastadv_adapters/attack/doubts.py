@@ -8,12 +8,18 @@ from .balls import Norm
 
 NONE_RIGHT = "no sample is right even without an attack: check labels, weights and what the model normalises"
 
+STEP = 0.1 / 255
+"""A tenth of what two neighbouring bytes are apart, as a share of the bounds."""
+
+SPAN = 0.02
+"""Images that take up no more than this share of the bounds are hardly meant."""
+
 SUM = 1e-2
 """By how much the sum of probabilities in half precision may differ from 1."""
 
 
 def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinates: int) -> str | None:
-    """A note if any image is within the budget of any other, as with 8 in the place of 8/255.
+    """A note if any image is within the budget of any other, as with 8 in the place of 8/255, or none is.
 
     Args:
         eps: the budget.
@@ -23,11 +29,27 @@ def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinate
     """
     lower, upper = bounds
     across = (upper - lower) * {"linf": 1.0, "l2": math.sqrt(coordinates), "l1": float(coordinates)}[norm]
-    if eps < across:
+    if eps >= across:
+        return (
+            f"eps {eps:g} turns any image within {lower:g},{upper:g} into any other: eps is in units of the images "
+            f"(8/255, not 8, if they end at 1)"
+        )
+    if norm == "linf" and 0 < eps < across * STEP:
+        return (
+            f"eps {eps:g} is no tenth of a step of images in bytes within {lower:g},{upper:g}: eps is in units of the "
+            f"images (8, not 8/255, if they end at 255)"
+        )
+    return None
+
+
+def doubt_images(x: Tensor, bounds: tuple[float, float]) -> str | None:
+    """A note if images (N, ...) take up next to nothing of the bounds, as those that end at 1 within 0 and 255."""
+    least, largest, (lower, upper) = float(x.detach().amin()), float(x.detach().amax()), bounds
+    if not 0 < largest - least < SPAN * (upper - lower):
         return None
     return (
-        f"eps {eps:g} turns any image within {lower:g},{upper:g} into any other: eps is in units of the images (8/255, "
-        f"not 8, if they end at 1)"
+        f"values of images lie within {least:.4g},{largest:.4g}, and bounds are {lower:g},{upper:g}: eps and bounds "
+        f"are in units of the images"
     )
 
 

@@ -132,7 +132,7 @@ def evaluate_command(
             raise ValueError("expected data to evaluate on, got none: give --data")
         report = evaluate(
             net,
-            data_named(data, _dtype(net)),
+            data_named(data, _dtype(net), within),
             [name.strip() for name in attacks.split(",")],
             eps=budgets,
             norm=_norm(norm),
@@ -189,7 +189,7 @@ def _batch(
     if (shaped is None) == (data is None):
         raise ValueError(f"expected --input or --data, got {'both' if data else 'neither'}: give one of them")
     if data is not None:
-        return first_of(data_named(data, _dtype(model)), count)
+        return first_of(data_named(data, _dtype(model), within), count)
     lower, upper = within
     x = torch.rand(count, *shape(str(shaped)), dtype=_dtype(model))
     return x * (upper - lower) + lower, None

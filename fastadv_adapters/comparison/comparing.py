@@ -19,6 +19,7 @@ from ..attack import (
     accept_norm,
     accept_size,
     doubt_budget,
+    doubt_images,
     doubt_logits,
 )
 from ..model import FastAttackModel
@@ -130,6 +131,7 @@ def _doubts(study: "_Study", logits: Tensor) -> list[str]:
     doubts = [
         wide if study.attacker.has_budget else None,
         None if bool((logits.argmax(1) == study.y).any()) else NONE_RIGHT,
+        doubt_images(study.x, budget.bounds),
         doubt_logits(logits),
     ]
     return [note for note in doubts if note is not None]

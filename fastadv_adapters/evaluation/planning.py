@@ -8,7 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ..attack import Norm, accept_bounds, accept_count, accept_norm, accept_size, doubt_budget, doubt_logits
+from ..attack import (
+    Norm,
+    accept_bounds,
+    accept_count,
+    accept_norm,
+    accept_size,
+    doubt_budget,
+    doubt_images,
+    doubt_logits,
+)
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
 from .attacks import attacks_of
@@ -100,6 +109,7 @@ def plan_of(asked: Asked) -> Plan:
     stages = [attack.stage(setting, budget) for budget in budgets for attack in attacks]
     doubts = [
         doubt_budget(budgets[-1], setting.norm, bounds, x[0].numel()),
+        doubt_images(x, bounds),
         doubt_logits(judge.logits(x)),
     ]
     notes = [note for note in doubts if note is not None]
