@@ -128,7 +128,8 @@ def _attack(
     broken = sum(row.broken_by is not None for row in finished.values())
     show = asked.progress and together.rank == 0
     notes = plan.header.get("notes", [])
-    with Progress(plan.samples.count, len(finished), broken, notes, show=show) as shown:
+    begun = max(finished, default=-1) + 1  # they are begun in order
+    with Progress(plan.samples.count, len(finished), broken, begun=begun, notes=notes, show=show) as shown:
         sink = Sink(together, write, shown.update, asked.callback)
         chunks: Any = together.chunks(todo)
         while chunks is not None:

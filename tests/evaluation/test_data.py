@@ -122,16 +122,30 @@ def test_progress_tells_the_pace_of_this_call(kind: type[io.StringIO], monkeypat
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("fastadv_adapters.evaluation.progress.time.monotonic", lambda: clock[0])
-    with Progress(1000, 900, 1, ["first"], show=True) as progress:
+    with Progress(1000, 900, 450, begun=912, notes=["first"], show=True) as progress:
         clock[0] += 16
-        progress.update(Count(32, 16, 0), last=True)
+        progress.update(Count(6, 6, 0))
         clock[0] += 0.001
         progress.update(Count(32, 32, 0), last=True)
+        assert str(progress) == "2.0 samples/s, 0:00:34 left"
+        clock[0] += 16
+        assert str(progress) == "1.0 samples/s, 0:01:08 left", "time goes on between two updates"
     assert shown.getvalue().startswith("evaluate: note: first\n")
-    assert "2.0 samples/s, 0:00:34 left" in shown.getvalue()
+    assert "samples/s, 0:0" in shown.getvalue()
+
+
+def test_progress_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that were on their way stood so far, and still do."""
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "200")
+    with Progress(20, 4, 3, begun=10, show=True):
+        pass
+    assert "4/20" in shown.getvalue()
+    assert "70.0 % robust" in shown.getvalue()
 
 
 def test_nothing_is_shown_if_not_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(20, 0, 0, ["first"], show=False) as progress:
+    with Progress(20, 0, 0, notes=["first"], show=False) as progress:
         progress.update(Count(1, 1, 1), last=True)
     assert capsys.readouterr() == ("", "")
