@@ -12,7 +12,7 @@ Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's ow
 
 from .balls import Ball, Norm, accept_norm, ball_around
 from .checks import accept_bounds, accept_classifier, accept_count, accept_inputs, accept_logits, accept_size
-from .doubts import NONE_RIGHT, doubt_budget, doubt_images, doubt_logits
+from .doubts import NONE_RIGHT, differ, doubt_budget, doubt_images, doubt_logits
 from .flow import Departed, Entrants, Way
 from .losses import Loss, LossFunction, LossName, resolve_loss
 from .objectives import left_class
@@ -40,6 +40,7 @@ __all__ = [
     "accept_norm",
     "accept_size",
     "ball_around",
+    "differ",
     "doubt_budget",
     "doubt_images",
     "doubt_logits",

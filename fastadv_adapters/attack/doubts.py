@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from .balls import Norm
@@ -13,6 +14,10 @@ STEP = 0.1 / 255
 
 SPAN = 0.02
 """Images that take up no more than this share of the bounds are hardly meant."""
+
+APART = 1e-4
+"""By how much, relative to the largest logit, two passes of a model differ if it draws random numbers. (The checks of
+AutoAttack have the same number, absolute.)"""
 
 SUM = 1e-2
 """By how much the sum of probabilities in half precision may differ from 1."""
@@ -63,3 +68,9 @@ def doubt_logits(logits: Tensor) -> str | None:
         "the model seems to return probabilities: attacks expect logits, and behind a softmax their gradients vanish, "
         "so more samples stand than should. Return logits"
     )
+
+
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether logits (N, C) of two passes are of a model that draws random numbers."""
+    peak = first.abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
+    return bool((((first - second).abs() / peak) > APART).any())

@@ -18,6 +18,7 @@ from ..attack import (
     accept_logits,
     accept_norm,
     accept_size,
+    differ,
     doubt_budget,
     doubt_images,
     doubt_logits,
@@ -48,6 +49,11 @@ CONFIRMING = 2
 
 NEARLY = 0.95
 """The default options are recommended if they reach this share of the best speed: the simplest is best."""
+
+RANDOM = (
+    "the model draws random numbers: gradients and verdicts change from pass to pass, of the plain model too; evaluate "
+    "takes the majority of several passes"
+)
 
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
@@ -124,6 +130,7 @@ def _accept_data(
     return (logits.argmax(1) if y is None else y.to(torch.int64)), logits
 
 
+@torch.no_grad()
 def _doubts(study: "_Study", logits: Tensor) -> list[str]:
     """Notes on what is seldom meant."""
     budget = study.budget
@@ -133,6 +140,7 @@ def _doubts(study: "_Study", logits: Tensor) -> list[str]:
         None if bool((logits.argmax(1) == study.y).any()) else NONE_RIGHT,
         doubt_images(study.x, budget.bounds),
         doubt_logits(logits),
+        RANDOM if differ(logits, study.model(study.x)) else None,
     ]
     return [note for note in doubts if note is not None]
 

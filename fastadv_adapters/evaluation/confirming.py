@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attack import accept_classifier, left_class
+from ..attack import accept_classifier, differ, left_class
 from .seeds import seed_of, seeded
 
 SIZE = 32
@@ -18,10 +18,6 @@ WITHIN = 100
 
 PASSES = 9
 """How often a model that draws random numbers is asked; the majority counts."""
-
-APART = 1e-4
-"""By how much, relative to the largest logit, two passes of a model differ if it draws random numbers. (The checks of
-AutoAttack have the same number, absolute.)"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,7 @@ class Judge:
     def notice_randomness(self, x: Tensor) -> bool:
         """Ask twice about the same inputs, and from now on more often if the answers differ."""
         first, second = (self._logits(x, (0, number)) for number in range(2))
-        peak = first.abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
-        differs = bool((((first - second).abs() / peak) > APART).any())
+        differs = differ(first, second)
         self.passes = PASSES if differs else 1
         return differs
 

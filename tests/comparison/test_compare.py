@@ -247,6 +247,14 @@ def test_notes_stand_beside_the_verdict_and_in_the_json() -> None:
     assert compare(linear(), X, attack=signed, eps=8, repeats=1).notes == []
 
 
+def test_a_model_that_draws_random_numbers_is_noted() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((x + 0.1 * torch.randn_like(x)).flatten(1))
+
+    assert [note[:31] for note in compare(Noisy(64, 10), X, repeats=1).notes] == ["the model draws random numbers:"]
+
+
 class Pair(nn.Linear):
     """Returns more than logits."""
 
