@@ -4,13 +4,15 @@
 with ``objectives`` (another class, or just a higher loss) over ``targets``, made of ``losses`` and their
 ``directions``, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them. Samples
 whose iterates come again (``cycles``) rest until the next start (``resting``). ``looking`` is shared by ``search`` and
-``stream``, through which samples pass one by one (``flow``).
+``stream``, through which samples pass one by one (``flow``). ``doubts`` notes
+what is allowed and seldom meant.
 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """
 
 from .balls import Ball, Norm, accept_norm, ball_around
-from .checks import accept_bounds, accept_count, accept_inputs, accept_logits, accept_size
+from .checks import accept_bounds, accept_classifier, accept_count, accept_inputs, accept_logits, accept_size
+from .doubts import NONE_RIGHT, differ, doubt_budget, doubt_images, doubt_logits
 from .flow import Departed, Entrants, Way
 from .losses import Loss, LossFunction, LossName, resolve_loss
 from .objectives import left_class
@@ -20,6 +22,7 @@ from .stream import stream_of
 
 __all__ = [
     "LEAST_ROWS",
+    "NONE_RIGHT",
     "Ball",
     "Departed",
     "Entrants",
@@ -30,12 +33,17 @@ __all__ = [
     "SafePGD",
     "Way",
     "accept_bounds",
+    "accept_classifier",
     "accept_count",
     "accept_inputs",
     "accept_logits",
     "accept_norm",
     "accept_size",
     "ball_around",
+    "differ",
+    "doubt_budget",
+    "doubt_images",
+    "doubt_logits",
     "left_class",
     "resolve_loss",
     "step_sizes",

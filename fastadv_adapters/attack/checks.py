@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -136,6 +137,30 @@ def accept_logits(logits: Any, samples: int, largest_label: int) -> Tensor:
     return logits
 
 
+def accept_classifier(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """What a model makes of inputs (N, ...) as logits (N, C) of at least two classes.
+
+    Raises:
+        ValueError: it does not take such inputs, or returns something else.
+    """
+    try:
+        logits: object = model(x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"expected the model to take inputs of shape {tuple(x.shape)} and {x.dtype}, got {type(error).__name__}: "
+            f"{error}: pass what the model was made for"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"expected the model to return logits of shape ({len(x)}, C), C at least 2, got {got}: wrap a model that "
+            f"returns anything else in a module that returns its logits"
+        )
+    return logits
+
+
 def _accept_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it")
@@ -151,15 +176,15 @@ def _accept_kind(x: Tensor) -> None:
 
 
 def _accept_labels(x: Tensor, y: Tensor) -> None:
-    if y.dtype not in LABELS:
-        raise TypeError(
-            f"expected y to hold integer class labels, got {y.dtype}. Convert it with .long(), or pass a callable loss "
-            f"that takes other targets"
-        )
-    if y.shape != x.shape[:1]:
+    if y.shape != x.shape[:1]:  # before the dtype: one-hot rows are often floating, and stay rows as integers
         raise ValueError(
             f"expected y of shape ({len(x)},), one label per sample of x, got {tuple(y.shape)}. Pass class indices, "
             f"not one-hot rows, for the same samples as x"
+        )
+    if y.dtype not in LABELS:
+        raise TypeError(
+            f"expected y to hold integer class labels, got {y.dtype}. Convert it with .long(), or pass SafePGD a "
+            f"callable loss that takes other targets"
         )
 
 

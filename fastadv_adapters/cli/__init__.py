@@ -2,12 +2,14 @@
 
 ``models`` and ``data`` find what is named, by ``locating``; ``numbers`` reads fractions, shapes and requirements. The
 commands stand in ``app``, their options in ``arguments``; ``info`` tells what there is, ``demo`` trains what is shown.
-``failing`` makes one line and an exit status of what goes wrong.
+``failing`` and ``usage`` make one line and an exit status of what goes wrong; ``naming`` calls options in it by their
+names, and ``speaking`` lets one process of several say it.
 """
 
 import sys
 
 from ..modules import need
+from .speaking import say
 
 __all__ = ["main"]
 
@@ -18,7 +20,7 @@ def main() -> None:
         for name in ("typer", "rich"):
             need(name, extra="cli")
     except ImportError as error:
-        sys.stderr.write(f"fastadv: {error}\n")
+        say(str(error))
         sys.exit(2)
     from .app import app
 

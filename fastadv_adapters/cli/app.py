@@ -1,7 +1,6 @@
 """The commands."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -22,8 +21,8 @@ from .info import information
 from .models import device_named, model_named
 from .numbers import bounds as bounds_of
 from .numbers import number, numbers, requirement, shape
-
-NONE_RIGHT = "note: no sample is right even without an attack: check labels, --weights and what the model normalises"
+from .speaking import is_first, record
+from .usage import OneLine
 
 app = typer.Typer(
     help="Fast, honest adversarial attacks in PyTorch.",
@@ -31,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=OneLine,
 )
 DEFAULT_EPS = "8/255"
 
@@ -127,13 +127,12 @@ def evaluate_command(
     with in_one_line(debug=debug):
         required = [requirement(text) for text in require or ()]
         budgets, within = numbers(eps), bounds_of(bounds)
-        _doubt(max(budgets), _norm(norm), within)
         net = model_named(model, weights, device_named(device))
         if data is None:
             raise ValueError("expected data to evaluate on, got none: give --data")
         report = evaluate(
             net,
-            data_named(data, _dtype(net)),
+            data_named(data, _dtype(net), within),
             [name.strip() for name in attacks.split(",")],
             eps=budgets,
             norm=_norm(norm),
@@ -190,7 +189,7 @@ def _batch(
     if (shaped is None) == (data is None):
         raise ValueError(f"expected --input or --data, got {'both' if data else 'neither'}: give one of them")
     if data is not None:
-        return first_of(data_named(data, _dtype(model)), count)
+        return first_of(data_named(data, _dtype(model), within), count)
     lower, upper = within
     x = torch.rand(count, *shape(str(shaped)), dtype=_dtype(model))
     return x * (upper - lower) + lower, None
@@ -209,32 +208,23 @@ def _norm(text: str) -> Norm:
     raise ValueError(f"expected norm to be one of {', '.join(map(repr, known))}, got {text!r}. Choose one of them")
 
 
-def _doubt(eps: float, norm: Norm, within: tuple[float, float]) -> None:
-    """A note if any image is within the budget of any other, as with 8 in the place of 8/255."""
-    lower, upper = within
-    if norm == "linf" and eps >= upper - lower and os.environ.get("RANK", "0") == "0":
-        reach = f"{lower:g},{upper:g}"
-        typer.echo(f"note: eps {eps:g} turns any image within {reach} into any other: check --eps", err=True)
-
-
 def _report(
     report: Report, required: list[Any], json_file: Path | None, plot: Path | None, triples: Path | None
 ) -> None:
     """Show a report and write what is to be written, in the first process alone; status 1 if it falls short."""
-    short = [one for one in required if not one.holds(report)]
-    unfinished = bool(required) and not report.complete
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(str(report))
-        if report.clean_accuracy == 0:
-            typer.echo(NONE_RIGHT, err=True)
-        _write(report, json_file, plot)
-        if triples is not None:
-            write_whole(triples, report.triples)
-        for one in short:
-            typer.echo(f"falls short: {one.text}, got {getattr(report, one.attribute):.4f}", err=True)
-        if unfinished:
-            typer.echo("falls short: not all samples are finished", err=True)
-    if short or unfinished:
+    if not is_first():  # which ends well: torchrun would end the first one in the middle of writing
+        return
+    typer.echo(str(report))
+    _write(report, json_file, plot)
+    if triples is not None:
+        write_whole(triples, report.triples)
+    short = [f"{one.text}, got {getattr(report, one.attribute):.4f}" for one in required if not one.holds(report)]
+    if required and not report.complete:
+        short.append("not all samples are finished")
+    for text in short:
+        typer.echo(f"falls short: {text}", err=True)
+    if short:
+        record(f"falls short: {'; '.join(short)}")
         sys.exit(FALLS_SHORT)
 
 

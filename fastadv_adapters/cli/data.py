@@ -16,13 +16,14 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
-    """Images in a folder per class, as (C, H, W) in [0, 1], grey ones of one channel; classes in order of their names.
+    """Images in a folder per class, as (C, H, W) within bounds; grey ones have one channel.
 
-    The order takes one image of each class in turn, so that the first ones stand for all classes.
+    Classes are in order of their names. Images of all classes come in turn, so that the first ones stand for all.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         need("PIL.Image", extra="cli")
+        self._bounds = bounds
         folders = sorted(place for place in path.iterdir() if place.is_dir())
         files = [sorted(f for f in folder.rglob("*") if f.suffix.lower() in ENDINGS) for folder in folders]
         columns = [[(file, label) for file in some] for label, some in enumerate(files)]
@@ -43,24 +44,25 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         except Exception as error:
             raise ValueError(f"expected an image, got {path}, which cannot be read ({error}): leave it out") from error
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return pixels.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255, label
+        return _scaled(pixels.view(image.height, image.width, -1).permute(2, 0, 1), torch.float32, self._bounds), label
 
 
-def data_named(text: str, dtype: torch.dtype) -> Any:
+def data_named(text: str, dtype: torch.dtype, bounds: tuple[float, float]) -> Any:
     """A pair of tensors, or whatever else ``evaluate`` takes.
 
     Args:
         text: a file of arrays ``x`` and ``y`` (``.npz``, ``.safetensors``), a folder of images, or ``MODULE:DATASET``.
-        dtype: of the images in a file; bytes are divided by 255.
+        dtype: of the images in a file.
+        bounds: the least and the largest value of an image, which bytes are scaled to.
 
     Raises:
         ValueError: there is no such data, or it is not as described.
     """
     path = Path(text)
     if path.is_dir():
-        return ImageFolder(path)
+        return ImageFolder(path, bounds)
     if path.suffix in (".npz", ".safetensors"):
-        return _of_file(path, dtype)
+        return _of_file(path, dtype, bounds)
     if ":" not in text:
         raise ValueError(
             f"expected data as a .npz or .safetensors file, a folder of images or MODULE:DATASET, got {text!r}: check "
@@ -98,7 +100,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return x, y
 
 
-def _of_file(path: Path, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _of_file(path: Path, dtype: torch.dtype, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise ValueError(f"expected a file of data, got {path}, which is not there: check --data")
     try:
@@ -118,5 +120,11 @@ def _of_file(path: Path, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if not {"x", "y"} <= set(keys):
         raise ValueError(f"expected arrays x and y in {path}, got {', '.join(keys) or 'none'}: rename them")
     x, y = arrays["x"], arrays["y"]
-    x = x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype) if x.is_floating_point() else x
+    x = _scaled(x, dtype, bounds) if x.dtype == torch.uint8 else x.to(dtype) if x.is_floating_point() else x
     return x, y
+
+
+def _scaled(pixels: Tensor, dtype: torch.dtype, bounds: tuple[float, float]) -> Tensor:
+    """Bytes, as numbers from the lower to the upper bound."""
+    lower, upper = bounds
+    return (pixels.to(dtype) / 255 * (upper - lower) + lower).clamp(lower, upper)

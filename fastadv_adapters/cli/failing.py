@@ -5,6 +5,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .naming import as_options
+from .speaking import is_first, say
+
 BAD, FALLS_SHORT, INTERRUPTED = 2, 1, 130
 """Exit status for wrong use or bad input, for a comparison or a number that falls short, and after Ctrl-C."""
 
@@ -16,18 +19,19 @@ def in_one_line(*, debug: bool) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write("fastadv: interrupted. What an evaluation has finished is kept: the same call goes on\n")
+        if is_first():
+            say("interrupted. What an evaluation has finished is kept: the same call goes on")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        sys.stderr.write(f"fastadv: {said(error)}\n")
+        say(said(error))
         sys.exit(BAD)
 
 
 def said(error: BaseException) -> str:
-    """An error in one line: its text, with its type if that alone may say too little."""
-    text = " ".join(str(error).split())
+    """An error in one line: its text with options named as such, and its type if that alone may say too little."""
+    text = as_options(" ".join(str(error).split()))
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     known = isinstance(error, (ValueError, TypeError, OSError, ImportError)) and text

@@ -32,9 +32,15 @@ class Budget:
 
 
 class Attacker(ABC):
-    """An attack that can be made on the plain model and on fast ones."""
+    """An attack that can be made on the plain model and on fast ones.
+
+    Attributes:
+        name: as it is shown.
+        has_budget: whether it attacks within the budget of the comparison, and not within one of its own.
+    """
 
     name: str
+    has_budget = False
 
     @abstractmethod
     def on_plain(self, model: nn.Module) -> Run:
@@ -53,7 +59,7 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
         ValueError: a torchattacks attack on another model than the one that is compared.
     """
     if attack is None:
-        return _Called(_pgd(budget), f"PGD-{STEPS}")
+        return _Called(_pgd(budget), f"PGD-{STEPS}", has_budget=True)
     if _is_of(attack, "torchattacks.attack"):
         if attack.model is not model:
             raise ValueError(
@@ -78,8 +84,10 @@ def _is_of(attack: Any, module: str) -> bool:
 
 
 class _Called(Attacker):
-    def __init__(self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], name: str) -> None:
-        self._attack, self.name = attack, name
+    def __init__(
+        self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], name: str, *, has_budget: bool = False
+    ) -> None:
+        self._attack, self.name, self.has_budget = attack, name, has_budget
 
     def on_plain(self, model: nn.Module) -> Run:
         return lambda x, y: self._attack(model, x, y)
@@ -110,6 +118,8 @@ class _Torchattacks(Attacker):
 
 
 class _Foolbox(Attacker):
+    has_budget = True
+
     def __init__(self, attack: Any, budget: Budget) -> None:
         self._attack, self._budget, self.name = attack, budget, f"foolbox {type(attack).__name__}"
 

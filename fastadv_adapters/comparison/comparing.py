@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attack import Norm, accept_bounds, accept_inputs, accept_logits, accept_norm, accept_size
+from ..attack import (
+    NONE_RIGHT,
+    Norm,
+    accept_bounds,
+    accept_classifier,
+    accept_inputs,
+    accept_logits,
+    accept_norm,
+    accept_size,
+    differ,
+    doubt_budget,
+    doubt_images,
+    doubt_logits,
+)
 from ..model import FastAttackModel
 from ..modules import HALF, accept_model, device_of, is_in_hardware, random_state_kept
 from ..options import FastAttackOptions
@@ -36,6 +49,11 @@ CONFIRMING = 2
 
 NEARLY = 0.95
 """The default options are recommended if they reach this share of the best speed: the simplest is best."""
+
+RANDOM = (
+    "the model draws random numbers: gradients and verdicts change from pass to pass, of the plain model too; evaluate "
+    "takes the majority of several passes"
+)
 
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
@@ -90,23 +108,41 @@ def compare(
     budget = Budget(accept_size("eps", eps), accept_norm(norm), accept_bounds(bounds))
     device = device_of(model)
     with torch.inference_mode(False), random_state_kept(device), _in_eval_mode(model), Progress(progress) as told:
-        y = _accept_data(model, x, y, budget, device)
+        y, logits = _accept_data(model, x, y, budget, device)
         study = _Study(model, x.detach(), y, attacker_for(attack, model, budget), options or {}, budget)
+        notes = _doubts(study, logits)
         recommended = study.run(repeats, told.say)
     setting = {"eps": budget.eps, "norm": norm, "bounds": list(budget.bounds), "repeats": repeats}
     name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
-    return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions())
+    return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions(), notes)
 
 
-def _accept_data(model: nn.Module, x: Tensor, y: Tensor | None, budget: Budget, device: torch.device) -> Tensor:
-    """The labels; raises for what cannot be attacked."""
+def _accept_data(
+    model: nn.Module, x: Tensor, y: Tensor | None, budget: Budget, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The labels, and the model's logits; raises for what cannot be attacked."""
     given = torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None and isinstance(x, Tensor) else y
     largest = accept_inputs(x, given, device, budget.bounds)
     if not len(x):
         raise ValueError("expected at least one sample, got none: pass a batch to be attacked")
     with torch.no_grad():
-        logits = accept_logits(model(x), len(x), largest)
-    return logits.argmax(1) if y is None else y.to(torch.int64)
+        logits = accept_logits(accept_classifier(model, x), len(x), largest)
+    return (logits.argmax(1) if y is None else y.to(torch.int64)), logits
+
+
+@torch.no_grad()
+def _doubts(study: "_Study", logits: Tensor) -> list[str]:
+    """Notes on what is seldom meant."""
+    budget = study.budget
+    wide = doubt_budget(budget.eps, budget.norm, budget.bounds, study.x[0].numel())
+    doubts = [
+        wide if study.attacker.has_budget else None,
+        None if bool((logits.argmax(1) == study.y).any()) else NONE_RIGHT,
+        doubt_images(study.x, budget.bounds),
+        doubt_logits(logits),
+        RANDOM if differ(logits, study.model(study.x)) else None,
+    ]
+    return [note for note in doubts if note is not None]
 
 
 @contextmanager

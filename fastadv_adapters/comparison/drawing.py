@@ -70,5 +70,7 @@ def _cosines(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("1 - cosine of the gradient with float64")
     axes.set_ylabel("samples")
+    counts: Any = axes.yaxis.get_major_locator()
+    counts.set_params(integer=True, min_n_ticks=1)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,7 @@ from typing import Any
 from ..options import FastAttackOptions
 from .drawing import draw
 from .row import Row
-from .showing import NOTE, as_html, lines_of, print_table
+from .showing import LEGEND, as_html, lines_of, print_table
 from .writing import write_whole
 
 
@@ -26,6 +26,7 @@ class Comparison:
         setting: eps, norm, bounds, repeats.
         device: where it ran.
         versions: of what ran.
+        notes: what to know beside the numbers: a budget, labels or outputs that are seldom meant.
     """
 
     attack: str
@@ -36,6 +37,7 @@ class Comparison:
     setting: Mapping[str, Any]
     device: Mapping[str, Any]
     versions: Mapping[str, str]
+    notes: Sequence[str] = ()
 
     @property
     def recommended(self) -> FastAttackOptions | None:
@@ -74,7 +76,7 @@ class Comparison:
         return f"{said}; with the default options it is {faith} and {_speed(default)}."
 
     def print(self, file: Any = None) -> None:
-        """Print a table and the verdict.
+        """Print a table, the verdict and the notes.
 
         Args:
             file: to write to; None for standard output.
@@ -82,7 +84,7 @@ class Comparison:
         Raises:
             ImportError: rich is not installed.
         """
-        print_table(self._title, self._lines(), self._note, self.verdict, file)
+        print_table(self._title, self._lines(), self._legend, self._last_lines, file)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, its keys the names of the attributes; the file is replaced as a whole."""
@@ -102,6 +104,7 @@ class Comparison:
         named = self.recommended_row
         return {
             "verdict": self.verdict,
+            "notes": list(self.notes),
             "recommended": None if named is None else self.row(named).record()["options"],
             "recommended_row": named,
             "faithful": self.faithful,
@@ -119,15 +122,19 @@ class Comparison:
         return f"Comparison({self.verdict!r})"
 
     def _repr_html_(self) -> str:
-        return as_html(self._title, self._lines(), self._note, self.verdict)
+        return as_html(self._title, self._lines(), self._legend, self._last_lines)
 
     @property
     def _title(self) -> str:
         return f"{self.attack} on {self.samples} images, eps {self.setting['eps']:.4g} in {self.setting['norm']}"
 
     @property
-    def _note(self) -> str:
-        return NOTE.format(reference=self.reference)
+    def _legend(self) -> str:
+        return LEGEND.format(reference=self.reference)
+
+    @property
+    def _last_lines(self) -> list[str]:
+        return [self.verdict, *(f"note: {note}" for note in self.notes)]
 
     def _lines(self) -> list[list[str]]:
         return lines_of(self.rows, self.recommended_row)

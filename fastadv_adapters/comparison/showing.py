@@ -7,7 +7,7 @@ from typing import Any
 from ..modules import need
 from .row import Row
 
-NOTE = (
+LEGEND = (
     "Times as fast: median and quartiles of pairs with the plain model, warm-up apart. Cosine (median, least) and "
     "signs are of gradients, with {reference}. Robust accuracy is judged by the plain model; images differ if their "
     "outcome is another than after the plain attack."
@@ -44,8 +44,8 @@ def _column(row: Row) -> dict[str, str]:
     }
 
 
-def print_table(title: str, lines: Sequence[Sequence[str]], note: str, verdict: str, file: Any) -> None:
-    """Print the table with rich, and the verdict below."""
+def print_table(title: str, lines: Sequence[Sequence[str]], legend: str, last: Sequence[str], file: Any) -> None:
+    """Print the table with rich, and these lines below."""
     need("rich", extra="evaluate")
     from rich.console import Console
     from rich.table import Table
@@ -58,16 +58,17 @@ def print_table(title: str, lines: Sequence[Sequence[str]], note: str, verdict: 
         table.add_row(*line)
     console = Console(file=file)
     console.print(table)
-    console.print(note, style="dim", markup=False, highlight=False)
-    console.print(verdict, markup=False, highlight=False)
+    console.print(legend, style="dim", markup=False, highlight=False)
+    for text in last:
+        console.print(text, markup=False, highlight=False)
 
 
-def as_html(title: str, lines: Sequence[Sequence[str]], note: str, verdict: str) -> str:
+def as_html(title: str, lines: Sequence[Sequence[str]], legend: str, last: Sequence[str]) -> str:
     """The same as HTML, escaped."""
     head, *body = ([html.escape(text).replace("\n", "<br>") for text in line] for line in lines)
     rows = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in body)
     return (
         f"<p><b>{html.escape(title)}</b></p>"
         f"<table><thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{rows}</tbody></table>"
-        f"<p>{html.escape(verdict)}</p><p><small>{html.escape(note)}</small></p>"
+        f"{''.join(f'<p>{html.escape(text)}</p>' for text in last)}<p><small>{html.escape(legend)}</small></p>"
     )

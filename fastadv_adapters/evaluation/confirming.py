@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attack import left_class
+from ..attack import accept_classifier, differ, left_class
 from .seeds import seed_of, seeded
 
 SIZE = 32
@@ -18,10 +18,6 @@ WITHIN = 100
 
 PASSES = 9
 """How often a model that draws random numbers is asked; the majority counts."""
-
-APART = 1e-4
-"""By how much, relative to the largest logit, two passes of a model differ if it draws random numbers. (The checks of
-AutoAttack have the same number, absolute.)"""
 
 
 @dataclass(frozen=True)
@@ -64,25 +60,21 @@ class Judge:
         """How many classes the model knows.
 
         Raises:
-            ValueError: it does not return logits (N, C).
+            ValueError: it does not take them, or does not return logits (N, C).
         """
         with _evaluating(self._model), seeded(self._seed, self.device):
-            logits: object = self._model(x.to(self.device, self._dtype))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"expected the model to return logits of shape ({len(x)}, C), C at least 2, got {got}: wrap a model "
-                f"that returns anything else in a module that returns its logits"
-            )
-        return logits.shape[1]
+            return accept_classifier(self._model, x.to(self.device, self._dtype)).shape[1]
 
     def notice_randomness(self, x: Tensor) -> bool:
         """Ask twice about the same inputs, and from now on more often if the answers differ."""
         first, second = (self._logits(x, (0, number)) for number in range(2))
-        peak = first.abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
-        differs = bool((((first - second).abs() / peak) > APART).any())
+        differs = differ(first, second)
         self.passes = PASSES if differs else 1
         return differs
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of at most SIZE inputs, of one pass."""
+        return self._logits(x, ("logits",))
 
     def verdicts(self, x: Tensor, y: Tensor, *names: object) -> Verdicts:
         """What it makes of inputs (N, ...) with these labels; ``names`` seed its random numbers."""

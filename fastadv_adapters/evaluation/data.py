@@ -146,7 +146,8 @@ def _of_dataset(dataset: Any, order: Sequence[int], collate: Callable[[Any], Any
                 f"expected samples {index[0]} to {index[-1]} of data to be readable, images of one shape, got "
                 f"{type(error).__name__}: {error}: mend or leave out what is broken"
             ) from error
-        return _pair(pair)
+        x, y = _pair(pair)
+        return x, y.to(x.device)  # labels of a data set are on the CPU, wherever its images are
 
     return Samples(len(order), read)
 
@@ -155,7 +156,7 @@ def _pair(item: Any) -> tuple[Tensor, Tensor]:
     """An item of a loader or an iterable as images and labels, of one sample or of several."""
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
-        raise ValueError(f"expected data to give pairs (x, y), got {kind}: leave out everything else")
+        raise ValueError(f"expected data to give pairs (x, y), got {kind}: give images and labels alone, as tensors")
     x, y = (torch.as_tensor(part) for part in item)
     return x, y
 
@@ -173,7 +174,7 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     if partial or len(set(found)) < len(found):
         raise ValueError(
             "expected a loader that gives each sample once, got one that draws samples at random: pass the data set "
-            "itself, with limit for fewer of them"
+            "itself, with limit=COUNT for fewer of them"
         )
     return sorted(found)
 

@@ -73,7 +73,7 @@ def _carried_out(asked: Asked) -> Report:
     if asked.output is None:
         if together.world > 1:
             raise ValueError(
-                f"expected an output folder that all {together.world} processes share, got None: pass output"
+                f"expected an output folder that all {together.world} processes share, got None: pass output=FOLDER"
             )
         return _in_memory(asked, together)
     need("safetensors.torch", extra="evaluate")
@@ -127,7 +127,9 @@ def _attack(
     todo = [index for index in range(plan.samples.count) if index not in finished]
     broken = sum(row.broken_by is not None for row in finished.values())
     show = asked.progress and together.rank == 0
-    with Progress(plan.samples.count, len(finished), broken, show=show) as shown:
+    notes = plan.header.get("notes", [])
+    begun = max(finished, default=-1) + 1  # they are begun in order
+    with Progress(plan.samples.count, len(finished), broken, begun=begun, notes=notes, show=show) as shown:
         sink = Sink(together, write, shown.update, asked.callback)
         chunks: Any = together.chunks(todo)
         while chunks is not None:

@@ -1,5 +1,6 @@
 """Pictures of a report, readable in black and white."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,13 @@ from torch import Tensor
 from ..modules import need
 from .rows import CLEAN, Row
 
+LETTER = 0.07
+"""About how wide a letter beside the images is, in inches."""
+
 DARK, LIGHT = "#264653", "#a8b8c0"
+
+BARS = 24
+"""How many bars there are at most."""
 
 
 def draw_report(
@@ -17,7 +24,7 @@ def draw_report(
 ) -> None:
     """Draw accuracy attack by attack, passes per sample, and robust accuracy by budget if there are several."""
     panels = 3 if len(curve) > 1 else 2
-    figure, axes = _figure(panels, height=3.2)
+    figure, [axes] = _figure([4.0] * panels, height=3.2)
     _draw_attacks(axes[0], by_attack)
     _draw_passes(axes[1], rows)
     if len(curve) > 1:
@@ -28,7 +35,7 @@ def draw_report(
 def draw_triples(
     shown: Sequence[tuple[Row, Tensor, Tensor]], bounds: tuple[float, ...], path: str | os.PathLike[str]
 ) -> None:
-    """Draw clean image, perturbation and adversarial, a column each, with the class that the model gives them.
+    """Draw clean image, perturbation and adversarial, a row for each sample, and beside it what became of it.
 
     Values between the bounds go from black to white. In a perturbation grey is none, and its largest change is black
     or white.
@@ -41,31 +48,37 @@ def draw_triples(
             f"expected images of shape (C, H, W) or (H, W), got {tuple(shown[0][1].shape)}: draw others yourself, from "
             f"adversarials()"
         )
-    figure, axes = _figure(len(shown), height=4.4, rows=3)
-    for column, (row, clean, adversarial) in enumerate(shown):
-        change = (adversarial.double() - clean.double()).numpy(force=True)
-        largest = abs(change).max() or 1.0
-        lower, upper = bounds
+    lower, upper = bounds
+    changes = [adversarial.double() - clean.double() for _, clean, adversarial in shown]
+    peaks = [float(change.abs().max()) for change in changes]
+    labels = [label_of(row, peak) for (row, _, _), peak in zip(shown, peaks, strict=True)]
+    beside = LETTER * max(len(line) for label in labels for line in label.splitlines())
+    figure, axes = _figure([beside, 1.4, 1.4, 1.4], height=0.3 + 1.4 * len(shown), rows=len(shown))
+    for place, ((_, clean, adversarial), change, peak) in enumerate(zip(shown, changes, peaks, strict=True)):
         seen = [(image.double() - lower) / (upper - lower) for image in (clean, adversarial)]
-        pictures = (seen[0], (adversarial.double() - clean.double()) / (2 * largest) + 0.5, seen[1])
-        titles = (f"class {row.clean}", f"at most {largest:.3g}", f"class {row.prediction}")
-        for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-            axis = axes[place][column]
+        for axis, picture in zip(axes[place][1:], (seen[0], change / (2 * (peak or 1)) + 0.5, seen[1]), strict=True):
             axis.imshow(_as_image(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_title(title, fontsize=8)
             axis.set(xticks=[], yticks=[])
-            if column == 0:
-                axis.set_ylabel(("clean", "perturbation", "adversarial")[place], fontsize=8)
+        axes[place][0].axis("off")
+        axes[place][0].text(0, 0.5, labels[place], fontsize=8, va="center")
+    for axis, title in zip(axes[0][1:], ("clean", "perturbation", "adversarial"), strict=True):
+        axis.set_title(title, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
-def _figure(columns: int, *, height: float, rows: int = 1) -> tuple[Any, Any]:
-    """A figure that belongs to no window and to no list of open ones."""
-    figure = need("matplotlib.figure", extra="evaluate").Figure(
-        figsize=((4.0 if rows == 1 else 1.3) * max(columns, 3 if rows > 1 else 1), height), layout="constrained"
+def label_of(row: Row, largest: float) -> str:
+    """What became of a broken sample, whose largest change is given."""
+    return (
+        f"sample {row.index}\nclass {row.label}, seen as {row.prediction}\nbroken by {row.broken_by}\n"
+        f"within eps {row.eps:.4g}\nlargest change {largest:.3g}"
     )
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, axes[0] if rows == 1 else axes
+
+
+def _figure(widths: Sequence[float], *, height: float, rows: int = 1) -> tuple[Any, Any]:
+    """A figure that belongs to no window and to no list of open ones, in inches; axes by row and column."""
+    size = sum(widths), height
+    figure = need("matplotlib.figure", extra="evaluate").Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
 
 
 def _draw_attacks(axis: Any, by_attack: dict[str, float]) -> None:
@@ -76,7 +89,7 @@ def _draw_attacks(axis: Any, by_attack: dict[str, float]) -> None:
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.invert_yaxis()
-    axis.set(xlim=(0, 115), xlabel="accuracy in %", title="after each attack")
+    axis.set(xlim=(0, 125), xticks=range(0, 101, 20), xlabel="accuracy in %", title="after each attack")
 
 
 def _draw_passes(axis: Any, rows: Sequence[Row]) -> None:
@@ -86,12 +99,27 @@ def _draw_passes(axis: Any, rows: Sequence[Row]) -> None:
         if row.forward is not None and row.backward is not None:
             groups["standing" if row.broken_by is None else "broken"].append(row.forward + row.backward)
     values = [groups["broken"], groups["standing"]]
+    locator = need("matplotlib.ticker", extra="evaluate").MaxNLocator
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_locator(locator(nbins=5, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if any(values):
-        axis.hist(
-            values, bins=24, stacked=True, color=[LIGHT, DARK], edgecolor="black", linewidth=0.5, label=list(groups)
+        edges = _edges([passes for some in values for passes in some])
+        counts, _, _ = axis.hist(
+            values, bins=edges, stacked=True, color=[LIGHT, DARK], edgecolor="black", linewidth=0.5, label=list(groups)
         )
-        axis.legend(fontsize=8)
+        axis.set_ylim(0, 1.35 * counts.max())  # room for the legend
+        axis.legend(fontsize=8, ncols=2, loc="upper right")
+    else:
+        axis.text(0.5, 0.5, "none were counted", ha="center", transform=axis.transAxes)
+        axis.set(xticks=[], yticks=[])
     axis.set(xlabel="forward and backward passes", ylabel="samples", title="passes per sample")
+
+
+def _edges(passes: Sequence[float]) -> list[float]:
+    """Edges of at most ``BARS`` bars, each of which stands for as many whole numbers as any other."""
+    first, last = math.floor(min(passes)), math.ceil(max(passes))
+    width = math.ceil((last - first + 1) / BARS)
+    return [first - 0.5 + width * bar for bar in range((last - first) // width + 2)]
 
 
 def _draw_curve(axis: Any, curve: dict[float, float]) -> None:

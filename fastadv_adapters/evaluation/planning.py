@@ -8,7 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ..attack import Norm, accept_bounds, accept_count, accept_norm, accept_size
+from ..attack import (
+    Norm,
+    accept_bounds,
+    accept_count,
+    accept_norm,
+    accept_size,
+    doubt_budget,
+    doubt_images,
+    doubt_logits,
+)
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
 from .attacks import attacks_of
@@ -83,7 +92,7 @@ def plan_of(asked: Asked) -> Plan:
     judge, bounds = Judge(fast.wrapped, asked.seed), accept_bounds(asked.bounds)
     samples = samples_of(asked.data, asked.limit)
     seen = look_at(samples, bounds, judge.classes)
-    x, _ = samples.read(range(min(SIZE, samples.count)))
+    x = samples.read(range(min(SIZE, samples.count)))[0].to(judge.device)
     setting = Setting(
         model=fast.wrapped,
         fast=fast,
@@ -93,15 +102,23 @@ def plan_of(asked: Asked) -> Plan:
         batch_size=asked.batch_size,
         seed=asked.seed,
         classes=judge.classes(x[:2]),
-        random=judge.notice_randomness(x.to(judge.device)),
+        random=judge.notice_randomness(x),
     )
     attacks = attacks_of(asked.attacks, random=setting.random)
     budgets = _budgets(asked.eps)
     stages = [attack.stage(setting, budget) for budget in budgets for attack in attacks]
-    return Plan(samples, seen, setting, stages, _header(asked, setting, attacks, budgets, seen))
+    doubts = [
+        doubt_budget(budgets[-1], setting.norm, bounds, x[0].numel()),
+        doubt_images(x, bounds),
+        doubt_logits(judge.logits(x)),
+    ]
+    notes = [note for note in doubts if note is not None]
+    return Plan(samples, seen, setting, stages, _header(asked, setting, attacks, budgets, seen, notes))
 
 
-def _header(asked: Asked, setting: Setting, attacks: list[Attack], budgets: list[float], seen: Seen) -> dict[str, Any]:
+def _header(
+    asked: Asked, setting: Setting, attacks: list[Attack], budgets: list[float], seen: Seen, notes: list[str]
+) -> dict[str, Any]:
     """Nothing that changes rounding alone is in it."""
     settings = {
         "norm": setting.norm,
@@ -118,7 +135,7 @@ def _header(asked: Asked, setting: Setting, attacks: list[Attack], budgets: list
         "model": {"class": type(model).__qualname__, "hash": model_hash(model), "random": setting.random},
         "data": {"samples": len(seen.labels), "hash": seen.fingerprint},
         "versions": versions(attacks),
-    }
+    } | ({"notes": notes} if notes else {})
     found: dict[str, Any] = json.loads(json.dumps(header))
     return found
 

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -19,18 +21,27 @@ class Progress:
         total: how many samples there are.
         done: how many are finished already.
         broken: how many of those do not stand.
+        begun: how many had been begun when the call before was stopped, finished or not.
+        notes: what is said first, for the report may be far away.
         show: whether anything is shown.
     """
 
-    def __init__(self, total: int, done: int, broken: int, *, show: bool) -> None:
-        self._total, self._before, self._broken_before = total, done, broken
-        self._show = show
+    def __init__(
+        self, total: int, done: int, broken: int, *, begun: int = 0, notes: Sequence[str] = (), show: bool
+    ) -> None:
+        self._total, self._before, self._broken_before, self._begun_before = total, done, broken, begun
+        self._done = 0  # in this call
+        self._notes, self._show = notes, show
         self._bar: Any = None
-        self._begun = self._last = time.monotonic()
+        self._since = self._last = time.monotonic()
 
     def __enter__(self) -> "Progress":
+        for note in self._notes if self._show else ():
+            sys.stderr.write(f"evaluate: note: {note}\n")
         if self._show and sys.stderr.isatty():
             self._bar = self._made()
+            self.update(Count(0, 0, 0))
+            self._bar.start()
         return self
 
     def __exit__(
@@ -47,20 +58,24 @@ class Progress:
         """
         if not self._show:
             return
-        done, total = count.finished, self._before + count.finished
-        begun, broken = self._before + max(count.begun, done), self._broken_before + count.broken
-        robust = f"{100 * (1 - broken / max(1, begun)):.1f} % robust"
+        self._done, total = count.finished, self._before + count.finished
+        begun = max(self._before + max(count.begun, count.finished), self._begun_before)
+        robust = f"{100 * (1 - (self._broken_before + count.broken) / begun):.1f} % robust" if begun else ""
         if self._bar is not None:
             self._bar.update(0, completed=total, robust=robust)
-            return
-        now = time.monotonic()
-        if now - self._last < EVERY and not last:
-            return
-        self._last = now
-        rate = done / max(1e-9, now - self._begun)
-        left = f", {(self._total - total) / rate:.0f} s left" if rate and total < self._total else ""
-        sys.stderr.write(f"evaluate: {total}/{self._total} samples, {robust}, {rate:.1f} samples/s{left}\n")
-        sys.stderr.flush()
+        elif last or time.monotonic() - self._last >= EVERY:
+            self._last = time.monotonic()
+            sys.stderr.write(f"evaluate: {total}/{self._total} samples, {robust}, {self}\n")
+            sys.stderr.flush()
+
+    def __str__(self) -> str:
+        """How fast this call is by now, and how long the rest takes; what was finished before cost it no time.
+
+        (rich would tell the speed of the last few updates, and samples come in bursts.)
+        """
+        rate, left = self._done / max(1e-9, time.monotonic() - self._since), self._total - self._before - self._done
+        rest = f", {timedelta(seconds=round(left / rate))} left" if left and rate else ""
+        return f"{rate:.1f} samples/s{rest}"
 
     def _made(self) -> Any:
         rich, console = need("rich.progress", extra="evaluate"), need("rich.console", extra="evaluate")
@@ -70,10 +85,8 @@ class Progress:
             rich.MofNCompleteColumn(),
             rich.TextColumn("{task.fields[robust]}"),
             rich.TimeElapsedColumn(),
-            rich.TextColumn("left"),
-            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[pace]}"),
         ]
         bar = rich.Progress(*columns, console=console.Console(stderr=True))
-        bar.add_task("", total=self._total, completed=self._before, robust="")
-        bar.start()
+        bar.add_task("", total=self._total, completed=self._before, robust="", pace=self)
         return bar

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attack import NONE_RIGHT
 from .pictures import draw_report, draw_triples
 from .rows import CLEAN, Row
 from .store import Folder
@@ -119,6 +120,20 @@ class Report:
         return len(self.samples) == int(self.header["data"]["samples"])
 
     @property
+    def notes(self) -> list[str]:
+        """What to know beside the numbers: settings that are seldom meant, and what was found by the way."""
+        left, twice = int(self.header["data"]["samples"]) - len(self.samples), self._copies()
+        said = {
+            NONE_RIGHT: self.clean_accuracy == 0,
+            f"{twice} samples have the image of another: each counts, and the interval takes them for new ones": twice,
+            f"{self.borderline} verdicts are within rounding": self.borderline,
+            f"{self.denied} adversarials were claimed and denied by the plain model": self.denied,
+            "the model draws random numbers: verdicts are majorities of several passes": self.random,
+            f"{left} samples are not finished": left,
+        }
+        return [*self.header.get("notes", []), *(text for text, holds in said.items() if holds)]
+
+    @property
     def quote(self) -> str:
         """One sentence to be quoted, with attacks and versions."""
         settings, versions = self.header["settings"], self.header["versions"]
@@ -134,7 +149,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """All that is known but the images, ready for JSON; keys are the names of the attributes."""
         names = ("clean_accuracy", "robust_accuracy", "interval", "by_attack", "borderline", "denied", "random")
-        found = {name: getattr(self, name) for name in (*names, "complete", "quote")}
+        found = {name: getattr(self, name) for name in (*names, "complete", "quote", "notes")}
         found["curve"] = [[eps, accuracy] for eps, accuracy in self.curve.items()]
         return {**found, "header": self.header, "samples": [row.as_dict() for row in self.samples]}
 
@@ -148,6 +163,8 @@ class Report:
 
     def triples(self, path: str | os.PathLike[str], n: int = 8) -> None:
         """Draw clean image, perturbation and adversarial of the first ``n`` broken samples whose images are kept.
+
+        Each has a row, which tells its class, the class after the attack, and what broke it.
 
         Raises:
             ValueError: there is none, or images are no images.
@@ -173,19 +190,16 @@ class Report:
     def __str__(self) -> str:
         lines = [self.quote]
         lines += [f"  {name}: {100 * accuracy:.2f} %" for name, accuracy in self.by_attack.items()]
-        if self.borderline:
-            lines.append(f"  {self.borderline} verdicts are within rounding")
-        if self.denied:
-            lines.append(f"  {self.denied} adversarials were claimed and denied by the plain model")
-        if self.random:
-            lines.append("  the model draws random numbers: verdicts are majorities of several passes")
-        if not self.complete:
-            lines.append(f"  {self.header['data']['samples'] - len(self.samples)} samples are not finished")
+        lines += [f"  note: {text}" for text in self.notes]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         accuracies = f"robust_accuracy={self.robust_accuracy:.4f}, clean_accuracy={self.clean_accuracy:.4f}"
         return f"Report({accuracies}, samples={len(self.samples)})"
+
+    def _copies(self) -> int:
+        """How many samples have an image that came before."""
+        return len(self.samples) - len({row.hash for row in self.samples})
 
     def _standing(self, eps: float) -> float:
         return self._share(lambda row: row.eps is None or row.eps > eps)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fastadv_adapters import compare
-from fastadv_adapters.cli.data import ImageFolder
+from fastadv_adapters.cli.data import ImageFolder, data_named
 from fastadv_adapters.cli.demo import trained
 from fastadv_adapters.cli.numbers import bounds, number, requirement, shape
 
@@ -124,9 +124,29 @@ def test_a_folder_of_images_gives_each_class_in_turn(fastadv: Run, folder: Path)
 
 def test_evaluate_doubts_a_budget_as_wide_as_the_bounds(fastadv: Run) -> None:
     what = ("evaluate", NET, "--data", "data.npz", "--attacks", "safe-pgd-2", "--no-progress")
-    assert "note: eps 8 turns any image within 0,1 into any other" in fastadv(*what, "--eps", "8").stderr
-    for fine in (("--eps", "8/255"), ("--eps", "8", "--norm", "l2"), ("--eps", "8", "--bounds", "0,255")):
-        assert "note: eps" not in fastadv(*what, *fine).stderr
+    assert "note: eps 8 turns any image within 0,1 into any other" in fastadv(*what, "--eps", "8").stdout
+    assert "note: eps 0.03 is no tenth of a step" in fastadv(*what, "--eps", "0.03", "--bounds", "0,255").stdout
+    assert "and bounds are 0,255" in fastadv(*what, "--eps", "8", "--bounds", "0,255").stdout
+    assert "and bounds are" not in fastadv(*what).stdout
+    for wide in (("--eps", "8/255,1"), ("--eps", "3.5", "--norm", "l2"), ("--eps", "12", "--norm", "l1")):
+        assert "note: eps" in fastadv(*what, *wide).stdout
+    for fine in (("--eps", "8/255"), ("--eps", "3.4", "--norm", "l2"), ("--eps", "8", "--bounds", "0,255")):
+        assert "note: eps" not in fastadv(*what, *fine).stdout
+
+
+def test_bytes_are_scaled_to_the_bounds(fastadv: Run, folder: Path) -> None:
+    """So that eps, which is in their units, means what it says."""
+    pixels = np.array([0, 51, 255], np.uint8).repeat(12).reshape(3, 3, 2, 2)
+    np.savez("bytes.npz", x=pixels, y=np.arange(3))
+    (folder / "images" / "ant").mkdir(parents=True)
+    Image.new("RGB", (2, 2), (0, 51, 255)).save(folder / "images" / "ant" / "0.png")
+    for text, within in (("0,255", [0, 51, 255]), ("-1,1", [-1, -0.6, 1]), ("-2.1,2.7", [-2.1, -1.14, 2.7])):
+        expected = torch.tensor(within, dtype=torch.float32)
+        x, _ = data_named("bytes.npz", torch.float32, bounds(text))
+        torch.testing.assert_close(x[:, 0, 0, 0], expected)
+        torch.testing.assert_close(data_named("images", torch.float32, bounds(text))[0][0][:, 0, 0], expected)
+        what = ("evaluate", NET, "--data", "bytes.npz", "--bounds", text, "--attacks", "safe-pgd-2", "--no-progress")
+        assert fastadv(*what).exit_code == 0
 
 
 def test_evaluate_doubts_labels_of_which_none_is_right(fastadv: Run, folder: Path) -> None:
@@ -136,7 +156,7 @@ def test_evaluate_doubts_labels_of_which_none_is_right(fastadv: Run, folder: Pat
     for labels, doubted in ((np.ones(12, int), True), (given["y"], False)):
         np.savez(folder / "of_user.npz", x=given["x"], y=labels)
         what = ("--weights", "two.pt", "--data", "of_user.npz", "--attacks", "safe-pgd-2", "--no-progress")
-        assert ("note: no sample is right" in fastadv("evaluate", NET, *what).stderr) == doubted
+        assert ("note: no sample is right" in fastadv("evaluate", NET, *what).stdout) == doubted
 
 
 def test_the_demo_trains_compares_and_evaluates(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Wrong use and bad input: status 2, one line, no traceback, nothing half-written left."""
 
+import json
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from fastadv_adapters.cli import main
+from fastadv_adapters.cli.naming import NAMES, as_options
+from fastadv_adapters.cli.speaking import LINGER
 
 from .conftest import Run
 
@@ -50,10 +54,10 @@ def failed(result: Any, text: str) -> None:
         ((NET, "--data", "weights.safetensors"), "expected arrays x and y in weights.safetensors, got 1."),
         ((NET, "--data", "images"), "expected a folder with a folder of images per class, got images without any"),
         ((NET, *ON, "--eps", "8/0"), "expected a number or a fraction, got '8/0'"),
-        ((NET, *ON, "--eps=-1"), "expected eps to be finite and at least 0"),
-        ((NET, *ON, "--norm", "l3"), "expected norm to be one of"),
+        ((NET, *ON, "--eps=-1"), "expected --eps to be finite and at least 0"),
+        ((NET, *ON, "--norm", "l3"), "expected --norm to be one of"),
         ((NET, *ON, "--bounds", "0"), "expected two numbers as bounds, got '0'"),
-        ((NET, *ON, "--bounds", "0,0.1"), "expected x within bounds (0, 0.1)"),
+        ((NET, *ON, "--bounds", "0,0.1"), "bounds of your data as --bounds lower,upper"),
         ((NET, *ON, "--device", "tpu9"), "expected a device that is there, got 'tpu9'"),
         ((NET, *ON, "--weights", "nothing.pt"), "expected a file of weights, got nothing.pt"),
         ((NET, *ON, "--weights", "data.npz"), "expected data.npz to hold weights"),
@@ -120,7 +124,7 @@ def test_weights_of_another_shape_or_kind_are_named(fastadv: Run) -> None:
 
 def test_requirements_and_attacks_that_do_not_exist(fastadv: Run) -> None:
     failed(fastadv("evaluate", NET, *ON, *FAST, "--require", "speed>=2"), "expected a requirement on robust or clean")
-    failed(fastadv("evaluate", NET, *ON, "--attacks", "pgd"), "expected attacks to name")
+    failed(fastadv("evaluate", NET, *ON, "--attacks", "pgd"), "expected --attacks to name")
 
 
 def test_folders_that_cannot_be_used(fastadv: Run, folder: Path) -> None:
@@ -208,8 +212,87 @@ def test_without_its_libraries_the_command_says_what_to_install(
     assert "pip install 'fastadv_adapters[cli]'" in capsys.readouterr().err
 
 
-def test_wrong_use_is_status_2(fastadv: Run) -> None:
-    for arguments in (("compare",), ("compare", NET, "--no-such-option"), ("no-such-command",), ("info", "more")):
-        result = fastadv(*arguments)
-        assert result.exit_code == 2
-        assert "Traceback" not in result.output
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("compare",), "Missing argument 'MODULE:FACTORY'"),
+        (("compare", NET, "--no-such-option"), "No such option: --no-such-option"),
+        (("evaluate", NET, "--limit", "0"), "Invalid value for '--limit': "),
+        (("evaluate", NET, "--batch-size", "many"), "Invalid value for '--batch-size'"),
+        (("no-such-command",), "No such command 'no-such-command'"),
+        (("info", "more"), "unexpected extra argument"),
+    ],
+)
+def test_wrong_use_is_one_line(fastadv: Run, arguments: tuple[str, ...], text: str) -> None:
+    result = fastadv(*arguments)
+    failed(result, text)
+    assert result.stderr.endswith(" --help\n")
+
+
+def test_help_is_no_failure(fastadv: Run) -> None:
+    assert fastadv("--help").exit_code == 0
+    assert fastadv("compare", "--help").exit_code == 0
+    without = fastadv()
+    assert without.exit_code == 2
+    assert "Commands:" in without.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Pass the bounds of your data as bounds=(lower, upper), or clamp x", "as --bounds lower,upper, or clamp x"),
+        (
+            "folder for resume=False, got a: go on with resume=True",
+            "folder for --no-resume, got a: go on with --resume",
+        ),
+        ("got None: pass output=FOLDER", "got None: pass --output FOLDER"),
+        ("expected eps to be finite", "expected --eps to be finite"),
+        ("expected bounds (lower, upper) with lower < upper", "expected --bounds (lower, upper) with lower < upper"),
+        ("expected batch_size to be at least 1", "expected --batch-size to be at least 1"),
+        ("expected x within bounds (0, 1), got", "expected x within bounds (0, 1), got"),
+        ("expected data as a .npz file", "expected data as a .npz file"),
+    ],
+)
+def test_errors_name_options_and_no_arguments_of_python(text: str, said: str) -> None:
+    assert as_options(text).endswith(said)
+
+
+def test_every_name_that_is_taken_for_an_option_is_one(fastadv: Run) -> None:
+    helps = "".join(fastadv(command, "--help").output for command in ("compare", "evaluate"))
+    assert [name for name in NAMES if f"--{name.replace('_', '-')} " not in helps.replace(",", " ")] == []
+
+
+def test_of_several_processes_the_first_one_speaks(fastadv: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("fastadv_adapters.cli.speaking.time.sleep", waited.append)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+    monkeypatch.setenv("RANK", "0")
+    failed(fastadv("evaluate", NET, "--data", "nothing.npz"), "expected a file of data")
+    assert waited == []
+    told = json.loads((folder / "error.json").read_text(encoding="utf-8"))["message"]["message"]
+    assert told.startswith("fastadv: expected a file of data, got nothing.npz")
+    monkeypatch.setenv("RANK", "1")
+    result = fastadv("evaluate", NET, "--dat", "nothing.npz")
+    assert waited == [LINGER], "torchrun ends it meanwhile if the first one fails, too"
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fastadv (process 1): No such option: --dat")
+
+
+def test_of_several_processes_the_first_one_falls_short(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fastadv("evaluate", NET, *ON, *FAST, "--output", "run").exit_code == 0
+    for rank, status in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        result = fastadv("report", "run", "--require", "robust>1")
+        assert result.exit_code == status
+        assert bool(result.output) == (rank == "0")
+
+
+def test_torchrun_ends_with_the_error(folder: Path) -> None:
+    what = ("-m", "fastadv_adapters", "evaluate", NET, "--data", "nothing.npz", "--output", "run")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *what]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=here)
+    assert done.returncode != 0
+    line = "fastadv: expected a file of data, got nothing.npz, which is not there: check --data"
+    assert done.stderr.splitlines().count(line) == 1
+    assert f"traceback : {line}" in done.stderr[done.stderr.index("Root Cause") :]

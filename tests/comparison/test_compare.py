@@ -1,7 +1,9 @@
 """``compare``: what it finds, what it recommends, and that it leaves everything as it was."""
 
+import html
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import foolbox
+import matplotlib
 import pytest
 import torch
 import torchattacks
@@ -228,6 +231,37 @@ def test_the_model_and_the_random_generators_are_left_as_they_were() -> None:
     assert bool((torch.get_rng_state() == state).all())
 
 
+def test_notes_stand_beside_the_verdict_and_in_the_json() -> None:
+    """What is seldom meant is allowed and told; of attacks with a budget of their own nothing is said of eps."""
+    assert compare(linear(), X, repeats=1).notes == []
+    odd = compare(nn.Sequential(linear(), nn.Softmax(1)), X, (linear()(X).argmax(1) + 1) % 10, eps=8, repeats=1)
+    wide, labels, probabilities = odd.notes
+    assert wide.startswith("eps 8 turns any image within 0,1 into any other")
+    assert labels.startswith("no sample is right even without an attack")
+    assert probabilities.startswith("the model seems to return probabilities")
+    assert odd.record()["notes"] == odd.notes
+    printed = io.StringIO()
+    odd.print(printed)
+    assert all(note in " ".join(printed.getvalue().split()) for note in odd.notes)
+    assert all(html.escape(f"note: {note}") in odd._repr_html_() for note in odd.notes)
+    assert compare(linear(), X, attack=signed, eps=8, repeats=1).notes == []
+
+
+def test_a_model_that_draws_random_numbers_is_noted() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((x + 0.1 * torch.randn_like(x)).flatten(1))
+
+    assert [note[:31] for note in compare(Noisy(64, 10), X, repeats=1).notes] == ["the model draws random numbers:"]
+
+
+class Pair(nn.Linear):
+    """Returns more than logits."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.flatten(1)), x
+
+
 @pytest.mark.parametrize(
     ("changed", "kind", "text"),
     [
@@ -237,6 +271,20 @@ def test_the_model_and_the_random_generators_are_left_as_they_were() -> None:
         ({"x": X / torch.zeros(1)}, ValueError, r"expected x to be finite"),
         ({"y": Y + 10}, ValueError, r"expected labels below the number of classes, 10"),
         ({"y": Y - 10}, ValueError, r"expected labels of at least 0"),
+        ({"x": (255 * X).byte()}, TypeError, r"expected x to be floating"),
+        (
+            {"x": X.double()},
+            ValueError,
+            r"expected the model to take inputs of shape \(16, 1, 8, 8\) and torch.float64",
+        ),
+        ({"x": X.to("meta")}, ValueError, r"expected x on cpu, where the model is, got meta"),
+        ({"y": nn.functional.one_hot(Y, 10).float()}, ValueError, r"not one-hot rows"),
+        ({"model": Pair(64, 10)}, ValueError, r"expected the model to return logits of shape .*, got tuple: wrap"),
+        (
+            {"model": nn.Sequential(linear(), nn.Linear(10, 1)), "y": None},
+            ValueError,
+            r"C at least 2, got shape \(16, 1\)",
+        ),
         ({"y": Y.float()}, TypeError, r"expected y to hold integer class labels"),
         ({"y": Y[:3]}, ValueError, r"expected y of shape \(16,\)"),
         ({"eps": -1}, ValueError, r"expected eps to be finite and at least 0"),
@@ -256,3 +304,13 @@ def test_what_cannot_be_compared_is_an_error(changed: dict[str, Any], kind: type
     given: dict[str, Any] = {"model": linear(), "x": X, "y": Y, "repeats": 1, **changed}
     with pytest.raises(kind, match=text):
         compare(given.pop("model"), given.pop("x"), given.pop("y"), **given)
+
+
+def test_samples_are_counted_in_whole_numbers_in_the_picture(tmp_path: Path) -> None:
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        compare(linear(), X[:1], repeats=1).plot(tmp_path / "one.svg")
+    picture = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    histogram = picture[picture.index('id="axes_2"') :]
+    ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", histogram[histogram.index('id="matplotlib.axis_4"') :])
+    assert ticks
+    assert [tick for tick in ticks if "." in tick] == []

@@ -58,6 +58,14 @@ def test_samples_come_by_index(name: str) -> None:
     assert samples_of(data, 2).count == 2
 
 
+def test_labels_come_where_images_are() -> None:
+    class Elsewhere(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            return X[index].to("meta"), Y[index]
+
+    assert {part.device.type for part in samples_of(Elsewhere(X, Y), None).read([2, 0])} == {"meta"}
+
+
 def test_what_never_ends_is_read_up_to_the_limit() -> None:
     endless = iter(lambda: (X[:6], Y[:6]), None)
     assert samples_of(endless, 10).count == 10
@@ -107,7 +115,37 @@ def test_progress_counts_what_is_on_its_way_as_standing(
     assert "60.0 % robust" in shown.getvalue()  # of ten that have begun four are broken
 
 
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_progress_tells_the_pace_of_this_call(kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished before cost it no time, and samples that come at once do not make it fast."""
+    shown, clock = kind(), [100.0]
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("fastadv_adapters.evaluation.progress.time.monotonic", lambda: clock[0])
+    with Progress(1000, 900, 450, begun=912, notes=["first"], show=True) as progress:
+        clock[0] += 16
+        progress.update(Count(6, 6, 0))
+        clock[0] += 0.001
+        progress.update(Count(32, 32, 0), last=True)
+        assert str(progress) == "2.0 samples/s, 0:00:34 left"
+        clock[0] += 16
+        assert str(progress) == "1.0 samples/s, 0:01:08 left", "time goes on between two updates"
+    assert shown.getvalue().startswith("evaluate: note: first\n")
+    assert "samples/s, 0:0" in shown.getvalue()
+
+
+def test_progress_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that were on their way stood so far, and still do."""
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "200")
+    with Progress(20, 4, 3, begun=10, show=True):
+        pass
+    assert "4/20" in shown.getvalue()
+    assert "70.0 % robust" in shown.getvalue()
+
+
 def test_nothing_is_shown_if_not_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(20, 0, 0, show=False) as progress:
+    with Progress(20, 0, 0, notes=["first"], show=False) as progress:
         progress.update(Count(1, 1, 1), last=True)
     assert capsys.readouterr() == ("", "")

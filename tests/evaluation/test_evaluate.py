@@ -48,6 +48,13 @@ class Noisy(nn.Module):
         return logits
 
 
+class Pair(nn.Linear):
+    """Returns more than logits."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.flatten(1)), x
+
+
 def shuffled(x: Tensor, y: Tensor) -> Any:
     return DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True, drop_last=True)
 
@@ -216,6 +223,22 @@ def test_the_interval_is_that_of_wilson() -> None:
     assert all(math.isfinite(end) for end in wilson(1, 1))
 
 
+def test_notes_are_part_of_a_report_and_of_its_json(tmp_path: Path) -> None:
+    """What is seldom meant is allowed, and stands beside the number: also on the disk."""
+    assert evaluated(data(8)).notes == []
+    x, y = data(8)
+    twice = torch.cat([x, x[:3]]), torch.cat([y, y[:3]])
+    odd = evaluated(twice, model=nn.Sequential(net(), nn.Softmax(1)), eps=[EPS, 8], output=tmp_path / "run", limit=99)
+    wide, probabilities, copies = odd.notes[:3]
+    assert wide.startswith("eps 8 turns any image within 0,1 into any other")
+    assert probabilities.startswith("the model seems to return probabilities")
+    assert copies.startswith("3 samples have the image of another")
+    assert Report.load(tmp_path / "run").notes == odd.notes == odd.as_dict()["notes"]
+    assert all(f"\n  note: {note}" in str(odd) for note in odd.notes)
+    wrong = evaluated((x, (net()(x).argmax(1) + 1) % 10))
+    assert wrong.notes[0].startswith("no sample is right even without an attack")
+
+
 def nan(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.clone().fill_(torch.nan), y
 
@@ -242,6 +265,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no budget": ({"eps": []}, "expected at least one budget"),
     "batch size": ({"batch_size": 0}, "expected batch_size to be at least 1"),
     "options twice": ({"options": FLOAT32}, "expected no options for a model that is fast already"),
+    "one-hot rows": (
+        {"given": (data(8)[0], nn.functional.one_hot(data(8)[1], 10).float())},
+        r"expected y of shape \(8,\).* not one-hot rows",
+    ),
+    "bytes": ({"given": ((data(8)[0] * 255).byte(), data(8)[1])}, "expected x to be floating"),
+    "images of another shape": (
+        {"given": (data(8)[0][:, :2], data(8)[1])},
+        r"expected the model to take inputs of shape \(2, 2, 8, 8\)",
+    ),
+    "a tuple": ({"model": Pair(3 * 8 * 8, 10)}, "expected the model to return logits of .*, got tuple"),
+    "arrays": ({"given": tuple(part.numpy() for part in data(8))}, "expected data to give pairs .*, as tensors"),
     "no logits": ({"model": nn.Sequential(net(), nn.Unflatten(1, (5, 2)))}, "expected the model to return logits"),
     "the reference": ({"attacks": "square", "bounds": (-1, 1)}, r"expected bounds \(0, 1\) for square"),
 }
@@ -250,7 +284,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_bad_input_is_one_clear_error_and_nothing_is_written(name: str, tmp_path: Path) -> None:
     settings, text = WRONG[name]
-    with pytest.raises(ValueError, match=f"(?s){text}"):
+    with pytest.raises(TypeError if name == "bytes" else ValueError, match=f"(?s){text}"):
         evaluated(**settings, output=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,76 @@
+"""What is allowed and seldom meant: notes that stand beside a number."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .balls import Norm
+
+NONE_RIGHT = "no sample is right even without an attack: check labels, weights and what the model normalises"
+
+STEP = 0.1 / 255
+"""A tenth of what two neighbouring bytes are apart, as a share of the bounds."""
+
+SPAN = 0.02
+"""Images that take up no more than this share of the bounds are hardly meant."""
+
+APART = 1e-4
+"""By how much, relative to the largest logit, two passes of a model differ if it draws random numbers. (The checks of
+AutoAttack have the same number, absolute.)"""
+
+SUM = 1e-2
+"""By how much the sum of probabilities in half precision may differ from 1."""
+
+
+def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinates: int) -> str | None:
+    """A note if any image is within the budget of any other, as with 8 in the place of 8/255, or none is.
+
+    Args:
+        eps: the budget.
+        norm: of the budget.
+        bounds: the least and the largest value of an image.
+        coordinates: how many values an image has.
+    """
+    lower, upper = bounds
+    across = (upper - lower) * {"linf": 1.0, "l2": math.sqrt(coordinates), "l1": float(coordinates)}[norm]
+    if eps >= across:
+        return (
+            f"eps {eps:g} turns any image within {lower:g},{upper:g} into any other: eps is in units of the images "
+            f"(8/255, not 8, if they end at 1)"
+        )
+    if norm == "linf" and 0 < eps < across * STEP:
+        return (
+            f"eps {eps:g} is no tenth of a step of images in bytes within {lower:g},{upper:g}: eps is in units of the "
+            f"images (8, not 8/255, if they end at 255)"
+        )
+    return None
+
+
+def doubt_images(x: Tensor, bounds: tuple[float, float]) -> str | None:
+    """A note if images (N, ...) take up next to nothing of the bounds, as those that end at 1 within 0 and 255."""
+    least, largest, (lower, upper) = float(x.detach().amin()), float(x.detach().amax()), bounds
+    if not 0 < largest - least < SPAN * (upper - lower):
+        return None
+    return (
+        f"values of images lie within {least:.4g},{largest:.4g}, and bounds are {lower:g},{upper:g}: eps and bounds "
+        f"are in units of the images"
+    )
+
+
+def doubt_logits(logits: Tensor) -> str | None:
+    """A note if logits (N, C) look like probabilities."""
+    if not len(logits) or not bool(((logits >= 0) & (logits <= 1)).all()):
+        return None
+    if not bool(((logits.double().sum(1) - 1).abs() <= SUM).all()):
+        return None
+    return (
+        "the model seems to return probabilities: attacks expect logits, and behind a softmax their gradients vanish, "
+        "so more samples stand than should. Return logits"
+    )
+
+
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether logits (N, C) of two passes are of a model that draws random numbers."""
+    peak = first.abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
+    return bool((((first - second).abs() / peak) > APART).any())
