@@ -1,9 +1,9 @@
-"""Fast, honest adversarial attacks in PyTorch: a model object that attack libraries take as it is.
+"""Fast adversarial attacks in PyTorch that stay as strong: by a fast copy of the model, for any attack library.
 
-``FastAttackModel`` wraps a model, ``SafePGD`` attacks one, ``compare`` measures on your model what the fast one brings,
-``evaluate`` attacks a data set and gives a ``Report``. The adapters are imported by name, so that the core needs
-PyTorch alone: ``fastadv_adapters.torchattacks`` and ``fastadv_adapters.foolbox``. ``RobustAccuracy`` is there if
-torchmetrics is.
+``FastAttackModel`` makes the fast copy, ``SafePGD`` attacks a model, ``compare`` measures on your model what the fast
+copy brings, and ``evaluate`` attacks a data set and gives a ``Report``. The core needs PyTorch alone. So the adapters
+are imported by name: ``fastadv_adapters.torchattacks``, ``fastadv_adapters.foolbox``, ``fastadv_adapters.autoattack``.
+``RobustAccuracy`` is there if torchmetrics is installed.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -36,31 +36,31 @@ class FastAttackModel(Shell):
         adversarial = torchattacks.PGD(fast, eps=8 / 255, steps=10)(images, labels)
 
     Behind it are a *fast network* (batch norm folded, weights frozen, half precision, channels-last) and a
-    full-precision *twin*. Every gradient passes a boundary that scales each sample by a power of two, unscales in
-    float32, and puts 0 for non-finite entries, whoever calls ``backward()`` or ``autograd.grad``. The wrapped model is
-    never changed: not its weights, gradients, modes, hooks or attributes.
+    full-precision *twin*. Every gradient passes a boundary: it scales each sample by a power of two, scales it back
+    in float32, and puts 0 for entries that are not finite. The wrapped model is never changed: not its weights,
+    gradients, modes, hooks or attributes.
 
     Args:
         model: any ``nn.Module`` with a floating-point tensor (N, ...) among its inputs. Stays the caller's; train it
             on, and the fast model follows.
-        dtype: what the fast network computes in: ``torch.float16``, ``torch.bfloat16``, ``torch.float32`` or
-            ``"auto"``: half precision if the device has it in hardware; on a CPU the first gradient pass shows whether
-            products are large enough for that to pay, else it is float32.
-        fuse_bn: fold batch norm into the layer before it; where that cannot be, freeze it into a scale and a shift.
+        dtype: what the fast network computes in: ``torch.float16``, ``bfloat16``, ``float32``, ``float64``; or
+            ``"auto"``: half precision if the device has it in hardware and, on a CPU, if products turn out to be large
+            enough for it to pay in the first gradient pass; otherwise float32.
+        fuse_bn: fold batch norm into the layer before it, or else freeze it into a scale and a shift.
         channels_last: lay images out channels-last; ``"auto"``: if the model has convolutions.
         loss_scale: ``"per-sample"``: each sample's gradient at the logits is scaled by its own power of two;
             ``"per-call"``: all by the same one; a number: by that; None: not at all.
-        decisions: whose values a forward pass returns. ``"auto"``: the twin's where no gradient is needed, the fast
-            network's otherwise; but the twin's always while a torchattacks or foolbox attack runs that reads decisions
-            from gradient passes (minimum-norm attacks: DeepFool, C&W, FAB, DDN, FMN, EAD, ...). ``"exact"``: always
-            the twin's, with the fast network's gradients: for such attacks from elsewhere. ``"fast"``: always the fast
-            network's.
+        decisions: whose values a forward pass returns. ``"auto"``: without a gradient the plain model's classes, in
+            full precision; with one the fast network's values, but the twin's while an attack of torchattacks, foolbox,
+            AutoAttack or adv-lib runs that reads decisions off gradient passes (DeepFool, C&W, FAB, DDN, FMN, ...).
+            ``"exact"``: always the twin's, with the fast network's gradients: for such attacks from elsewhere.
+            ``"fast"``: always the fast network's.
         logits_dtype: dtype of floating outputs, ``torch.float32`` or ``torch.float64``. In float64 the cross entropy
             of a confident model does not saturate.
         engine: what runs the fast network. ``"eager"``: one operator after the other. ``"compile"``: as
             ``torch.compile`` makes it, once per input shape. ``"cudagraph"``: forward and backward pass recorded once
-            per input shape and replayed. ``"auto"``: CUDA graphs on CUDA, eager elsewhere. A network that the engine
-            cannot run is run eager, with one warning (with ``"auto"`` a note in :meth:`summary`).
+            per input shape and replayed. ``"auto"``: CUDA graphs on CUDA, eager elsewhere. If an engine cannot run the
+            network, a simpler one does, with one warning (with ``"auto"`` a note in :meth:`summary`).
         auto_update: look for changes of the wrapped model before every forward pass and follow them. What cannot be
             noticed (``.data.mul_()``, numpy views, replayed CUDA graphs) needs :meth:`update`.
 
@@ -259,7 +259,7 @@ class FastAttackModel(Shell):
         return summarise(self._networks, options)
 
     def train(self, mode: bool = True) -> "FastAttackModel":
-        """Change nothing: a fast model is always in eval mode, also where a parent module is set to training.
+        """Change nothing: a fast model is always in eval mode, also if a parent module is set to training.
 
         Raises:
             RuntimeError: a torchattacks attack asks for training mode, which would be another model than this.

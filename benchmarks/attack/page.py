@@ -71,12 +71,14 @@ def _intro(found: list[Compared], images: int) -> str:
     worst = max((one.behind for one in found), default=0.0)
     seeds = min((one.seeds for one in found), default=0)
     return (
-        f"Robust accuracy in percent under `SafePGD` with its default loss, beside torchattacks' APGD with both\n"
-        f"losses and PGD, adv-lib's APGD with both losses, and `SafePGD` with other losses, at equal steps.\n"
-        f"{images} images, mean of {seeds} seeds or more, budgets at which the best attack leaves {RANGE[0]:.0%} to\n"
-        f"{RANGE[1]:.0%}, {len(found)} cells. Logits are multiplied by the factor. In L1 torchattacks has no attack\n"
-        f"with a budget. At worst `SafePGD`, in float32 or bfloat16, is {100 * worst:.1f} points behind the best of\n"
-        f"the other libraries."
+        f"The tables compare `SafePGD` with its default loss with torchattacks' APGD (both losses) and PGD, adv-lib's\n"
+        f"APGD (both losses), and `SafePGD` with other losses, at equal numbers of steps. At worst `SafePGD`, in\n"
+        f"float32 or bfloat16, is {100 * worst:.1f} points behind the best of the other libraries.\n\n"
+        f"Numbers are robust accuracies in percent, of {images} images, and means of {seeds} seeds or more: less is\n"
+        f"stronger. The networks were trained on digits: normally, with label smoothing, adversarially (robust), and\n"
+        f"normally on a hundred classes. Their logits are multiplied by the factor. Each of the {len(found)} cells is\n"
+        f"one network, factor, norm, budget and number of steps. Budgets are such that the best attack leaves\n"
+        f"{RANGE[0]:.0%} to {RANGE[1]:.0%}. In L1 torchattacks has no attack with a budget."
     )
 
 

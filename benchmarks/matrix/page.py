@@ -21,8 +21,10 @@ _OPTIONS = {"decisions": "`decisions={!r}`", "logits_dtype": "`logits_dtype={}`"
 INTRODUCTION = """\
 # Compatibility
 
-Every attack that torchattacks and foolbox list, on plain and on fast models. `make matrix` runs them and writes this
-page; the numbers behind it are in [benchmarks/matrix.md](benchmarks/matrix.md).
+This page says of every attack that torchattacks and foolbox list whether it is as strong on a fast model as on the
+plain one. `make matrix` runs the attacks and writes this page. The numbers are in
+[benchmarks/matrix.md](benchmarks/matrix.md). The columns float32, float16 and bfloat16 are dtypes of the fast model.
+The guide explains [decisions](guides/options.md#decisions) and [logits](guides/options.md#logits-in-float64).
 
 - [How it was measured](#how-it-was-measured)
 - [torchattacks](#torchattacks)
@@ -39,18 +41,18 @@ page; the numbers behind it are in [benchmarks/matrix.md](benchmarks/matrix.md).
 | black-box | as for minimum-norm; *bit-equal*: the same images, bit by bit |
 | random | the median of three seeds: as for gradient, or within the plain model's three |
 
-*Full precision*, under options: gradients from the full-precision twin, by `attack.model.view(full_precision=True)` or
-`FastPyTorchModel.in_full_precision()`. In half precision such an attack finds what it finds on the plain model only on
-average over many seeds.
+*Full precision*, in the column *options*, says that the gradients are in full precision. By default EADL1, EADEN, JSMA
+and EADAttack run so.
 
-*Random* are attacks in which noise enters at every step, so that rounding grows. *Stronger*: better than on the plain
-model by more than that. *Fails on plain*: the attack raises the same error on the plain model.
+In attacks compared as *random*, noise enters at every step, so that rounding grows. *Stronger* says that the attack is
+better than on the plain model by more than the limit. *Fails on plain* says that the attack raises the same error on
+the plain model.
 
-Some attacks amplify rounding without any noise: one step more or less decides, in favour of either model. So where the
-first look finds an attack weaker, a closer one decides: both models, all images, three seeds, and where that finds it
-weaker too, nine. Each pixel is moved by at most {move:g} in all of them but the first, unless the attack is random
-anyway. The median of the fast runs then has to be within the limits of the plain median. *Within spread*: it is beyond
-them, but not beyond the worst of the plain model's own runs.
+Some attacks amplify rounding without any noise: one step more or less decides, in favour of either model. So if the
+first look finds an attack weaker, a closer look decides: both models, all images, three seeds, and nine seeds if it is
+weaker with three. Each pixel is moved by at most {move:g} in all of them but the first, unless the attack is random
+anyway. The median of the fast runs then has to be within the limits of the plain median. *Within spread*: the median is
+beyond them, but not beyond the worst of the plain model's own runs.
 
 An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both
 networks. An image counts as broken if it is within bounds and budget, and the plain model gives its true class a logit
@@ -72,9 +74,9 @@ def write_pages(images: int, cache: Path, out: Path) -> list[Path]:
 
 
 _TORCHATTACKS = """\
-The plain attack is made on the plain model, the fast one is `accelerate(attack, dtype=...)`. Under *options* is what
-`accelerate` chose, and what else was given to it. *Targets* are given by label, but to FAB by a function and to LGV as
-the least likely class."""
+The plain attack is made on the plain model, the fast one is `accelerate(attack, dtype=...)`. The column *options* has
+what `accelerate` chose, and what else was given to it. *Targets* are given by label, but to FAB by a function and to
+LGV as the least likely class."""
 _FOOLBOX = """\
 The plain attack gets a `foolbox.PyTorchModel`, the fast one a `FastPyTorchModel` with the dtype and the *options* named
 here. A row has all names of an attack."""

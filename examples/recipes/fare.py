@@ -40,7 +40,7 @@ def main(*, epochs: int = 6, images: int = 1408, width: int = 16) -> tuple[float
         with torch.no_grad():
             clean = original(x)
         adversarial = attack(x, clean)  # targets are any tensor with a row per sample
-        encoder.eval()  # the statistics of batch norm stay those of the original, as layer norm has none
+        encoder.eval()  # so batch norm keeps the statistics of the original; the paper's ViT has none
         optimizer.zero_grad()
         F.mse_loss(encoder(adversarial), clean, reduction="none").sum(1).mean().backward()
         optimizer.step()

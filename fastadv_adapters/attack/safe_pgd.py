@@ -58,20 +58,20 @@ class SafePGD(LeftOut):
         bounds: the least and the largest value of an input; taken in x's dtype.
         early_stop: whether samples are dropped from the batch once exact decisions confirm that they are adversarial.
             Cheaper, and breaks the same samples; what is returned for them is the first adversarial candidate instead
-            of the one with the highest loss. Waits for the device in every step. Where every new shape costs (engines
-            other than ``"eager"``) what is left is filled up with copies of one sample to a power of two; their
-            results are not used, but ``gradient_stats`` counts them.
-            With a constant ``alpha`` a sample also rests until the next start once its iterates are in a cycle (of
-            fewer than 16 steps, every bit compared), for then no candidate is new (arXiv:2503.19347). So with the
-            losses ``"ce"``, ``"margin"`` and ``"dlr"``; not with ``"auto"``, whose direction depends on the step, nor
-            with a callable, which might depend on other samples or random numbers. No sample rests if the model draws
+            of the one with the highest loss. Waits for the device in every step. With engines other than ``"eager"``,
+            for which every new shape costs, the rest of a batch is filled up with copies of one sample to a power of
+            two; their results are not used, but ``gradient_stats`` counts them.
+            With a constant ``alpha`` and the loss ``"ce"``, ``"margin"`` or ``"dlr"`` a sample also leaves the batch
+            until the next start once its iterates repeat (in a cycle of fewer than 16 steps, every bit compared), for
+            then no candidate is new (arXiv:2503.19347). With ``"auto"`` the direction depends on the step, and a
+            callable might depend on other samples or random numbers. No sample rests either if the model draws
             random numbers or holds a generator, if samples see each other or share a scale, or on devices other than
             CPUs without ``torch.use_deterministic_algorithms(True)``.
         generator: where random starts come from; None for PyTorch's global one. It may live on the CPU while x does
             not; then the starts are those of a CPU.
-        classes: whether y holds class labels and the model gives logits. None: if y is of integers with shape (N,).
-            With classes an adversarial candidate outranks one with a higher loss, which is what an attack wants, but
-            distorts the inner maximiser of a training loss: False leaves all to the loss, which is then a callable
+        classes: whether y holds class labels and the model gives logits. None: yes if y is of integers with shape (N,).
+            With classes an adversarial candidate outranks one with a higher loss. An attack wants that, and the inner
+            maximiser of a training loss does not: there give False. The loss is then a callable
             ``loss(outputs, targets) -> (N,)``, with the model's outputs and y (the rows of the samples at hand) of any
             kind. Then samples are attacked again in full precision only if they were broken, ``early_stop`` and
             ``targeted`` are errors, and without a random start each restart begins beside x, by a thousandth of the

@@ -25,7 +25,7 @@ from .speaking import is_first, record
 from .usage import OneLine
 
 app = typer.Typer(
-    help="Fast, honest adversarial attacks in PyTorch.",
+    help="Fast adversarial attacks in PyTorch that stay as strong.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,7 +56,9 @@ def show_information(json_file: given.Json = None, debug: given.Debug = False) -
 def compare_command(
     model: given.Model,
     weights: given.Weights = None,
-    shaped: Annotated[str | None, typer.Option("--input", help="Shape of random images, as 3x32x32.")] = None,
+    shaped: Annotated[
+        str | None, typer.Option("--input", help="Attack random images of this shape, such as 3x32x32.")
+    ] = None,
     data: given.Data = None,
     eps: given.Eps = DEFAULT_EPS,
     norm: given.Norm = "linf",
@@ -70,7 +72,7 @@ def compare_command(
     plot: given.Plot = None,
     debug: given.Debug = False,
 ) -> None:
-    """Is the fast model faster than yours, and faithful?
+    """Is a fast model faster than yours, and are attacks on it as strong?
 
     One batch is attacked by PGD with ten steps, plain and fast in turn. Status 1 if the fast model is not faithful.
     """
@@ -102,14 +104,18 @@ def evaluate_command(
     weights: given.Weights = None,
     data: given.Data = None,
     attacks: Annotated[
-        str, typer.Option(help="quick, strong, standard, or names of attacks with commas.")
+        str, typer.Option(help="quick, strong, standard (AutoAttack), or names of attacks with commas.")
     ] = "standard",
-    eps: Annotated[str, typer.Option(help="The budget, a number or a fraction; several with commas.")] = DEFAULT_EPS,
+    eps: Annotated[
+        str, typer.Option(help="How far an attack may go: a number or a fraction; several with commas give a curve.")
+    ] = DEFAULT_EPS,
     norm: given.Norm = "linf",
     bounds: given.Bounds = "0,1",
     batch_size: given.BatchSize = 128,
     limit: given.Limit = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for all that is found, to go on from.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Keep all that is found in this folder; the same command goes on from there.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = True,
     progress: Annotated[bool, typer.Option(help="Show how far it is.")] = True,
     require: given.Require = None,
@@ -149,7 +155,7 @@ def evaluate_command(
 
 @app.command("report")
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="What was given to evaluate as --output.")],
+    folder: Annotated[Path, typer.Argument(help="The folder that was given to evaluate as --output.")],
     require: given.Require = None,
     json_file: given.Json = None,
     plot: given.Plot = None,

@@ -41,7 +41,8 @@ def evaluate(
     candidate, in its own precision. Under ``torchrun`` all processes make the same call and share the samples.
 
     Args:
-        model: a plain ``nn.Module`` or a ``FastAttackModel``; it gives logits (N, C).
+        model: a plain ``nn.Module`` or a ``FastAttackModel``; it gives logits (N, C). It is evaluated in eval mode,
+            and left in the mode that it is in.
         data: a ``DataLoader``, a ``Dataset``, a pair of tensors ``(x, y)`` or an iterable of such pairs, which is read
             once. Images are floating and within ``bounds``, labels integers. Shuffling changes nothing.
         attacks: ``"quick"``, ``"strong"`` or ``"standard"`` (AutoAttack); or a list of these, of names
@@ -59,6 +60,9 @@ def evaluate(
         limit: how many samples to take, the first ones; None for all.
         options: of ``FastAttackModel``, if ``model`` is plain.
         callback: is given each row once it is written, by the process that found it.
+
+    Returns:
+        A :class:`Report`, the same one in every process.
 
     Raises:
         TypeError, ValueError: an argument or a sample is not as described, or the folder holds another evaluation.

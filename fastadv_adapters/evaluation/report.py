@@ -74,7 +74,7 @@ class Report:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share that stands up to all attacks, 0 to 1; of several budgets at the largest."""
+        """The share of samples that stand up to all attacks, 0 to 1; of several budgets at the largest."""
         return self._share(lambda row: row.broken_by is None)
 
     @property
@@ -105,7 +105,7 @@ class Report:
 
     @property
     def denied(self) -> int:
-        """How many adversarials attacks claimed that the plain model denies."""
+        """How many candidates attacks held to be adversarial that the plain model classifies as labelled."""
         return sum(row.denied for row in self.samples)
 
     @property
@@ -184,7 +184,7 @@ class Report:
         draw_triples(shown[:n], tuple(self.header["settings"]["bounds"]), path)
 
     def adversarials(self) -> dict[int, Tensor]:
-        """The adversarial of every broken sample by index."""
+        """The adversarial, shape (...), of every broken sample that an attack has changed, by index in the data."""
         return {index: adversarial for index, (adversarial, _) in self.images().items()}
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FastPyTorchModel(foolbox.PyTorchModel):
-    """A ``foolbox.PyTorchModel`` in every respect, whose model is a fast one.
+    """A ``foolbox.PyTorchModel`` whose model is a fast one, with bounds, preprocessing and ``transform_bounds``.
 
     Attacks that minimise a perturbation (every foolbox ``MinimizationAttack``) read decisions off gradient passes.
     With ``decisions="auto"``, the default, those are exact while such an attack runs.
