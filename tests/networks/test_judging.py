@@ -165,3 +165,60 @@ def test_networks_without_batch_norm_have_no_other_network() -> None:
     counted = Counted(net, dtype=torch.bfloat16)
     assert torch.equal(counted(x), plain(net, x))
     assert list(counted.fast._networks._networks) == [torch.bfloat16]
+
+
+class Hard(nn.Sequential):
+    """The signs of features decide, so that a border is a jump."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *body, head = self
+        for part in body:
+            x = part(x)
+        logits: Tensor = head(torch.where(x > 0.1, 1.0, -1.0))
+        return logits
+
+
+def test_a_model_that_jumps_is_left_to_the_twin() -> None:
+    net, (x, _) = Hard(*attackable_net()).eval(), batch(64)
+    low, high, other = x[:32], x[32:], plain(net, x[32:]).argmax(1)
+    for _ in range(40):  # until there is no number between
+        middle = (low + high) / 2
+        reached = (plain(net, middle).argmax(1) == other).view(-1, 1, 1, 1)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    counted = Counted(net)
+    counted(x)
+    for near in (low, high):
+        assert torch.equal(counted(near).argmax(1), plain(net, near).argmax(1))
+
+
+class Counts(nn.Sequential):
+    """After four passes it answers otherwise, and so would each network after four of its own."""
+
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = nn.Sequential.forward(self, x)  # type: ignore[no-untyped-call]
+        self.seen += 1
+        return logits if self.seen < 5 else logits.flip(1)
+
+
+def test_a_model_that_keeps_a_state_is_left_to_the_twin() -> None:
+    net, (x, _) = Counts(*attackable_net()).eval(), batch(16)
+    counted = Counted(net)
+    for _ in range(6):
+        found, exact = counted(x), plain(net, x)
+        assert torch.equal(found, exact)
+
+
+def test_a_pass_that_raised_was_no_look() -> None:
+    net, (x, _) = Centred(*attackable_net()).eval(), batch(16)
+    counted = Counted(net)
+    with pytest.raises(RuntimeError, match="refused"):
+        counted(torch.rand(4, 1, 8, 8))
+    assert torch.equal(counted(x), plain(net, x))
+
+
+def test_classes_that_are_left_out_make_no_sample_near() -> None:
+    logits = torch.tensor([[2.0, 1.0, -torch.inf], [2.0, 2.0 - 1e-6, -torch.inf], [torch.inf, 1.0, 0.0]])
+    assert judging.are_near(logits, 1e-5).tolist() == [False, True, True]
+    assert judging.off_by(logits + 1e-3, logits) == pytest.approx(1e-3, rel=1e-2)
