@@ -64,8 +64,7 @@ class Networks(BuiltLater, Audited):
         self._dtype: torch.dtype | Literal["auto"] = dtype
         self._channels_last: bool | Literal["auto"] = channels_last
         self.fuse_bn = fuse_bn
-        self._live = live
-        self._engine = engine
+        self._live, self._engine = live, engine
         self.state = state_on(device_of(source))
         self.generation = 0
         self.updates = 0
@@ -219,11 +218,10 @@ class Networks(BuiltLater, Audited):
                 return
             writes = None
             for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
-                counting = self.choice.counting(number_of_samples(tensors))
-                writes = writes_parameters(self.source, self.precision, arguments, tensors, counting)
+                writes = writes_parameters(self.source, self.precision, arguments, tensors, self.choice.counting)
                 if writes is not None:
                     break
-            if writes and self._live:
+            if writes and self.twin.live:
                 self.unfinished = True
                 self.twin = Twin(self.source, self.precision, live=False)
                 self.notes.append(remarks.WRITES)
@@ -242,6 +240,9 @@ class Networks(BuiltLater, Audited):
         with self._lock, torch.inference_mode(False):
             if self._is_known(key, samples):
                 return
+            if not self.choice.knows(arguments.tensors):  # what was run before had other shapes, and no gradient
+                self.looked = False
+                self.look_once(arguments, needs)
             if not self.choice.settle(samples):
                 self._run_in_full()
             verdict = check(self.source, self._trace, self.precision, arguments, needs)
@@ -281,8 +282,7 @@ class Networks(BuiltLater, Audited):
             self.choice.why = ""  # a note says it
         if verdict.folding_error is not None:
             text = remarks.DIFFERS if verdict.unexplained else remarks.NOT_FOLDED
-            left = len(verdict.plan.producer) if verdict.plan else 0
-            text = text.format(verdict.folding_error, left)
+            text = text.format(verdict.folding_error, len(verdict.plan.producer) if verdict.plan else 0)
             if verdict.harmless:
                 self.notes.append(text)
             else:

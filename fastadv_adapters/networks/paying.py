@@ -10,7 +10,8 @@ casts no slower, so that the same bounds are assumed there; on CUDA half precisi
 measured.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # as PyTorch's own counter of operations has it
 
-from ..modules import HALF
+from ..boundary import is_transformed
+from ..modules import HALF, number_of_samples
 
 LEAST = {"convolution": 1e6, "matrix product": 3e6}
 """So many multiplications must one of them have on average, in a forward pass, for half precision to pay."""
 
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 """Matrix products, and the place of the left factor among their arguments."""
+
+_fastpath = threading.RLock()  # the setting is one for all threads
 
 
 class Work(TorchDispatchMode):
@@ -71,6 +75,7 @@ class Choice:
         self.open = asked == "auto" and device.type == "cpu" and dtype in HALF
         self._work: Work | None = None
         self._samples = 1
+        self._shapes: list[torch.Size] | None = None
         if asked != "auto":
             self.why = ""
         elif self.open:
@@ -79,19 +84,24 @@ class Choice:
             self.why = "the fastest in hardware" if dtype in HALF else "no half precision in hardware"
 
     @contextmanager
-    def counting(self, samples: int) -> Iterator[None]:
-        """Look at a forward pass of so many samples that is made inside."""
-        if not self.open:
+    def counting(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Look at a forward pass of these inputs that is made inside."""
+        if not self.open or is_transformed(tensors):  # more samples than it shows may be in a transformed tensor
             yield
             return
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # no pass with gradients takes it, and it shows no products
-        try:
-            with Work() as work:
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-        self._work, self._samples = work, max(samples, 1)
+        with _fastpath:
+            fused = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)  # no pass with gradients takes it, and it shows no products
+            try:
+                with Work() as work:
+                    yield
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fused)
+        self._work, self._samples, self._shapes = work, max(number_of_samples(tensors), 1), _shapes(tensors)
+
+    def knows(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether samples of these shapes were looked at, or it does not matter any more."""
+        return not self.open or self._shapes == _shapes(tensors)
 
     def settle(self, samples: int) -> bool:
         """Whether half precision pays, which the first gradient pass, of so many samples, settles for good."""
@@ -107,6 +117,10 @@ class Choice:
         enough = "enough" if pays else "too few"
         self.why = f"a {kind} has {_in_words(mean)} multiplications on average, {enough} for half precision to pay"
         return pays
+
+
+def _shapes(tensors: Sequence[Tensor]) -> list[torch.Size]:
+    return [t.shape[1:] for t in tensors]
 
 
 def _in_words(number: float) -> str:

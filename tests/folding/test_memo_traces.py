@@ -1,6 +1,7 @@
 """Code that writes without a trace, starts graphs of its own, or has shapes that its weights decide."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -96,18 +97,8 @@ class Observes(Odd):
     def forward(self, x: Tensor) -> Tensor:
         statistics = [self.get_buffer(name) for name in ("least", "most", "scale", "zero")]
         on = self.get_buffer("on")
-        weight = torch.fused_moving_avg_obs_fake_quant(
-            self.weight,
-            on,
-            on,
-            *statistics,
-            0.3,
-            0,
-            15,
-            0,
-            False,
-            False,  # type: ignore[arg-type]
-        )
+        observe: Any = torch.fused_moving_avg_obs_fake_quant
+        weight: Tensor = observe(self.weight, on, on, *statistics, 0.3, 0, 15, 0, False, False)
         return F.linear(x.mean((2, 3)), weight) * self.get_buffer("scale").mul(2)
 
 
