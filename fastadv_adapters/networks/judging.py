@@ -6,7 +6,7 @@ near; such samples are run through the twin as well. How far logits are off is l
 in one of many later, and whenever the twin judges.
 
 Where an operator jumps, a difference in the last digit may become one of any size: a model with such an operator stays
-with the twin, and so does one that keeps a state, for each network would have a state of its own.
+with the twin, and so does one that keeps a state, for each network would have a state of its own, or draws.
 """
 
 import math
@@ -168,7 +168,7 @@ class Judged:
 
     def _look(self, tensors: Sequence[Tensor], samples: int) -> Packed:
         """The twin's output; and are the folded network's the same, and those of a sample by itself?"""
-        with watching_steadiness(self._networks.twin.engine.network) as seen:
+        with watching_steadiness(self._networks.twin.engine.network, tensors[0].device) as seen:
             output = self._twin(tensors)
         if not seen.steady:
             self._trust.add(math.inf)

@@ -2,7 +2,7 @@
 
 Where an operator jumps (rounding, comparing, choosing the largest), a difference in the last digit may become one of
 any size, and an attack that searches for a border searches for such a place. A state that a pass leaves behind may
-decide what a later one gives.
+decide what a later one gives, and random numbers that are drawn twice are others for all that draw afterwards.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..engines import attributes_of, same_attributes
+from ..modules import generator_states, holds_generator
 
 _JUMP = {
     *("sign", "sgn", "copysign", "round", "floor", "ceil", "trunc", "frac", "fmod", "remainder", "floor_divide"),
@@ -35,27 +37,30 @@ class Steadiness:
     Attributes:
         jumps: name of an operator that does; empty if none was seen.
         keeps: whether the network has set attributes, or written into buffers.
+        draws: whether it has drawn random numbers, or has a generator of its own.
     """
 
     jumps: str = ""
     keeps: bool = False
+    draws: bool = False
 
     @property
     def steady(self) -> bool:
         """Whether nothing speaks against it."""
-        return not (self.jumps or self.keeps)
+        return not (self.jumps or self.keeps or self.draws)
 
 
 @contextmanager
-def watching_steadiness(network: nn.Module) -> Iterator[Steadiness]:
-    """Run the network once inside; what is handed out is filled in at the end."""
+def watching_steadiness(network: nn.Module, device: torch.device) -> Iterator[Steadiness]:
+    """Run the network once inside, on this device; what is handed out is filled in at the end."""
     found = Steadiness()
-    attributes, versions = attributes_of(network), _versions(network)
+    attributes, versions, drawn = attributes_of(network), _versions(network), generator_states(device)
     with _Jumps() as mode:
         yield found
     found.jumps = mode.found
     now = attributes_of(network)
     same = all(same_attributes(now[name], attributes.get(name, {})) for name in now)
+    found.draws = holds_generator(network) or generator_states(device) != drawn
     found.keeps = not same or _versions(network) != versions
 
 
