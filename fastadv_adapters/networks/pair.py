@@ -39,7 +39,7 @@ class Networks(BuiltLater, Audited):
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
         choice: what ``dtype="auto"`` has come to.
-        kinds: what is known of each kind of call, by its key.
+        kinds: what is known of each kind of call, by its key; empty before the first self-check.
         looked: whether it was found out whether the model writes into its parameters.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
@@ -123,11 +123,6 @@ class Networks(BuiltLater, Audited):
         self._copy_fast()
 
     @property
-    def checked(self) -> bool:
-        """Whether the self-check has been made."""
-        return bool(self.kinds)
-
-    @property
     def fast(self) -> Engine:
         """What runs the fast network."""
         return self._networks[self.precision.dtype].engine
@@ -144,20 +139,22 @@ class Networks(BuiltLater, Audited):
     def network_in(self, dtype: torch.dtype) -> Fast:
         """The fast network in this precision, made when it is first asked for."""
         if dtype not in self._networks:
-            # Without live following everything is of the last update, which the twin holds: it stands for the source.
-            source = self.source if self._live else self.twin.engine.network
-            gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
-
-            def told(reason: str, runs: RunBy = "eager") -> None:
-                if (tell := gave_up()) is not None:
-                    tell(reason, runs)
-
-            with torch.inference_mode(False), torch.no_grad():
-                precision = replace(self.precision, dtype=dtype)
-                self._networks[dtype] = Fast(source, self._trace, precision, self._engine, give_up=told)
-            for kind in self.kinds.values():
-                self._let_end(kind)
+            with self._lock, torch.inference_mode(False), torch.no_grad():  # no update meanwhile
+                self._networks[dtype] = self._networks.get(dtype) or self._made(dtype)
+                for kind in self.kinds.values():
+                    self._let_end(kind)
         return self._networks[dtype]
+
+    def _made(self, dtype: torch.dtype) -> Fast:
+        # Without live following everything is of the last update, which the twin holds: it stands for the source.
+        source = self.source if self._live else self.twin.engine.network
+        gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
+
+        def told(reason: str, runs: RunBy = "eager") -> None:
+            if (tell := gave_up()) is not None:
+                tell(reason, runs)
+
+        return Fast(source, self._trace, replace(self.precision, dtype=dtype), self._engine, give_up=told)
 
     def _let_end(self, kind: Kind) -> None:
         if kind.rows.ends is not None and kind.dtype in self._networks:

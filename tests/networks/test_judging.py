@@ -1,6 +1,7 @@
 """Passes without gradient: a folded network answers, the twin judges near ties, and verdicts are the plain model's."""
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -232,3 +233,34 @@ def test_classes_that_are_left_out_make_no_sample_near() -> None:
     logits = torch.tensor([[2.0, 1.0, -torch.inf], [2.0, 2.0 - 1e-6, -torch.inf], [torch.inf, 1.0, 0.0]])
     assert judging.are_near(logits, 1e-5).tolist() == [False, True, True]
     assert judging.off_by(logits + 1e-3, logits) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_network_that_one_thread_asks_for_while_another_updates_is_made_afterwards() -> None:
+    net, (x, _) = attackable_net(), batch(8)
+    fast = FastAttackModel(net, dtype=torch.bfloat16, auto_update=False)
+    networks = fast._networks
+    (only,) = networks._networks.values()
+    follow, network_in, found = only.follow, networks.network_in, []
+    asks, goes_on = threading.Event(), threading.Event()
+    asking = threading.Thread(target=lambda: found.append(plain(fast, x)))
+
+    def network_later(dtype: torch.dtype) -> Any:
+        asks.set()
+        goes_on.wait(2)
+        return network_in(dtype)
+
+    def follow_slowly() -> None:
+        follow()
+        goes_on.set()
+        asking.join(0.3)
+
+    networks.network_in, only.follow = network_later, follow_slowly  # type: ignore[method-assign]
+    with torch.no_grad():
+        head_of(net).weight.mul_(-1)
+    asking.start()
+    asks.wait(2)
+    fast.update()
+    asking.join()
+    assert len(found) == 1
+    assert torch.equal(plain(fast, x).argmax(1), plain(net, x).argmax(1))
+    assert list(fast._networks._networks) == [torch.bfloat16, torch.float32]
