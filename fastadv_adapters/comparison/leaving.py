@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..modules import clone, differ, write
+
 
 @contextmanager
 def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
@@ -17,7 +19,8 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
     parts, parameters = list(model.modules()), list(model.parameters())
     dicts = [held for part in parts for held in (vars(part), part._buffers)]
     before = [dict(held) for held in dicts]
-    tensors = [(t, t.detach().clone()) for held in before for t in held.values() if isinstance(t, Tensor)]
+    held_tensors = [t for held in before for t in held.values() if isinstance(t, Tensor) and not t.is_quantized]
+    tensors = [(t, clone(t)) for t in held_tensors]
     gradients = [(p, p.grad, p.requires_grad) for p in parameters]
     try:
         for part in parts:
@@ -40,8 +43,8 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
 def _write_back(tensors: list[tuple[Tensor, Tensor]]) -> None:
     for tensor, value in tensors:
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            if not torch.equal(tensor, value):
-                tensor.copy_(value)
+            if differ(tensor, value):
+                write(tensor, value)
 
 
 def plain(tensor: Tensor) -> Tensor:

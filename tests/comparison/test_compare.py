@@ -267,6 +267,7 @@ class Counting(nn.Module):
         super().__init__()
         self.layers = linear()
         self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("edges", torch.eye(3).to_sparse())
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
