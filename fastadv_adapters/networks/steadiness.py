@@ -19,11 +19,10 @@ from ..engines import attributes_of, same_attributes
 from ..modules import generator_states, holds_generator
 
 _JUMP = {
-    *("sign", "sgn", "copysign", "round", "floor", "ceil", "trunc", "frac", "fmod", "remainder", "floor_divide"),
-    *("heaviside", "hardshrink", "histc", "_local_scalar_dense"),  # a number that code may compare
-    *("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask"),
-    *("_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "_fused_moving_avg_obs_fq_helper"),
+    *("sign", "sgn", "copysign", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder"),
+    *("floor_divide", "heaviside", "hardshrink", "histc", "_local_scalar_dense", "item"),  # code may compare numbers
 }
+_JUMP_BY_PREFIX = ("fake_quantize", "_fake_quantize", "fused_moving_avg", "_fused_moving_avg")
 """Operators that jump though they give floating numbers, or no tensor."""
 
 _DO_NOT = {"max", "min", "isnan", "isinf", "isfinite"}
@@ -75,16 +74,17 @@ class _Jumps(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         if not self.found and any(t.is_floating_point() for t in _tensors((args, kwargs))):
             name = func.overloadpacket.__name__.removesuffix("_")
-            if name in _JUMP or _jumps_here(name, func, args) or _decides(name, output):
+            if _jumps(name, func, args) or _decides(name, output):
                 self.found = name
         return output
 
 
-def _jumps_here(name: str, func: Any, args: Any) -> bool:
+def _jumps(name: str, func: Any, args: Any) -> bool:
     """Whether the operator does with these arguments."""
     if name == "threshold":
         return bool(args[1] != args[2])
-    return name == "div" and func._overloadname.endswith("_mode")
+    rounds = name == "div" and func._overloadname.endswith("_mode")
+    return rounds or name in _JUMP or name.startswith(_JUMP_BY_PREFIX)
 
 
 def _decides(name: str, output: Any) -> bool:

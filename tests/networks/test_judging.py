@@ -2,14 +2,18 @@
 
 import copy
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.networks import judging
+from fastadv_adapters.networks.steadiness import watching_steadiness
 from tests.support.tools import attackable_net, batch, head_of, small_net
 
 
@@ -200,6 +204,47 @@ def test_a_model_that_jumps_is_left_to_the_twin() -> None:
     counted(x)
     for near in (low, high):
         assert torch.equal(counted(near).argmax(1), plain(net, near).argmax(1))
+
+
+class Does(nn.Module):
+    """One operator."""
+
+    def __init__(self, operator: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.forward = operator
+
+
+JUMPS: list[Callable[[Tensor], Any]] = [
+    torch.round,
+    F.hardshrink,
+    lambda x: (x > 0) * x,
+    lambda x: x.topk(2)[0],
+    lambda x: x.int() + x,
+    lambda x: x * float(x.mean()),
+    lambda x: torch.div(x, 0.3, rounding_mode="floor"),
+    lambda x: F.threshold(x, 0.1, 0.0),
+    lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255),
+]
+SMOOTH: list[Callable[[Tensor], Any]] = [
+    F.relu,
+    F.hardswish,
+    lambda x: F.max_pool2d(x, 2),
+    lambda x: F.adaptive_max_pool2d(x, 2),
+    lambda x: x.max(1)[0],
+    lambda x: F.threshold(x, 0.0, 0.0),
+    lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    lambda x: x[:, torch.tensor([0, 2])],
+]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_operators_that_jump_are_told_from_those_that_do_not(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    for operators, smooth in ((JUMPS, False), (SMOOTH, True)):
+        for operator in operators:
+            part, x = Does(operator), torch.rand(2, 3, 4, 4)
+            with mode(), watching_steadiness(part, x.device) as seen:
+                part(x)
+            assert seen.steady == smooth, seen
 
 
 class Counts(nn.Sequential):
