@@ -35,6 +35,7 @@ class Networks(BuiltLater, Audited):
         fuse_bn: whether batch norms are folded or frozen.
         live: whether the twin runs the source's own parameters, or as they were at the last update.
         engine: the engine asked for.
+        settled: see :class:`Choice`.
 
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
@@ -59,15 +60,14 @@ class Networks(BuiltLater, Audited):
         fuse_bn: bool,
         live: bool,
         engine: EngineName,
+        settled: tuple[bool, str] | None = None,
     ) -> None:
         self.source = source
         self._dtype: torch.dtype | Literal["auto"] = dtype
         self._channels_last: bool | Literal["auto"] = channels_last
-        self.fuse_bn = fuse_bn
-        self._live, self._engine = live, engine
+        self.fuse_bn, self._live, self._engine, self._settled = fuse_bn, live, engine, settled
         self.state = state_on(device_of(source))
-        self.generation = 0
-        self.updates = 0
+        self.generation = self.updates = 0
         self.unfinished = False
         self._lock = threading.RLock()
         self._freshness = Freshness(source)
@@ -76,7 +76,8 @@ class Networks(BuiltLater, Audited):
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = ("_dtype", "_channels_last", "fuse_bn", "_live", "_engine")
-        return self.blank, (), (self.source, {name.strip("_"): getattr(self, name) for name in names})
+        options = {name.strip("_"): getattr(self, name) for name in names}
+        return self.blank, (), (self.source, {**options, "settled": self.choice.settled})
 
     def refresh(self, *, unasked: bool = False) -> None:
         """Bring everything up to date with the source; ``unasked`` only if a change is noticed.
@@ -114,7 +115,9 @@ class Networks(BuiltLater, Audited):
             self.state = state_on(device)
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
-        self.choice = Choice(self._dtype, self.precision.dtype, device)
+        self.choice = Choice(self._dtype, self.precision.dtype, device, self._settled)
+        self._settled = None  # of this structure
+        self.precision = replace(self.precision, dtype=self.choice.dtype)
         self.kinds: dict[Any, Kind] = {}
         self.looked = not self._live and not self.choice.open  # a twin with tensors of its own may be written to
         self.notes: list[str] = []

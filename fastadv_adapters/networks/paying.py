@@ -65,18 +65,32 @@ class Choice:
     Args:
         asked: the option.
         dtype: what it comes to as long as nothing is known of the work.
+        device: where the model is.
+        settled: what the work has decided in the model that this one's is a copy of.
 
     Attributes:
         open: whether the work is still to decide, which is known at the first gradient pass.
         why: the choice in words; empty if none was made.
+        settled: whether half precision pays, and why, if the work has decided that.
+        dtype: what to begin with.
     """
 
-    def __init__(self, asked: torch.dtype | Literal["auto"], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        asked: torch.dtype | Literal["auto"],
+        dtype: torch.dtype,
+        device: torch.device,
+        settled: tuple[bool, str] | None = None,
+    ) -> None:
         self.open = asked == "auto" and device.type == "cpu" and dtype in HALF
+        self.settled = settled if self.open else None
+        self.dtype = dtype if self.settled is None or self.settled[0] else torch.float32
         self._work: Work | None = None
         self._samples = 1
         self._shapes: list[torch.Size] | None = None
-        if asked != "auto":
+        if self.settled is not None:
+            self.open, self.why = False, self.settled[1]
+        elif asked != "auto":
             self.why = ""
         elif self.open:
             self.why = "until the first gradient pass tells how large its products are"
@@ -111,11 +125,13 @@ class Choice:
         kind, mean = self._work.mean()
         if not mean:  # an LSTM's, say, which one operator holds
             self.why = "the fastest in hardware; its products are not seen"
+            self.settled = True, self.why
             return True
         mean *= samples / self._samples
         pays = mean >= LEAST[kind]
         enough = "enough" if pays else "too few"
         self.why = f"a {kind} has {_in_words(mean)} multiplications on average, {enough} for half precision to pay"
+        self.settled = pays, self.why
         return pays
 
 

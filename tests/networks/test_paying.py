@@ -1,5 +1,7 @@
 """``dtype="auto"``: a rule from the work of the first gradient pass, the same every time."""
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable
 
@@ -149,3 +151,16 @@ def test_looks_that_overlap_leave_the_setting_for_attention_as_it_was() -> None:
         assert torch.backends.mha.get_fastpath_enabled() == before
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])
+def test_a_copy_keeps_what_is_settled(copied: Callable[[FastAttackModel], FastAttackModel]) -> None:
+    fast = FastAttackModel(linear())
+    assert asked(copied(fast), 256) == HALF, "nothing was"
+    assert asked(fast, 16) == FULL
+    again = copied(fast)
+    assert again.dtype == FULL
+    assert asked(copied(again), 256) == FULL
+    assert "too few for half precision" in again.summary()
+    again.wrapped.append(nn.Linear(10, 10))  # type: ignore[operator]
+    assert asked(again, 256) == HALF, "another structure"
