@@ -127,7 +127,7 @@ def accept_logits(logits: Any, samples: int, largest_label: int) -> Tensor:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"expected the model to return logits of shape ({samples}, C), got {got}. Wrap a model that returns "
-            f"anything else in a module that returns its logits, or pass classes=False and a loss that takes them"
+            f"anything else in a module that returns its logits, or give SafePGD classes=False and a loss of your own"
         )
     if largest_label >= logits.shape[1]:
         raise ValueError(

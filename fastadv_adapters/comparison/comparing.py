@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from ..options import FastAttackOptions
 from .attacking import Attacker, Budget, Run, attacker_for
 from .device import describe_device, versions
 from .fidelity import Agreement, Pass, agreement, gradient_pass, reference_pass
+from .leaving import lent_in_eval_mode, plain
 from .memory import bytes_kept
 from .progress import Progress
 from .result import Comparison
@@ -81,7 +81,7 @@ def compare(
         found.print()
         fast = model if found.recommended is None else FastAttackModel(model, **found.recommended)
 
-    The model is left as it was, and so are the global random generators.
+    The model is left as it was, its gradients and buffers included, and so are the global random generators.
 
     Args:
         model: a plain module that returns logits (N, C). It is attacked in eval mode.
@@ -107,9 +107,9 @@ def compare(
     accept_model(model)
     budget = Budget(accept_size("eps", eps), accept_norm(norm), accept_bounds(bounds))
     device = device_of(model)
-    with torch.inference_mode(False), random_state_kept(device), _in_eval_mode(model), Progress(progress) as told:
+    with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:
         y, logits = _accept_data(model, x, y, budget, device)
-        study = _Study(model, x.detach(), y, attacker_for(attack, model, budget), options or {}, budget)
+        study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
         notes = _doubts(study, logits)
         recommended = study.run(repeats, told.say)
     setting = {"eps": budget.eps, "norm": norm, "bounds": list(budget.bounds), "repeats": repeats}
@@ -127,7 +127,7 @@ def _accept_data(
         raise ValueError("expected at least one sample, got none: pass a batch to be attacked")
     with torch.no_grad():
         logits = accept_logits(accept_classifier(model, x), len(x), largest)
-    return (logits.argmax(1) if y is None else y.to(torch.int64)), logits
+    return (logits.argmax(1) if y is None else plain(y).to(torch.int64)), logits
 
 
 @torch.no_grad()
@@ -143,19 +143,6 @@ def _doubts(study: "_Study", logits: Tensor) -> list[str]:
         RANDOM if differ(logits, study.model(study.x)) else None,
     ]
     return [note for note in doubts if note is not None]
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Each part in eval mode for a while: flags alone, for ``eval()`` of a user's class may write into weights."""
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 class _Study:
@@ -218,7 +205,7 @@ class _Study:
         def first() -> None:
             made.append(make())
             torch.manual_seed(0)
-            found.append(made[0](self.x, self.y))
+            found.append(self._attack(made[0]))
 
         row.first_seconds = seconds_of(first, self.x.device)
         gradients = gradient_pass(network, self.x, self.y)
@@ -233,6 +220,10 @@ class _Study:
         row.judge(self._effects[row.name], self._effects["plain"], self.rows["plain"])
         row.kept_bytes = _kept(network, self.x)
 
+    def _attack(self, run: Run) -> Tensor:
+        """Run it once, on tensors that it may write into."""
+        return run(self.x.clone(), self.y.clone())
+
     def _agreement(self, found: Pass) -> Agreement:
         return agreement(found, self._reference)
 
@@ -245,6 +236,7 @@ class _Study:
         adversarial = adversarial.detach().to(x)
         with torch.no_grad():
             robust = self.model(adversarial).argmax(1) == self.y
+        robust |= ~adversarial.flatten(1).isfinite().all(1)  # no image
         apart = (adversarial.double() - x.double()).flatten(1)
         return Effect(robust, torch.linalg.vector_norm(apart, ORDER[self.budget.norm], 1))
 
@@ -264,7 +256,7 @@ class _Study:
     def _several(self, name: str, count: int) -> Callable[[], object]:
         def run() -> None:
             for _ in range(count):
-                self._runs[name](self.x, self.y)
+                self._attack(self._runs[name])
 
         return run
 

@@ -23,10 +23,10 @@ def refuse_what_changes(network: nn.Module) -> Iterator[None]:
     hooked = [name for name, part in network.named_modules() if has_hooks(part)]
     if hooked:
         raise CannotRecordError(f"{hooked[0] or 'it'} has hooks, which a recording does not call")
-    attributes, drawn = _attributes(network), host_state()
+    attributes, drawn = attributes_of(network), host_state()
     yield
-    for name, now in _attributes(network).items():
-        if not _same(now, attributes.get(name, {})):
+    for name, now in attributes_of(network).items():
+        if not same_attributes(now, attributes.get(name, {})):
             raise CannotRecordError(f"the forward pass of {name or 'the model'} sets attributes")
     if host_state() != drawn:
         raise CannotRecordError("its forward pass draws random numbers outside of the device")
@@ -62,7 +62,7 @@ def addresses(network: nn.Module, device: torch.device) -> list[Any]:
     return [t.data_ptr() if t.device == device else (t.data_ptr(), t._version) for t in found]
 
 
-def _attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
+def attributes_of(network: nn.Module) -> dict[str, dict[str, Any]]:
     """For each part: tensors by identity, containers and data objects by their contents, all else by itself."""
     return {name: {k: _fixed(v) for k, v in vars(part).items()} for name, part in network.named_modules()}
 
@@ -79,7 +79,8 @@ def _fixed(value: Any, depth: int = 8) -> Any:
     return value
 
 
-def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+def same_attributes(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether the attributes of a part are as before."""
     try:
         return bool(now == before)
     except Exception:  # arrays have no truth value: taken as changed

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from ..modules import Precision, autocast, become, generator_states, kind_of
+from .traceless import opened_by
 
 MOST = 16
 """A module with more parts, itself included, calls too many other operators: each costs a microsecond more here."""
@@ -31,11 +32,6 @@ _PASSES = 2
 
 _PRODUCTS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 _CONSTANTS = (type(None), bool, int, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
-_PAST_VERSIONS = (
-    *(Tensor.data.__get__, Tensor.data.__set__),  # type: ignore[attr-defined]
-    *(Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage, Tensor.storage, Tensor.data_ptr),
-)
-"""What these hand out can be written into without a trace."""
 
 
 class _NoKeyError(Exception):
@@ -125,9 +121,8 @@ class Memo:
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What the call gives, and whether that took something that is kept and is more than a view."""
         reads = list(_tensors((args, kwargs)))
-        if function in _PAST_VERSIONS:
-            self._give_up(reads[0])
-            return function(*args, **kwargs), False
+        for tensor in opened_by(function, args, kwargs):
+            self._give_up(tensor)
         if not reads or not self._all_still(reads):
             prepared = self._prepared(function, args)
             return function(*prepared, **kwargs), prepared is not args

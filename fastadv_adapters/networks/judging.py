@@ -4,6 +4,9 @@ Folding changes logits in their last digits (by 2e-7 to 4e-6 of the sample's lar
 `python -m benchmarks.speed.people`). A verdict can depend on that only if the two largest logits of a sample are as
 near; such samples are run through the twin as well. How far logits are off is looked at in the first pass of each kind,
 in one of many later, and whenever the twin judges.
+
+Where an operator jumps, a difference in the last digit may become one of any size: a model with such an operator stays
+with the twin, and so does one that keeps a state, for each network would have a state of its own, or draws.
 """
 
 import math
@@ -18,6 +21,7 @@ from ..boundary import Crossing, Engine, Packed, Run, UnbalancedFoldError
 from ..modules import HALF, Precision, is_out_of_memory, number_of_samples, random_state_kept
 from .fast import Fast
 from .kinds import PASSES
+from .steadiness import watching_steadiness
 from .trial import batched
 
 NEAR = 1e-5
@@ -84,13 +88,15 @@ class Trust:
 
     def is_due(self, samples: int, updates: int) -> bool:
         """Whether this pass, of so many samples, is to be looked at; counts it."""
-        if self.passes is not None:
-            self.passes += 1
-            seen = self.samples > 1 or samples < 2
-            if seen and self.passes < (PASSES if updates == self.updates else PASSES // 2):
-                return False
+        if self.passes is None:
+            return True
+        self.passes += 1
+        seen = self.samples > 1 or samples < 2
+        return not seen or self.passes >= (PASSES if updates == self.updates else PASSES // 2)
+
+    def looked(self, samples: int, updates: int) -> None:
+        """A look is over; one that was broken off, by an error of the model's own say, is none."""
         self.samples, self.passes, self.updates = max(samples, self.samples), 0, updates
-        return True
 
 
 class Judges:
@@ -131,6 +137,7 @@ class Judged:
             return self._twin(tensors)
         if self._trust.is_due(samples, self._networks.updates):
             output = self._look(tensors, samples)
+            self._trust.looked(samples, self._networks.updates)
             if not self._trust.good:
                 return output
         folded = self._try(tensors)
@@ -161,7 +168,11 @@ class Judged:
 
     def _look(self, tensors: Sequence[Tensor], samples: int) -> Packed:
         """The twin's output; and are the folded network's the same, and those of a sample by itself?"""
-        output = self._twin(tensors)
+        with watching_steadiness(self._networks.twin.engine.network, tensors[0].device) as seen:
+            output = self._twin(tensors)
+        if not seen.steady:
+            self._trust.add(math.inf)
+            return output
         exact = logits_of(output, samples)
         one = torch.zeros(1, dtype=torch.long, device=tensors[0].device)
         with random_state_kept(tensors[0].device):  # that of after the twin: a model that draws has other values now
@@ -204,14 +215,21 @@ def logits_of(output: Packed, samples: int) -> Tensor | None:
 
 
 def are_near(logits: Tensor, share: float) -> Tensor:
-    """For which samples rounding might decide, bool (N,); NaN is near everything."""
+    """For which samples rounding might decide, bool (N,); NaN and inf are near everything."""
     top = logits.topk(2, dim=1).values
-    return ~(top[:, 0] - top[:, 1] > share * logits.abs().amax(1))
+    return ~((top[:, 0] - top[:, 1] > share * largest_of(logits)) & (top[:, 0] < math.inf))
+
+
+def largest_of(logits: Tensor) -> Tensor:
+    """Each sample's largest absolute logit, of those that are finite: -inf says that a class is left out."""
+    sizes = logits.abs()
+    largest = sizes.amax(1)
+    return largest if largest.amax() < math.inf else sizes.nan_to_num(0.0, posinf=0.0).amax(1)
 
 
 def off_by(logits: Tensor, exact: Tensor) -> float:
     """How far logits are off at most, as a share of their sample's largest one; infinite if others are not finite."""
     if not torch.equal(logits.isfinite(), exact.isfinite()):
         return math.inf
-    off = (logits - exact).abs().amax(1) / exact.abs().amax(1).clamp(min=torch.finfo(exact.dtype).tiny)
-    return float(off.nan_to_num(0.0, math.inf).amax())
+    off = (logits - exact).nan_to_num(0.0, math.inf, math.inf).abs().amax(1)
+    return float((off / largest_of(exact).clamp(min=torch.finfo(exact.dtype).tiny)).amax())

@@ -35,11 +35,12 @@ class Networks(BuiltLater, Audited):
         fuse_bn: whether batch norms are folded or frozen.
         live: whether the twin runs the source's own parameters, or as they were at the last update.
         engine: the engine asked for.
+        settled: see :class:`Choice`.
 
     Attributes:
         precision: how the fast network computes, after all that had to be done otherwise than asked.
         choice: what ``dtype="auto"`` has come to.
-        kinds: what is known of each kind of call, by its key.
+        kinds: what is known of each kind of call, by its key; empty before the first self-check.
         looked: whether it was found out whether the model writes into its parameters.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
@@ -59,16 +60,14 @@ class Networks(BuiltLater, Audited):
         fuse_bn: bool,
         live: bool,
         engine: EngineName,
+        settled: tuple[bool, str] | None = None,
     ) -> None:
         self.source = source
         self._dtype: torch.dtype | Literal["auto"] = dtype
         self._channels_last: bool | Literal["auto"] = channels_last
-        self.fuse_bn = fuse_bn
-        self._live = live
-        self._engine = engine
+        self.fuse_bn, self._live, self._engine, self._settled = fuse_bn, live, engine, settled
         self.state = state_on(device_of(source))
-        self.generation = 0
-        self.updates = 0
+        self.generation = self.updates = 0
         self.unfinished = False
         self._lock = threading.RLock()
         self._freshness = Freshness(source)
@@ -77,7 +76,8 @@ class Networks(BuiltLater, Audited):
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = ("_dtype", "_channels_last", "fuse_bn", "_live", "_engine")
-        return self.blank, (), (self.source, {name.strip("_"): getattr(self, name) for name in names})
+        options = {name.strip("_"): getattr(self, name) for name in names}
+        return self.blank, (), (self.source, {**options, "settled": self.choice.settled})
 
     def refresh(self, *, unasked: bool = False) -> None:
         """Bring everything up to date with the source; ``unasked`` only if a change is noticed.
@@ -115,18 +115,15 @@ class Networks(BuiltLater, Audited):
             self.state = state_on(device)
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
-        self.choice = Choice(self._dtype, self.precision.dtype, device)
+        self.choice = Choice(self._dtype, self.precision.dtype, device, self._settled)
+        self._settled = None  # of this structure
+        self.precision = replace(self.precision, dtype=self.choice.dtype)
         self.kinds: dict[Any, Kind] = {}
         self.looked = not self._live and not self.choice.open  # a twin with tensors of its own may be written to
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
         self._copy_fast()
-
-    @property
-    def checked(self) -> bool:
-        """Whether the self-check has been made."""
-        return bool(self.kinds)
 
     @property
     def fast(self) -> Engine:
@@ -145,20 +142,22 @@ class Networks(BuiltLater, Audited):
     def network_in(self, dtype: torch.dtype) -> Fast:
         """The fast network in this precision, made when it is first asked for."""
         if dtype not in self._networks:
-            # Without live following everything is of the last update, which the twin holds: it stands for the source.
-            source = self.source if self._live else self.twin.engine.network
-            gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
-
-            def told(reason: str, runs: RunBy = "eager") -> None:
-                if (tell := gave_up()) is not None:
-                    tell(reason, runs)
-
-            with torch.inference_mode(False), torch.no_grad():
-                precision = replace(self.precision, dtype=dtype)
-                self._networks[dtype] = Fast(source, self._trace, precision, self._engine, give_up=told)
-            for kind in self.kinds.values():
-                self._let_end(kind)
+            with self._lock, torch.inference_mode(False), torch.no_grad():  # no update meanwhile
+                self._networks[dtype] = self._networks.get(dtype) or self._made(dtype)
+                for kind in self.kinds.values():
+                    self._let_end(kind)
         return self._networks[dtype]
+
+    def _made(self, dtype: torch.dtype) -> Fast:
+        # Without live following everything is of the last update, which the twin holds: it stands for the source.
+        source = self.source if self._live else self.twin.engine.network
+        gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
+
+        def told(reason: str, runs: RunBy = "eager") -> None:
+            if (tell := gave_up()) is not None:
+                tell(reason, runs)
+
+        return Fast(source, self._trace, replace(self.precision, dtype=dtype), self._engine, give_up=told)
 
     def _let_end(self, kind: Kind) -> None:
         if kind.rows.ends is not None and kind.dtype in self._networks:
@@ -219,11 +218,10 @@ class Networks(BuiltLater, Audited):
                 return
             writes = None
             for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
-                counting = self.choice.counting(number_of_samples(tensors))
-                writes = writes_parameters(self.source, self.precision, arguments, tensors, counting)
+                writes = writes_parameters(self.source, self.precision, arguments, tensors, self.choice.counting)
                 if writes is not None:
                     break
-            if writes and self._live:
+            if writes and self.twin.live:
                 self.unfinished = True
                 self.twin = Twin(self.source, self.precision, live=False)
                 self.notes.append(remarks.WRITES)
@@ -242,6 +240,9 @@ class Networks(BuiltLater, Audited):
         with self._lock, torch.inference_mode(False):
             if self._is_known(key, samples):
                 return
+            if not self.choice.knows(arguments.tensors):  # what was run before had other shapes, and no gradient
+                self.looked = False
+                self.look_once(arguments, needs)
             if not self.choice.settle(samples):
                 self._run_in_full()
             verdict = check(self.source, self._trace, self.precision, arguments, needs)
@@ -281,8 +282,7 @@ class Networks(BuiltLater, Audited):
             self.choice.why = ""  # a note says it
         if verdict.folding_error is not None:
             text = remarks.DIFFERS if verdict.unexplained else remarks.NOT_FOLDED
-            left = len(verdict.plan.producer) if verdict.plan else 0
-            text = text.format(verdict.folding_error, left)
+            text = text.format(verdict.folding_error, len(verdict.plan.producer) if verdict.plan else 0)
             if verdict.harmless:
                 self.notes.append(text)
             else:

@@ -10,7 +10,8 @@ casts no slower, so that the same bounds are assumed there; on CUDA half precisi
 measured.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # as PyTorch's own counter of operations has it
 
-from ..modules import HALF
+from ..boundary import is_transformed
+from ..modules import HALF, number_of_samples
 
 LEAST = {"convolution": 1e6, "matrix product": 3e6}
 """So many multiplications must one of them have on average, in a forward pass, for half precision to pay."""
 
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 """Matrix products, and the place of the left factor among their arguments."""
+
+_fastpath = threading.RLock()  # the setting is one for all threads
 
 
 class Work(TorchDispatchMode):
@@ -61,17 +65,32 @@ class Choice:
     Args:
         asked: the option.
         dtype: what it comes to as long as nothing is known of the work.
+        device: where the model is.
+        settled: what the work has decided in the model that this one's is a copy of.
 
     Attributes:
         open: whether the work is still to decide, which is known at the first gradient pass.
         why: the choice in words; empty if none was made.
+        settled: whether half precision pays, and why, if the work has decided that.
+        dtype: what to begin with.
     """
 
-    def __init__(self, asked: torch.dtype | Literal["auto"], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        asked: torch.dtype | Literal["auto"],
+        dtype: torch.dtype,
+        device: torch.device,
+        settled: tuple[bool, str] | None = None,
+    ) -> None:
         self.open = asked == "auto" and device.type == "cpu" and dtype in HALF
+        self.settled = settled if self.open else None
+        self.dtype = dtype if self.settled is None or self.settled[0] else torch.float32
         self._work: Work | None = None
         self._samples = 1
-        if asked != "auto":
+        self._shapes: list[torch.Size] | None = None
+        if self.settled is not None:
+            self.open, self.why = False, self.settled[1]
+        elif asked != "auto":
             self.why = ""
         elif self.open:
             self.why = "until the first gradient pass tells how large its products are"
@@ -79,19 +98,24 @@ class Choice:
             self.why = "the fastest in hardware" if dtype in HALF else "no half precision in hardware"
 
     @contextmanager
-    def counting(self, samples: int) -> Iterator[None]:
-        """Look at a forward pass of so many samples that is made inside."""
-        if not self.open:
+    def counting(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Look at a forward pass of these inputs that is made inside."""
+        if not self.open or is_transformed(tensors):  # more samples than it shows may be in a transformed tensor
             yield
             return
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # no pass with gradients takes it, and it shows no products
-        try:
-            with Work() as work:
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-        self._work, self._samples = work, max(samples, 1)
+        with _fastpath:
+            fused = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)  # no pass with gradients takes it, and it shows no products
+            try:
+                with Work() as work:
+                    yield
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fused)
+        self._work, self._samples, self._shapes = work, max(number_of_samples(tensors), 1), _shapes(tensors)
+
+    def knows(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether samples of these shapes were looked at, or it does not matter any more."""
+        return not self.open or self._shapes == _shapes(tensors)
 
     def settle(self, samples: int) -> bool:
         """Whether half precision pays, which the first gradient pass, of so many samples, settles for good."""
@@ -101,12 +125,18 @@ class Choice:
         kind, mean = self._work.mean()
         if not mean:  # an LSTM's, say, which one operator holds
             self.why = "the fastest in hardware; its products are not seen"
+            self.settled = True, self.why
             return True
         mean *= samples / self._samples
         pays = mean >= LEAST[kind]
         enough = "enough" if pays else "too few"
         self.why = f"a {kind} has {_in_words(mean)} multiplications on average, {enough} for half precision to pay"
+        self.settled = pays, self.why
         return pays
+
+
+def _shapes(tensors: Sequence[Tensor]) -> list[torch.Size]:
+    return [t.shape[1:] for t in tensors]
 
 
 def _in_words(number: float) -> str:

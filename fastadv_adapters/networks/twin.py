@@ -1,6 +1,6 @@
 """The full-precision twin: the wrapped model's structure, in eval mode, on its own weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -91,7 +91,7 @@ def writes_parameters(
     precision: Precision,
     arguments: Packed,
     tensors: Sequence[Tensor],
-    counting: AbstractContextManager[None],
+    counting: Callable[[Sequence[Tensor]], AbstractContextManager[None]],
 ) -> bool | None:
     """Whether running the model changes its parameters; seen on a copy, run once on these tensors. None: it raised.
 
@@ -100,12 +100,12 @@ def writes_parameters(
         precision: says where it is.
         arguments: of the call.
         tensors: in the place of those of the call.
-        counting: a context for the run.
+        counting: makes a context for a run on these tensors.
     """
     trial = Twin(source, precision, live=False)
     network = trial.engine.network
     try:
-        with random_state_kept(precision.device), torch.no_grad(), counting:
+        with random_state_kept(precision.device), torch.no_grad(), counting(tensors):
             trial.engine.bind(arguments)([t.detach().clone() for t in tensors])
     except Exception as error:  # the model's own, which the run itself will raise, or one about so few samples
         if is_out_of_memory(error):

@@ -66,7 +66,7 @@ def _scale(networks: Networks, loss_scale: object) -> str:
 
 
 def _check(networks: Networks) -> str:
-    return "done at the first gradient pass" if networks.checked else "due at the first gradient pass"
+    return "done at the first gradient pass" if networks.kinds else "due at the first gradient pass"
 
 
 def _speed(half: bool) -> str:

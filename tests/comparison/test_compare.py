@@ -314,3 +314,67 @@ def test_samples_are_counted_in_whole_numbers_in_the_picture(tmp_path: Path) -> 
     ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", histogram[histogram.index('id="matplotlib.axis_4"') :])
     assert ticks
     assert [tick for tick in ticks if "." in tick] == []
+
+
+class Counting(nn.Module):
+    """Keeps count of its passes."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = linear()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("edges", torch.eye(3).to_sparse())
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.passes += 1
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def rough(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """An attack that uses whatever it finds."""
+    model.train()
+    x.requires_grad_()
+    nn.functional.cross_entropy(model(x), y).backward()
+    assert x.grad is not None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return x.detach().add_(0.2 * x.grad.sign()).clamp_(0, 1)
+
+
+def test_an_attack_that_writes_into_everything_leaves_model_and_data_as_they_were() -> None:
+    model, x, y = Counting().eval(), X.clone(), Y.clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    gradients = [p.grad for p in model.parameters()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FastAttackModel, "train", lambda self, mode=True: self)
+        found = compare(model, x, y, attack=rough, repeats=1)
+    assert found.row("plain").robust_accuracy == found.row("default").robust_accuracy
+    assert torch.equal(x, X)
+    assert not x.requires_grad
+    assert all(p.grad is g and p.requires_grad for p, g in zip(model.parameters(), gradients, strict=True))
+    assert all(bool((g == 1).all()) for g in gradients if g is not None)
+    assert not any(part.training for part in model.modules())
+    assert model.count == 0
+    assert model.passes == 0
+
+
+def test_numbers_that_are_no_image_are_no_success() -> None:
+    def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x * torch.nan if isinstance(model, FastAttackModel) else signed(model, x, y)
+
+    found = compare(linear(), X, Y, attack=broken, repeats=1)
+    assert found.row("default").robust_accuracy == 1
+    assert not found.faithful
+
+
+def test_tensors_of_inference_mode_are_taken() -> None:
+    model = linear()
+    with torch.inference_mode():
+        found = compare(model, X.clone(), Y.clone(), eps=0.15, repeats=1)
+    assert found.row("default").failure is None

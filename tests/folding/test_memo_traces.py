@@ -1,10 +1,14 @@
 """Code that writes without a trace, starts graphs of its own, or has shapes that its weights decide."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastadv_adapters import FastAttackModel
 from tests.folding.test_memo import equal, fast_of
 
 
@@ -59,3 +63,50 @@ def test_is_right_before_and_after_an_update(kind: type[Odd]) -> None:
         mask[2] = 1  # one is left, whose index would broadcast
     fast.update()
     equal(fast, model)
+
+
+class Adapts(nn.Module):
+    """Normalises by running statistics that each pass moves, which no version counts."""
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        scale = self.var.add(1e-5).rsqrt()  # kept as long as nobody writes
+        F.batch_norm(x.detach(), self.mean, self.var, training=True, momentum=0.5)
+        return (x - self.mean.view(-1, 1, 1)).mean((2, 3)) * scale
+
+
+class Observes(Odd):
+    """Rounds its weight by a range that each pass moves, as training with quantisation in mind does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("on", torch.ones(1, dtype=torch.long))
+        for name, value in (("least", -1.0), ("most", 1.0), ("scale", 1.0)):
+            self.register_buffer(name, torch.tensor([value]))
+        self.register_buffer("zero", torch.zeros(1, dtype=torch.int))
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = [self.get_buffer(name) for name in ("least", "most", "scale", "zero")]
+        on = self.get_buffer("on")
+        observe: Any = torch.fused_moving_avg_obs_fake_quant
+        weight: Tensor = observe(self.weight, on, on, *statistics, 0.3, 0, 15, 0, False, False)
+        return F.linear(x.mean((2, 3)), weight) * self.get_buffer("scale").mul(2)
+
+
+@pytest.mark.parametrize("kind", [Adapts, Observes])
+def test_running_statistics_are_read_anew(kind: type[nn.Module]) -> None:
+    model = nn.Sequential(kind(), nn.Linear(8, 10)).eval()
+    same, x = copy.deepcopy(model), torch.rand(4, 3, 6, 6)
+    fast = FastAttackModel(model, dtype=torch.float32, decisions="fast")
+    for _ in range(4):
+        leaf = x.clone().requires_grad_()
+        torch.testing.assert_close(fast(leaf), same(x))

@@ -1,14 +1,19 @@
 """Passes without gradient: a folded network answers, the twin judges near ties, and verdicts are the plain model's."""
 
 import copy
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.networks import judging
+from fastadv_adapters.networks.steadiness import watching_steadiness
 from tests.support.tools import attackable_net, batch, head_of, small_net
 
 
@@ -150,14 +155,24 @@ class Draws(nn.Sequential):
         return logits
 
 
-@pytest.mark.parametrize("kind", [Centred, Draws])
+class DrawsForNothing(nn.Sequential):
+    """Random numbers that decide nothing are followed by others that do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = nn.Sequential.forward(self, x)  # type: ignore[no-untyped-call]
+        return logits + 1e-7 * torch.rand(1)
+
+
+@pytest.mark.parametrize("kind", [Centred, Draws, DrawsForNothing])
 def test_models_whose_samples_are_no_function_of_themselves_are_left_to_the_twin(kind: type[nn.Sequential]) -> None:
     net, (x, _) = kind(*attackable_net()).eval(), batch(16)
     counted = Counted(net)
-    counted(x)
-    with torch.random.fork_rng():
-        found = counted(x)
-    assert torch.equal(found, plain(net, x))
+    states = []
+    for answer in (counted, lambda x: plain(net, x)):
+        torch.manual_seed(0)
+        found = [answer(x) for _ in range(3)][-1]
+        states.append((found, torch.rand(4)))
+    assert all(map(torch.equal, *states)), "random numbers afterwards included"
 
 
 def test_networks_without_batch_norm_have_no_other_network() -> None:
@@ -165,3 +180,132 @@ def test_networks_without_batch_norm_have_no_other_network() -> None:
     counted = Counted(net, dtype=torch.bfloat16)
     assert torch.equal(counted(x), plain(net, x))
     assert list(counted.fast._networks._networks) == [torch.bfloat16]
+
+
+class Hard(nn.Sequential):
+    """The signs of features decide, so that a border is a jump."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *body, head = self
+        for part in body:
+            x = part(x)
+        logits: Tensor = head(torch.where(x > 0.1, 1.0, -1.0))
+        return logits
+
+
+def test_a_model_that_jumps_is_left_to_the_twin() -> None:
+    net, (x, _) = Hard(*attackable_net()).eval(), batch(64)
+    low, high, other = x[:32], x[32:], plain(net, x[32:]).argmax(1)
+    for _ in range(40):  # until there is no number between
+        middle = (low + high) / 2
+        reached = (plain(net, middle).argmax(1) == other).view(-1, 1, 1, 1)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    counted = Counted(net)
+    counted(x)
+    for near in (low, high):
+        assert torch.equal(counted(near).argmax(1), plain(net, near).argmax(1))
+
+
+class Does(nn.Module):
+    """One operator."""
+
+    def __init__(self, operator: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.forward = operator
+
+
+JUMPS: list[Callable[[Tensor], Any]] = [
+    torch.round,
+    F.hardshrink,
+    lambda x: (x > 0) * x,
+    lambda x: x.topk(2)[0],
+    lambda x: x.int() + x,
+    lambda x: x * float(x.mean()),
+    lambda x: torch.div(x, 0.3, rounding_mode="floor"),
+    lambda x: F.threshold(x, 0.1, 0.0),
+    lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255),
+]
+SMOOTH: list[Callable[[Tensor], Any]] = [
+    F.relu,
+    F.hardswish,
+    lambda x: F.max_pool2d(x, 2),
+    lambda x: F.adaptive_max_pool2d(x, 2),
+    lambda x: x.max(1)[0],
+    lambda x: F.threshold(x, 0.0, 0.0),
+    lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    lambda x: x[:, torch.tensor([0, 2])],
+]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_operators_that_jump_are_told_from_those_that_do_not(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    for operators, smooth in ((JUMPS, False), (SMOOTH, True)):
+        for operator in operators:
+            part, x = Does(operator), torch.rand(2, 3, 4, 4)
+            with mode(), watching_steadiness(part, x.device) as seen:
+                part(x)
+            assert seen.steady == smooth, seen
+
+
+class Counts(nn.Sequential):
+    """After four passes it answers otherwise, and so would each network after four of its own."""
+
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = nn.Sequential.forward(self, x)  # type: ignore[no-untyped-call]
+        self.seen += 1
+        return logits if self.seen < 5 else logits.flip(1)
+
+
+def test_a_model_that_keeps_a_state_is_left_to_the_twin() -> None:
+    net, (x, _) = Counts(*attackable_net()).eval(), batch(16)
+    counted = Counted(net)
+    for _ in range(6):
+        found, exact = counted(x), plain(net, x)
+        assert torch.equal(found, exact)
+
+
+def test_a_pass_that_raised_was_no_look() -> None:
+    net, (x, _) = Centred(*attackable_net()).eval(), batch(16)
+    counted = Counted(net)
+    with pytest.raises(RuntimeError, match="refused"):
+        counted(torch.rand(4, 1, 8, 8))
+    assert torch.equal(counted(x), plain(net, x))
+
+
+def test_classes_that_are_left_out_make_no_sample_near() -> None:
+    logits = torch.tensor([[2.0, 1.0, -torch.inf], [2.0, 2.0 - 1e-6, -torch.inf], [torch.inf, 1.0, 0.0]])
+    assert judging.are_near(logits, 1e-5).tolist() == [False, True, True]
+    assert judging.off_by(logits + 1e-3, logits) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_network_that_one_thread_asks_for_while_another_updates_is_made_afterwards() -> None:
+    net, (x, _) = attackable_net(), batch(8)
+    fast = FastAttackModel(net, dtype=torch.bfloat16, auto_update=False)
+    networks = fast._networks
+    (only,) = networks._networks.values()
+    follow, network_in, found = only.follow, networks.network_in, []
+    asks, goes_on = threading.Event(), threading.Event()
+    asking = threading.Thread(target=lambda: found.append(plain(fast, x)))
+
+    def network_later(dtype: torch.dtype) -> Any:
+        asks.set()
+        goes_on.wait(2)
+        return network_in(dtype)
+
+    def follow_slowly() -> None:
+        follow()
+        goes_on.set()
+        asking.join(0.3)
+
+    networks.network_in, only.follow = network_later, follow_slowly  # type: ignore[method-assign]
+    with torch.no_grad():
+        head_of(net).weight.mul_(-1)
+    asking.start()
+    asks.wait(2)
+    fast.update()
+    asking.join()
+    assert len(found) == 1
+    assert torch.equal(plain(fast, x).argmax(1), plain(net, x).argmax(1))
+    assert list(fast._networks._networks) == [torch.bfloat16, torch.float32]

@@ -1,5 +1,8 @@
 """``dtype="auto"``: a rule from the work of the first gradient pass, the same every time."""
 
+import copy
+import pickle
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -104,12 +107,60 @@ def test_multiplications_are_counted(layer: nn.Module, shape: tuple[int, ...], f
 def test_layers_that_run_fused_without_gradient_are_counted_and_those_never_seen_stay_in_half_precision() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, batch_first=True).eval().requires_grad_(False)
     choice = Choice("auto", HALF, torch.device("cpu"))
-    with torch.no_grad(), choice.counting(2):
+    with torch.no_grad(), choice.counting([torch.rand(2, 1)]):
         layer(torch.rand(2, 5, 16))
     assert torch.backends.mha.get_fastpath_enabled()
     assert not choice.settle(2)
     choice = Choice("auto", HALF, torch.device("cpu"))
-    with torch.no_grad(), choice.counting(2):
+    with torch.no_grad(), choice.counting([torch.rand(2, 1)]):
         torch.rand(2, 5).relu()
     assert choice.settle(2)
     assert min(LEAST.values()) > 0
+
+
+def sized() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+
+def test_passes_before_the_first_gradient_decide_nothing_whatever_their_shape() -> None:
+    fast = FastAttackModel(sized())
+    with torch.no_grad():
+        fast(torch.rand(16, 1, 64, 64))
+    assert asked(fast, 16) == FULL  # 32 * 9 * 64 * 16 = 0.3 million
+    fast = FastAttackModel(sized())
+    torch.func.vmap(lambda x: fast(x[None])[0])(torch.rand(16, 1, 8, 8))
+    assert asked(fast, 16) == FULL
+
+
+def test_looks_that_overlap_leave_the_setting_for_attention_as_it_was() -> None:
+    before, inside, done = torch.backends.mha.get_fastpath_enabled(), threading.Event(), threading.Event()
+
+    def look(*calls: Callable[[], object]) -> None:
+        with Choice("auto", HALF, torch.device("cpu")).counting([torch.rand(2, 1)]):
+            for call in calls:
+                call()
+
+    def second() -> None:
+        look(inside.set, lambda: done.wait(2))
+
+    other = threading.Thread(target=second)
+    try:
+        look(other.start, lambda: inside.wait(0.2))  # the other one begins in the middle of this one
+        done.set()
+        other.join()
+        assert torch.backends.mha.get_fastpath_enabled() == before
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])
+def test_a_copy_keeps_what_is_settled(copied: Callable[[FastAttackModel], FastAttackModel]) -> None:
+    fast = FastAttackModel(linear())
+    assert asked(copied(fast), 256) == HALF, "nothing was"
+    assert asked(fast, 16) == FULL
+    again = copied(fast)
+    assert again.dtype == FULL
+    assert asked(copied(again), 256) == FULL
+    assert "too few for half precision" in again.summary()
+    again.wrapped.append(nn.Linear(10, 10))  # type: ignore[operator]
+    assert asked(again, 256) == HALF, "another structure"

@@ -1,0 +1,52 @@
+"""A model is lent: whatever attacks do to it meanwhile, it is as before afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..modules import clone, differ, write
+
+
+@contextmanager
+def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode and without gradients for a while.
+
+    Afterwards modes, gradients, ``requires_grad``, buffers and attributes are what they were. Modes are set by flags
+    alone, for ``eval()`` of a user's class may write into weights.
+    """
+    parts, parameters = list(model.modules()), list(model.parameters())
+    dicts = [held for part in parts for held in (vars(part), part._buffers)]
+    before = [dict(held) for held in dicts]
+    held_tensors = [t for held in before for t in held.values() if isinstance(t, Tensor) and not t.is_quantized]
+    tensors = [(t, clone(t)) for t in held_tensors]
+    gradients = [(p, p.grad, p.requires_grad) for p in parameters]
+    try:
+        for part in parts:
+            part.training = False
+        for parameter in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        for held, old in zip(dicts, before, strict=True):
+            for name in held.keys() - old.keys():
+                del held[name]
+            held.update(old)
+        _write_back(tensors)
+        for parameter, grad, required in gradients:
+            if parameter.requires_grad != required:  # one that was made in inference mode takes no flag
+                parameter.requires_grad_(required)
+            parameter.grad = grad
+
+
+def _write_back(tensors: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in tensors:
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            if differ(tensor, value):
+                write(tensor, value)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor outside of any graph, and one that autograd takes even if it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
