@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import has_hooks, host_state, is_data
+from ..modules import has_hooks, host_state, is_data, is_trainer
 
 
 class CannotRecordError(RuntimeError):
@@ -16,7 +16,9 @@ class CannotRecordError(RuntimeError):
 
 @contextmanager
 def refuse_what_changes(network: nn.Module) -> Iterator[None]:
-    """Run the network inside; raises CannotRecordError if that ran hooks, set attributes or drew numbers on the host.
+    """Run the network inside; raises CannotRecordError for what a recording would not do again.
+
+    That is: running hooks, setting attributes, drawing numbers on the host, and asking a trainer, which counts on.
 
     Tensors may be written to in place: that is recorded.
     """
@@ -24,12 +26,39 @@ def refuse_what_changes(network: nn.Module) -> Iterator[None]:
     if hooked:
         raise CannotRecordError(f"{hooked[0] or 'it'} has hooks, which a recording does not call")
     attributes, drawn = attributes_of(network), host_state()
-    yield
+    with _trainers_watched(network) as watched:
+        yield
+    if any(trainer.asked for trainer in watched):
+        raise CannotRecordError("its forward pass asks the trainer, whose answers change")
     for name, now in attributes_of(network).items():
         if not same_attributes(now, attributes.get(name, {})):
             raise CannotRecordError(f"the forward pass of {name or 'the model'} sets attributes")
     if host_state() != drawn:
         raise CannotRecordError("its forward pass draws random numbers outside of the device")
+
+
+class _Watched:
+    """In the place of a trainer: notes whether it is asked for anything."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.asked = trainer, False
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked = True
+        return getattr(vars(self)["trainer"], name)
+
+
+@contextmanager
+def _trainers_watched(network: nn.Module) -> Iterator[list[_Watched]]:
+    """Trainers in attributes are watched inside."""
+    found = [(vars(p), k, _Watched(v)) for p in network.modules() for k, v in vars(p).items() if is_trainer(v)]
+    try:
+        for attributes, name, watched in found:
+            attributes[name] = watched
+        yield [watched for _, _, watched in found]
+    finally:
+        for attributes, name, watched in found:
+            attributes[name] = watched.trainer
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from .inputs import (
     shapes,
 )
 from .layouts import differ, kind, pointer, same_memory, write
-from .leaving_out import LeftOut, is_left_out
+from .leaving_out import LeftOut, is_left_out, is_trainer
 from .notices import FastAttackWarning, notify
 from .precision import HALF, MATRIX_LAYERS, Precision, autocast, cast_ahead_names, ieee_float32, is_in_hardware, resolve
 from .randomness import generator_states, holds_generator, host_state, random_state_kept
@@ -79,6 +79,7 @@ __all__ = [
     "is_in_hardware",
     "is_left_out",
     "is_out_of_memory",
+    "is_trainer",
     "kind",
     "kind_of",
     "need",

@@ -81,7 +81,7 @@ def test_200_steps_on_the_robust_digits_network_need_a_fifth_of_the_passes(
 def test_in_float16_too(robust: nn.Module, data: Digits) -> None:
     x, y = data.test_images[:12], data.test_labels[:12]
     _, with_rest, without = both(robust, torch.float16, x, y, eps=0.15, alpha=0.15 / 4, steps=60, loss="ce")
-    assert 2 * with_rest <= without
+    assert 3 * with_rest <= 2 * without
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -34,12 +34,14 @@ def operators(model: nn.Module, x: Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_step_has_few_operators_of_ours(dtype: torch.dtype) -> None:
+def test_a_step_has_few_operators_of_ours(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
     """With the gradient scaled, unscaled, filtered and counted, and with a look for changes."""
+    if request.config.getoption("--engine") == "cudagraph":
+        pytest.skip("its stand-in keeps the boundary's state as on a device")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 10)).eval().requires_grad_(False)
     x = torch.rand(4, 20)
-    fast = FastAttackModel(net, dtype=dtype)
+    fast = FastAttackModel(net, dtype=dtype, engine="eager")
     for _ in range(3):
         operators(fast, x)  # the self-check and the audit
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

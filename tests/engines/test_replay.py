@@ -330,6 +330,25 @@ class Branching(nn.Module):
         return out if bool(out.mean() > 1e6) else -out
 
 
+class Trainer:
+    """As that of Lightning, to which its modules refer."""
+
+    __module__ = "lightning.pytorch.trainer.trainer"
+    epoch = 2
+
+
+class Scheduled(nn.Module):
+    """Asks its trainer how far it is; recorded, it would get the first answer for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.owner = small_net(), Trainer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x) * self.owner.epoch
+        return out
+
+
 def hooked() -> nn.Module:
     net = small_net()
     net[2].register_forward_hook(lambda module, args, output: output * 2)
@@ -343,8 +362,9 @@ def hooked() -> nn.Module:
         (Drawing, "draws random numbers"),
         (Branching, "waits for the device"),
         (hooked, "2 has hooks"),
+        (Scheduled, "asks the trainer"),
     ],
-    ids=["counts", "draws", "branches", "hooks"],
+    ids=["counts", "draws", "branches", "hooks", "trainer"],
 )
 def test_what_a_recording_would_not_repeat_runs_eager(
     make: Callable[[], nn.Module], reason: str, replayed: None

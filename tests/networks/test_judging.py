@@ -21,7 +21,7 @@ class Counted:
     """How many samples the twin of a fast model has been asked about."""
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
-        self.fast = FastAttackModel(model, **options)
+        self.fast = FastAttackModel(model, engine="eager", **options)
         self.asked: list[int] = []
         twin = self.fast._networks.twin.engine
         call = twin.call
@@ -282,7 +282,7 @@ def test_classes_that_are_left_out_make_no_sample_near() -> None:
 
 def test_a_network_that_one_thread_asks_for_while_another_updates_is_made_afterwards() -> None:
     net, (x, _) = attackable_net(), batch(8)
-    fast = FastAttackModel(net, dtype=torch.bfloat16, auto_update=False)
+    fast = FastAttackModel(net, engine="eager", dtype=torch.bfloat16, auto_update=False)
     networks = fast._networks
     (only,) = networks._networks.values()
     follow, network_in, found = only.follow, networks.network_in, []
