@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..boundary import Run, scale, state_on
-from ..modules import is_out_of_memory
 from .nearness import cosines
 from .trial import batched
 
@@ -67,6 +66,7 @@ class Problem:
         tensors: the inputs.
         needs: which of them want a gradient.
         grads: what came in at the outputs.
+        apart: whether each output belongs to one sample, and to no other.
         index: which samples of the pass these are; None for all of them.
         values: the outputs in full precision, once gradients have been asked for.
     """
@@ -75,6 +75,7 @@ class Problem:
     tensors: list[Tensor]
     needs: Sequence[bool]
     grads: Gradients
+    apart: bool
     index: Tensor | None = None
     values: list[Tensor] = field(default_factory=list)
 
@@ -87,6 +88,7 @@ class Problem:
             [t.index_select(0, index) if row else t for t, row in zip(self.tensors, own, strict=True)],
             self.needs,
             [g.index_select(0, index) if g is not None and g.shape[:1] == (samples,) else g for g in self.grads],
+            self.apart,
             index,
             [o.index_select(0, index) if o.shape[:1] == (samples,) else o for o in self.values],
         )
@@ -137,7 +139,7 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
     zero = here & (fast.abs().amax(1) == 0)
     near = cosines(fast, exact)
     finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]))
-    if not (finding.good or finding.zero):
+    if problem.apart and len(near) > 1 and not (finding.good or finding.zero):
         finding = replace(finding, gain=_gain_of_worst(problem, fast, exact, near))
     return finding if finding.good else _look_closer(problem, fast, exact)
 
@@ -145,19 +147,16 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
 def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) -> float:
     """What a step along the fast gradients gains for the half of the samples that they are worst for.
 
-    NaN if that cannot be told, or if one of these gains nothing along its exact gradient either, as it is where that is
-    rounding: this is the cheap look, after which there is a closer one.
+    NaN if one of these gains nothing along its exact gradient either, as it is where that is rounding: this is the
+    cheap look, after which there is a closer one. Both steps are one batch, as large as that of the exact gradients.
     """
-    worst = near.nan_to_num(-1.0).argsort()[: len(near) // 2].sort().values
-    if len(worst) < 2:
+    worst = near.nan_to_num(-1.0).argsort()[: len(near) // 2]
+    part = problem.part(torch.cat([worst, worst]))
+    gains = part.gain(torch.cat([fast[worst], exact[worst]]))
+    if gains.ndim == 0:
         return float("nan")
-    try:
-        gains = [problem.part(worst).gain(direction[worst]) for direction in (fast, exact)]
-    except Exception as error:  # the model takes batches of one size only
-        if is_out_of_memory(error):
-            raise
-        return float("nan")
-    return float((gains[0] / gains[1]).median()) if gains[1].ndim and bool((gains[1] > 0).all()) else float("nan")
+    ours, theirs = gains.chunk(2)
+    return float((ours / theirs).median()) if bool((theirs > 0).all()) else float("nan")
 
 
 def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:

@@ -111,8 +111,7 @@ class Auditor:
             if not len(index):
                 return None
             few = self._look(self._problem(tensors, needs, grads, index), [g.index_select(0, index) for g in found])
-            rows = self.crossing.rows.apart([g is not None for g in grads], cut=False)
-            if few is not None and (few[1].good or rows):
+            if few is not None and (few[1].good or few[0].apart):
                 return few
         whole = found if apart else [g.reshape(1, -1) for g in found]
         return self._look(self._problem(tensors, needs, grads, None), whole)
@@ -128,7 +127,8 @@ class Auditor:
     def _problem(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, index: Tensor | None
     ) -> Problem:
-        whole = Problem(self.twin.bind(self.arguments), [t.detach() for t in tensors], needs, grads)
+        apart = self.crossing.rows.apart([g is not None for g in grads], cut=False)
+        whole = Problem(self.twin.bind(self.arguments), [t.detach() for t in tensors], needs, grads, apart)
         if index is not None:
             return whole.part(index)
         return replace(whole, tensors=[t.clone() for t in whole.tensors])
