@@ -33,7 +33,8 @@ class _Attend(torch.autograd.Function):
         kept = query.new_empty(*query.shape[:-1], key.shape[-2], dtype=torch.float32)
         output = value.new_empty(*query.shape[:-1], value.shape[-1])
         for block in _blocks(kept):
-            kept[block] = weights = _weights(query[block], key[block], None if bias is None else bias[block], scale)
+            own = None if bias is None else bias[block]
+            weights = _weights(query[block], key[block], own, scale, out=kept[block])
             torch.matmul(weights.to(value.dtype), value[block], out=output[block])
         ctx.save_for_backward(query, key, value, bias, kept)
         ctx.scale = scale
@@ -57,12 +58,13 @@ def _blocks(scores: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(scores), size)]
 
 
-def _weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def _weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float, *, out: Tensor | None = None) -> Tensor:
     """The softmax of the scores, in float32; 0 in rows that see nothing."""
-    scores = _product(query, key) * scale
+    scores = _product(query, key).mul_(scale)
     if bias is None:
-        return torch.softmax(scores, -1)
-    return torch.ops.aten._safe_softmax(scores + bias, -1)  # type: ignore[no-any-return]
+        return torch.softmax(scores, -1, out=out)
+    weights: Tensor = torch.ops.aten._safe_softmax(scores.add_(bias), -1)
+    return weights if out is None else out.copy_(weights)
 
 
 def _product(rows: Tensor, columns: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ def _product(rows: Tensor, columns: Tensor) -> Tensor:
     """
     columns = columns.transpose(-2, -1)
     product = torch.bmm(rows, columns)
-    return product.float() + torch.baddbmm(product, rows, columns, beta=-1)
+    return product.float().add_(torch.baddbmm(product, rows, columns, beta=-1))
 
 
 def _gradients(
