@@ -1,8 +1,8 @@
 """The models that people have: is the fast one ever slower than the plain one?
 
-Run with `python -m benchmarks.speed.people`. For each model one gradient pass and one pass without gradient, plain and
-fast, in turn, in one process, and how long a fast model takes until its first gradient is there. Those of timm are left
-out if it is not installed (`pip install timm`).
+Run with `python -m benchmarks.speed.people`. For each model gradient passes and passes without gradient, plain and
+fast, in turns, in a process of its own, and how long a fast model takes until its first gradient is there. Those of
+timm are left out if it is not installed (`pip install timm`).
 """
 
 import importlib.util
@@ -11,10 +11,12 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +34,8 @@ from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison import Timing, measure_in_turn
 
 console = Console()
+TURN = 0.05
+"""Seconds that a turn takes at least: an attack makes its passes in a row, not by turns with the plain model."""
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "bfloat16": {"dtype": torch.bfloat16},
@@ -167,21 +171,30 @@ def start(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return time.perf_counter() - began
 
 
+def in_a_row(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+    """Seconds of one pass of each way; a turn is of many passes if one is short."""
+    for way in ways.values():
+        way()
+    began = time.perf_counter()
+    ways["plain"]()
+    passes = max(1, round(TURN / (time.perf_counter() - began)))
+    turns = {name: partial(_repeat, way, passes) for name, way in ways.items()}
+    timings = measure_in_turn(turns, device=torch.device("cpu"), repeats=repeats, warmup=1)
+    return {name: Timing(tuple(s / passes for s in found.seconds)) for name, found in timings.items()}
+
+
+def _repeat(way: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        way()
+
+
 def measure(model: nn.Module, x: Tensor, y: Tensor, *, repeats: int) -> dict[str, Any]:
     """Medians of gradient passes of all ways, and of passes without gradient."""
     fast = {name: FastAttackModel(model, **options) for name, options in WAYS.items()}
     gradients = {"plain": model, **fast}
-    passes = measure_in_turn(
-        {name: partial(gradient, net, x, y) for name, net in gradients.items()},
-        device=torch.device("cpu"),
-        repeats=repeats,
-        warmup=3,
-    )
-    forwards = measure_in_turn(
-        {name: partial(values, net, x) for name, net in (("plain", model), ("default", fast["default"]))},
-        device=torch.device("cpu"),
-        repeats=repeats,
-        warmup=2,
+    passes = in_a_row({name: partial(gradient, net, x, y) for name, net in gradients.items()}, repeats)
+    forwards = in_a_row(
+        {name: partial(values, net, x) for name, net in (("plain", model), ("default", fast["default"]))}, repeats
     )
     seconds = min(start(model, x, y) for _ in range(2))  # what another process takes meanwhile is no cost of ours
     return {
@@ -193,6 +206,18 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, *, repeats: int) -> dict[str
         "forward": _ratio(forwards, "default"),
         "forward milliseconds": {name: 1e3 * timing.median for name, timing in forwards.items()},
     }
+
+
+def measure_at(place: int, repeats: int) -> dict[str, Any]:
+    """The same for one of the models, in a process of its own: the memory that others leave makes a difference."""
+    return measure(*MODELS[place].make(), repeats=repeats)
+
+
+def _begin(threads: int, keep_freed: bool) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    if keep_freed:
+        keep_freed_memory()
 
 
 def _ratio(timings: dict[str, Timing], name: str) -> float:
@@ -215,7 +240,7 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
     ]
     columns = ["model", "plain", "default options", "bfloat16", "float32", "without gradient", "default adds", "start"]
     note = (
-        "Time of the plain model over that of the fast one, a gradient pass each; above 1 is faster. Medians, in turn. "
+        "Time of the plain model over that of the fast one, a gradient pass each; above 1 is faster. Medians of turns. "
         "Start: from the plain model to the first gradient, also in gradient passes of the plain model."
     )
     return Table("Plain time over fast time", columns, body, note)
@@ -229,9 +254,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for JSON and Markdown.")] = OUT,
 ) -> None:
     """Time every model, plain and fast."""
-    if threads:
-        torch.set_num_threads(threads)
-    kept = keep_freed_memory() if keep_freed else False
+    _begin(threads, keep_freed)
+    kept = keep_freed and keep_freed_memory()
+    begin = partial(_begin, threads, keep_freed)
     there = importlib.util.find_spec("timm") is not None
     settings = {"repeats": repeats, "threads": torch.get_num_threads(), "freed memory kept": kept, "timm": there}
     command = "python -m benchmarks.speed.people"
@@ -239,8 +264,9 @@ def main(
     rows: dict[str, dict[str, Any]] = {}
     for model in MODELS:
         if only in model.name and (there or not model.timm):
-            with console.status(model.name):
-                rows[f"{model.name}, batch {model.batch}"] = measure(*model.make(), repeats=repeats)
+            with console.status(model.name), ProcessPoolExecutor(1, get_context("spawn"), begin) as process:
+                row = process.submit(measure_at, MODELS.index(model), repeats).result()
+                rows[f"{model.name}, batch {model.batch}"] = row
             report.add("people", Part([table_of(rows)], rows), show=False)
     report.finish()
     table_of(rows).show(console)
