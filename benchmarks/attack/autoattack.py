@@ -2,16 +2,19 @@
 
 The version "standard" as it is on the robust digits network, plain and fast from the same seeds. And on a ResNet-18 the
 time of each of its four attacks, in turn: shortened, and at a budget so small that no image falls before the last step.
+Likewise the AutoAttack of torchattacks, which is code of its own.
 """
 
 import copy
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torchattacks
 import typer
 from pyautoattack import AutoAttack
 from rich.console import Console
@@ -23,6 +26,7 @@ from benchmarks.shared.networks import resnet18, settle_statistics
 from benchmarks.shared.report import OUT, Part, Report, Table
 from fastadv_adapters.autoattack import accelerate
 from fastadv_adapters.comparison import Timing, measure_in_turn
+from fastadv_adapters.torchattacks import accelerate as accelerate_torchattacks
 
 WAYS: dict[str, dict[str, Any] | None] = {"plain": None, "float32": {"dtype": torch.float32}, "default": {}}
 """None for the plain model, or the options of the fast one."""
@@ -50,6 +54,15 @@ def shorten(made: Any, *, steps: int, targets: int, queries: int) -> Any:
     made.fab.targeted = True
     made.square.n_queries = queries
     return made
+
+
+def in_torchattacks(name: str, net: nn.Module, way: str, *, steps: int, targets: int, queries: int) -> Any:
+    """An attack of torchattacks, shortened likewise, accelerated if the way says so."""
+    options = WAYS[way]
+    made = getattr(torchattacks, name)(copy.deepcopy(net), eps=TINY)
+    for attack in made._autoattack.attacks if name == "AutoAttack" else [made]:
+        vars(attack).update(steps=steps, n_target_classes=targets, n_queries=queries)
+    return made if options is None else accelerate_torchattacks(made, **options)
 
 
 def robustness(target: Subject, *, eps: float, seeds: int, shortened: dict[str, int]) -> list[dict[str, Any]]:
@@ -80,7 +93,7 @@ def same_number(target: Subject, records: list[dict[str, Any]], *, eps: float) -
 
 
 def attack_times(x: Tensor, net: nn.Module, *, repeats: int, shortened: dict[str, int]) -> dict[str, dict[str, Timing]]:
-    """Seconds of each attack in each way, in turn."""
+    """Seconds of each attack of AutoAttack in each way, in turn."""
     with torch.no_grad():
         y = net(x).argmax(1)
     made = {way: shorten(adversary(net, way, eps=TINY), **shortened) for way in WAYS}
@@ -94,17 +107,43 @@ def attack_times(x: Tensor, net: nn.Module, *, repeats: int, shortened: dict[str
     }
 
 
-def time_table(found: dict[str, dict[str, Timing]], title: str, note: str) -> Table:
-    """Seconds and ratios, attack by attack and of all together."""
+def times_in_torchattacks(
+    x: Tensor, net: nn.Module, *, repeats: int, shortened: dict[str, int]
+) -> dict[str, dict[str, Timing]]:
+    """Seconds of torchattacks' AutoAttack, and of its Square alone, in each way, in turn."""
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    found = {}
+    for name in ("AutoAttack", "Square"):
+        ways = {way: partial(in_torchattacks(name, net, way, **shortened), x, y) for way in WAYS}
+        found[name] = measure_in_turn(ways, device=x.device, repeats=repeats)
+    return found
+
+
+def time_table(found: dict[str, dict[str, Timing]], title: str, note: str, *, shares: dict[str, float]) -> Table:
+    """Seconds and ratios, attack by attack; and of all together as long as they are in the version, if shares say so.
+
+    Args:
+        found: what was measured.
+        title: of the table.
+        note: below it.
+        shares: how much of each attack was run.
+    """
     rows = [_time_row(name, {way: timing.median for way, timing in ways.items()}) for name, ways in found.items()]
-    whole = {way: math.fsum(ways[way].median for ways in found.values()) for way in WAYS}
+    if shares:
+        whole = {way: math.fsum(ways[way].median / shares[name] for name, ways in found.items()) for way in WAYS}
+        rows.append(_time_row("all, at full length", whole))
     fast = [way for way in WAYS if way != "plain"]
-    return Table(title, ("attack", *WAYS, *(f"plain / {way}" for way in fast)), [*rows, _time_row("all", whole)], note)
+    return Table(title, ("attack", *WAYS, *(f"plain / {way}" for way in fast)), rows, note)
 
 
 def _time_row(name: str, seconds: dict[str, float]) -> list[str]:
     ratios = [f"{seconds['plain'] / seconds[way]:.2f}" for way in WAYS if way != "plain"]
     return [name, *(f"{seconds[way]:.2f} s" for way in WAYS), *ratios]
+
+
+def _seconds(found: dict[str, dict[str, Timing]]) -> dict[str, dict[str, tuple[float, ...]]]:
+    return {name: {way: timing.seconds for way, timing in ways.items()} for name, ways in found.items()}
 
 
 def main(
@@ -138,11 +177,16 @@ def main(
     report = Report("autoattack", title, command, settings, torch.device("cpu"), out, console)
     torch.manual_seed(0)
     x = torch.rand(batch, 3, 32, 32)
-    found = attack_times(x, settle_statistics(resnet18(width=width), x), repeats=repeats, shortened=shortened)
+    net = settle_statistics(resnet18(width=width), x)
     note = f"Medians of {repeats} rounds in turn: {steps} steps, {targets} target classes, {queries} queries."
-    table = time_table(found, f"Seconds on a ResNet-18 of width {width}, {batch} images", note)
-    seconds = {name: {way: timing.seconds for way, timing in ways.items()} for name, ways in found.items()}
-    report.add("times", Part([table], seconds))
+    of_size = f"a ResNet-18 of width {width}, {batch} images"
+    shares = dict(zip(ATTACKS, (steps / 100, *(steps / 100 * targets / 9,) * 2, queries / 5000), strict=True))
+    full = " The last row is reckoned: each attack as often as it was shortened."
+    found = attack_times(x, net, repeats=repeats, shortened=shortened)
+    report.add("times", Part([time_table(found, f"Seconds on {of_size}", note + full, shares=shares)], _seconds(found)))
+    found = times_in_torchattacks(x, net, repeats=repeats, shortened=shortened)
+    table = time_table(found, f"The AutoAttack of torchattacks: seconds on {of_size}", note, shares={})
+    report.add("torchattacks", Part([table], _seconds(found)))
     target = subject("robust", cache, images=images)
     few = {"steps": digits_steps, "targets": 9, "queries": 50 * digits_steps} if digits_steps else {}
     records = robustness(target, eps=eps, seeds=seeds, shortened=few)

@@ -10,12 +10,16 @@ the points at which the polynomials behind the algorithm are taken (Barabasz et 
 https://arxiv.org/abs/1803.10986). With those below the error is that of PyTorch's own convolution, whose sums have 9
 times as many terms. With stride 2, a convolution is one of the odd entries with two weights and one of the even entries
 with one: tiles have 2 x 2 outputs, 25 multiplications for 36, and the transforms only add.
+
+The products are one grouped 1 x 1 convolution of oneDNN: a batched matrix product is MKL's, which takes twice as long
+on processors that are not Intel's.
 """
 
 import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,7 @@ ENOUGH = {1: 80.0, 2: 160.0}
 ROWS = 128
 """Matrix products with fewer rows are bound by reading the weights."""
 
+_ONE_BY_ONE = [0, 0], [1, 1], [1, 1]  # padding, stride and dilation
 _ENTRIES = 2**18  # of transformed tiles per thread, if ROWS does not need more: they stay in its cache
 _MOST = 2**21  # of those of one image; a block has one at least
 
@@ -66,15 +71,15 @@ class Winograd:
         bias: of the layer.
         padding: of the layer, rows and columns.
         stride: of the layer, 1 or 2.
-        forward: weights for the forward pass, (products, inputs, outputs).
-        backward: those for the backward pass, (products, outputs, inputs), once there has been one.
+        forward: weights for the forward pass, from inputs to outputs.
+        backward: those for the backward pass, from outputs to inputs, once there has been one.
     """
 
     bias: Tensor | None
     padding: tuple[int, int]
     stride: int
-    forward: Tensor
-    backward: Tensor | None = None
+    forward: "Products"
+    backward: "Products | None" = None
 
     @property
     def exact(self) -> bool:
@@ -91,8 +96,38 @@ class Winograd:
         way = _backward(self.padding, self.stride)
         if self.backward is None:
             # With stride 1 it is the convolution of that at the output with the kernel turned round.
-            self.backward = way.transform(weight, turned=self.stride == 1)
+            self.backward = Products(way.transform(weight, turned=self.stride == 1), grad.shape, way.tiles(shape[2:]))
         return _convolve(grad, self.backward, None, way, shape[2:])
+
+
+class Products:
+    """Matrices (products, inputs, outputs), laid out for rows of one block after the other.
+
+    Args:
+        matrices: what to multiply with.
+        shape: of the images, (N, inputs, rows, columns).
+        tiles: rows and columns of them.
+    """
+
+    def __init__(self, matrices: Tensor, shape: torch.Size, tiles: tuple[int, int]) -> None:
+        self.count, self.inputs, self.outputs = matrices.shape
+        weight = matrices.transpose(1, 2).reshape(-1, self.inputs, 1, 1)
+        rows = min(shape[0], self.samples(tiles)) * math.prod(tiles)
+        size = [1, self.count * self.inputs, rows, 1]
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *_ONE_BY_ONE, self.count, size)
+
+    def samples(self, tiles: tuple[int, int]) -> int:
+        """How many make a block."""
+        rows = max(ROWS, torch.get_num_threads() * _ENTRIES // (self.count * self.inputs))
+        return max(1, rows // math.prod(tiles))
+
+    def times(self, factors: Tensor) -> Tensor:
+        """From (rows, products, inputs) to (rows, products, outputs), each with its matrix."""
+        images = factors.view(1, len(factors), 1, -1).permute(0, 3, 1, 2)
+        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            images, self._weight, None, *_ONE_BY_ONE, self.count, "none", [], ""
+        )
+        return found.permute(0, 2, 3, 1).reshape(len(factors), self.count, self.outputs)
 
 
 def pays(layer: nn.Conv2d, shape: torch.Size) -> bool:
@@ -111,16 +146,17 @@ def pays(layer: nn.Conv2d, shape: torch.Size) -> bool:
 
 def _products_are_float32() -> bool:
     """Whether matrix products are in float32 as such; settings that lower them leave PyTorch's convolutions alone."""
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if matmul is None:  # PyTorch up to 2.8
+    kinds: list[Any] = [getattr(torch.backends.mkldnn, name, None) for name in ("conv", "matmul")]
+    if None in kinds:  # PyTorch up to 2.8
         return torch.get_float32_matmul_precision() == "highest"
-    return matmul.fp32_precision in ("none", "ieee")
+    return all(kind.fp32_precision in ("none", "ieee") for kind in kinds)
 
 
 def transform(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Winograd:
     """The weights of a layer as this algorithm wants them."""
     padding, stride = _padding(layer), layer.stride[0]
-    forward = _forward(padding, stride).transform(weight.transpose(0, 1))
+    way = _forward(padding, stride)
+    forward = Products(way.transform(weight.transpose(0, 1)), shape, way.tiles(_size(shape, padding, stride)))
     return Winograd(layer.bias, padding, stride, forward)
 
 
@@ -141,11 +177,10 @@ def _backward(padding: tuple[int, int], stride: int) -> _Pass:
     return _Pass(FOUR, TWO, (2 - padding[0], 2 - padding[1])) if stride == 1 else _Pass(DOUBLE, DOUBLE, (0, 0))
 
 
-def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, way: _Pass, size: Sequence[int]) -> Tensor:
+def _convolve(input: Tensor, weight: Products, bias: Tensor | None, way: _Pass, size: Sequence[int]) -> Tensor:
     """From (N, inputs, rows, columns) to (N, outputs, *size)."""
-    tiles, (products, inputs, outputs) = way.tiles(size), weight.shape
-    rows = max(ROWS, torch.get_num_threads() * _ENTRIES // (products * inputs))
-    most = max(1, rows // math.prod(tiles))
+    tiles = way.tiles(size)
+    most, outputs = weight.samples(tiles), weight.outputs
     result = torch.empty(
         (len(input), outputs, *size), dtype=input.dtype, device=input.device, memory_format=torch.channels_last
     )
@@ -165,20 +200,19 @@ class _Block:
         input: (samples, rows, columns, channels).
         tiles: rows and columns of them.
         way: what is computed.
-        weight: (products, inputs, outputs).
+        weight: what tiles are multiplied with.
     """
 
-    def __init__(self, input: Tensor, tiles: tuple[int, int], way: _Pass, weight: Tensor) -> None:
+    def __init__(self, input: Tensor, tiles: tuple[int, int], way: _Pass, weight: Products) -> None:
         (samples, height, width, inputs), (down, across), (above, left) = input.shape, tiles, way.before
-        rows, columns, outputs = way.rows, way.columns, weight.shape[2]
+        rows, columns, outputs = way.rows, way.columns, weight.outputs
         self._way, self._weight = way, weight
         self._shape = down, rows.outputs, across, columns.outputs
         reach = columns.reach(across)
-        padded, half, tiled, product, half_sums = _scratch.take(
+        padded, half, tiled, half_sums = _scratch.take(
             (samples, rows.reach(down), reach, inputs),
             (rows.products, samples, down, reach, inputs),
-            (rows.products, columns.products, samples, down, across, inputs),
-            (rows.products, columns.products, samples, down, across, outputs),
+            (samples, down, across, rows.products, columns.products, inputs),
             (rows.outputs, columns.products, samples, down, across, outputs),
         )
         padded.zero_()
@@ -186,17 +220,18 @@ class _Block:
         self._rows = [padded[:, k :: rows.step][:, :down] for k in range(rows.window)]
         self._half = half.unbind(0)
         self._columns = [half[:, :, :, k :: columns.step][:, :, :, :across] for k in range(columns.window)]
-        self._tiled = tiled.unbind(1)
-        self._factor, self._product = tiled.view(len(weight), -1, inputs), product.view(len(weight), -1, outputs)
-        self._to_sum, self._half_sums, self._to_sum_again = product.unbind(0), half_sums.unbind(0), half_sums.unbind(1)
+        self._tiled = tiled.permute(3, 4, 0, 1, 2, 5).unbind(1)
+        self._factor = tiled.view(-1, weight.count, inputs)
+        self._products = samples, down, across, rows.products, columns.products, outputs
+        self._half_sums, self._to_sum_again = half_sums.unbind(0), half_sums.unbind(1)
 
     def convolve(self, input: Tensor, output: Tensor, bias: Tensor | None) -> None:
         """From (samples, rows, columns, inputs) to (samples, rows, columns, outputs)."""
         self._inside.copy_(input)
         self._way.rows.spread(self._rows, self._half)
         self._way.columns.spread(self._columns, self._tiled)
-        torch.bmm(self._factor, self._weight, out=self._product)
-        self._way.rows.sum(self._to_sum, self._half_sums)
+        products = self._weight.times(self._factor).view(self._products).permute(3, 4, 0, 1, 2, 5)
+        self._way.rows.sum(products.unbind(0), self._half_sums)
         if bias is not None:
             self._to_sum_again[1].add_(bias)  # it is in all sums below once, with a plus
         down, rows, across, columns = self._shape
