@@ -1,5 +1,6 @@
 """The floor: how fast the device could be, from the work that an attack must do and the rates that are measured."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -86,6 +88,9 @@ class _ElementCounter(TorchDispatchMode):
         return out
 
 
+_IMAGES = 4  # of the convolution that stands for a matrix product
+
+
 def _times(device: torch.device) -> int:
     """How often a yardstick is repeated within a measurement: on a GPU once would be over in a millisecond."""
     return 10 if device.type == "cuda" else 1
@@ -95,22 +100,28 @@ def matrix_product(device: torch.device, dtype: torch.dtype, *, size: int) -> tu
     """Square matrix products as a way to be measured in turn with others, and their floating-point operations.
 
     Their speed is the peak that is reported: what the device reaches in practice, under the same clock and the same
-    load, for work without any overhead. In float32 on CUDA they may use TF32 if convolutions may, which is PyTorch's
-    default for convolutions alone: the peak is to be one for all kinds of layers.
+    load, for work without any overhead. On a processor they are 1x1 convolutions, which are oneDNN's: PyTorch's matrix
+    product in float32 is MKL's, of half the speed on processors that are not Intel's.
     """
+    if device.type == "cpu":
+        side = max(1, round(math.sqrt(size / _IMAGES)))
+        images = torch.randn(_IMAGES, size, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(size, size, 1, 1, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        return Way(lambda: F.conv2d(images, weight)), 2.0 * _IMAGES * side**2 * size**2
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty(size, size, device=device, dtype=dtype)
+    return Way(lambda: _multiply_on_cuda(left, right, out)), 2.0 * size**3 * _times(device)
 
-    def product() -> None:
-        settings = torch.backends.cuda.matmul
-        before, settings.allow_tf32 = settings.allow_tf32, torch.backends.cudnn.allow_tf32
-        try:
-            for _ in range(_times(device)):
-                torch.mm(left, right, out=out)
-        finally:
-            settings.allow_tf32 = before
 
-    return Way(product), 2.0 * size**3 * _times(device)
+def _multiply_on_cuda(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """In float32 with TF32 if convolutions may, which is PyTorch's default for these alone: one peak for all layers."""
+    settings = torch.backends.cuda.matmul
+    before, settings.allow_tf32 = settings.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for _ in range(_times(left.device)):
+            torch.mm(left, right, out=out)
+    finally:
+        settings.allow_tf32 = before
 
 
 def device_copy(device: torch.device, *, mebibytes: int) -> tuple[Way, float]:
