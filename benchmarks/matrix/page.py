@@ -178,17 +178,20 @@ def _exceptions(results: Results, row: Row) -> Iterator[str]:
             first = results.first_verdict(row, case, subject, dtype)
             if first != "weaker":
                 continue
-            plain, fast = (_counted(found, case) for found in results.last_look(row, case, subject, dtype)[1:])
             label = f"{dtype}, {case.label or 'untargeted'}, {subject} network"
-            yield f"{label}: {word}{' at a closer look' if first != word else ''}, {fast} against {plain}."
+            counted = _counted(*results.last_look(row, case, subject, dtype)[1:], case)
+            yield f"{label}: {word}{' at a closer look' if first != word else ''} ({counted})."
 
 
-def _counted(found: list[Outcome | None], case: Case) -> str:
-    """Robust images and, where the attack seeks the least, distances; one per seed."""
-    there = [outcome for outcome in found if outcome is not None]
-    robust = "/".join(str(outcome.robust) for outcome in there)
-    distances = "/".join(f"{outcome.distance:.4g}" for outcome in there)
-    return f"{robust} robust images" + (f" at {distances}" if case.rule in ("minimum-norm", "black-box") else "")
+def _counted(plain: list[Outcome | None], fast: list[Outcome | None], case: Case) -> str:
+    """Robust images seed by seed and, where the attack seeks the least, distances; of either model."""
+    ways = {"fast": [o for o in fast if o is not None], "plain": [o for o in plain if o is not None]}
+    robust = (f"{way} {', '.join(str(o.robust) for o in found)}" for way, found in ways.items())
+    text = f"robust images, seed by seed: {'; '.join(robust)}"
+    if case.rule not in ("minimum-norm", "black-box"):
+        return text
+    distances = (f"{way} {', '.join(f'{o.distance:.4g}' for o in found)}" for way, found in ways.items())
+    return f"{text}; median distances: {'; '.join(distances)}"
 
 
 def _escaped(text: str) -> str:

@@ -172,8 +172,10 @@ def test_the_page_tells_what_has_been_run(tmp_path: Path) -> None:
     ddn, fab = (dict(zip(COLUMNS, rows[name], strict=True)) for name in ("DDNAttack", "FAB"))
     assert (ddn["works"], ddn["float32"], ddn["bfloat16"]) == ("yes", "as strong", "weaker")
     assert ddn["options"] == "none", "as strong with default options, that is"
-    assert "bfloat16, targeted, adversarial network: weaker, 9/9/9/9/9/9/9/9/9 robust images at" in ddn["notes"]
-    assert "float16, untargeted, confident network: as strong at a closer look, 9/3/3 robust" in ddn["notes"]
+    nine = "(robust images, seed by seed: fast 9, 9, 9, 9, 9, 9, 9, 9, 9; plain"
+    assert f"bfloat16, targeted, adversarial network: weaker {nine}" in ddn["notes"]
+    three = "(robust images, seed by seed: fast 9, 3, 3; plain"
+    assert f"float16, untargeted, confident network: as strong at a closer look {three}" in ddn["notes"]
     assert ddn["float16"] == "as strong"
     assert "L1, confident network: fails on the plain model too: `UnboundLocalError: cannot \\| x`" in fab["notes"]
     numbers = json.loads(paths[2].read_text(encoding="utf-8"))
