@@ -42,7 +42,10 @@ The guide explains [decisions](guides/options.md#decisions) and [logits](guides/
 | random | the median of three seeds: as for gradient, or within the plain model's three |
 
 *Full precision*, in the column *options*, says that the gradients are in full precision. By default EADL1, EADEN, JSMA
-and EADAttack run so.
+and EADAttack run so: the fast model sees who asks, so the rows of JSMA and EADAttack do not list it.
+
+*Works* says that the attack runs on a fast model without an error that the plain model does not raise too. The limits
+are wider than those of [compare](guides/compare.md#what-it-finds), for they have to serve every attack.
 
 In attacks compared as *random*, noise enters at every step, so that rounding grows. *Stronger* says that the attack is
 better than on the plain model by more than the limit. *Fails on plain* says that the attack raises the same error on
