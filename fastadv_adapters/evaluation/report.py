@@ -121,7 +121,7 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """What to know beside the numbers: settings that are seldom meant, and what was found by the way."""
+        """What to know beside the numbers, as settings that are seldom meant and what was found by the way."""
         left, twice = int(self.header["data"]["samples"]) - len(self.samples), self._copies()
         said = {
             NONE_RIGHT: self.clean_accuracy == 0,
