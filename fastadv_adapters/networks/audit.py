@@ -226,4 +226,5 @@ def smallest(gradients: Sequence[Tensor], left_out: Tensor | None = None) -> Ten
 
 
 def _median(values: Tensor) -> float:
-    return float(values.median()) if len(values) else float("nan")
+    """Of those that are numbers: a gradient that full precision does not bear either tells nothing."""
+    return float(values.nanmedian()) if len(values) else float("nan")

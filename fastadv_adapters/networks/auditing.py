@@ -105,8 +105,8 @@ class Auditor:
         found, broken = pulled.gradients, pulled.broken if self.first else None
         apart = len({len(g) for g in found}) == 1 and all(g.ndim > 1 for g in found)
         known = broken is not None and apart and broken.shape == found[0].shape[:1]
-        left_out = broken if broken is not None and known else None
-        if apart and (len(found[0]) > SAMPLES or (left_out is not None and bool(left_out.any()))):
+        left_out = broken if broken is not None and known and bool(broken.any()) else None
+        if apart and (len(found[0]) > SAMPLES or left_out is not None):
             index = smallest(found, left_out)
             if not len(index):
                 return None

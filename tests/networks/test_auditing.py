@@ -168,6 +168,20 @@ def test_a_step_is_tried_on_the_worst_half_first() -> None:
     assert ran == [8, 8, 8, 8, 8]
 
 
+def test_a_sample_that_full_precision_does_not_bear_hides_nothing() -> None:
+    x = torch.rand(4, 3)
+    weights = torch.tensor([torch.inf, 1.0, 1.0, 1.0])[:, None]
+
+    def run(tensors: Any) -> Any:
+        return Packed(tensors[0] * weights)
+
+    problem = audit.Problem(cast(Any, run), [x], [True], [torch.ones(4, 3)], apart=True)
+    wrong = torch.tensor([[1.0, -1.0, 1.0]]).expand(4, 3)
+    found = audit.look(problem, [wrong])
+    assert found.cosine == pytest.approx(1 / 3)
+    assert not found.good
+
+
 def test_an_audit_leaves_no_trace() -> None:
     model, (x, y) = small_net().eval(), batch(12)
     fast = FastAttackModel(model, dtype=torch.bfloat16)
