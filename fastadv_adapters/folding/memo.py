@@ -98,18 +98,20 @@ class Memo:
         self._network, self._precision = weakref.ref(network), precision  # whose parts hold this: all is freed at once
         self._kept: dict[Any, _Kept | None] = {}  # None: it cannot be kept
         self._open: set[int] = set()  # tensors that may be written into without a trace
-        self._take_stock()
+        self._stock: dict[int, Tensor] | None = None  # since the last update nobody has asked
 
-    def _take_stock(self) -> None:
-        network = self._network()
-        tensors = () if network is None else (*network.parameters(), *network.buffers())
-        # By identity. It holds them, so no other tensor gets that.
-        self._still = {id(t): t for t in tensors if t.layout is torch.strided and id(t) not in self._open}
+    @property
+    def _still(self) -> dict[int, Tensor]:
+        """Tensors that stand still, by identity. It holds them, so no other tensor gets that."""
+        if self._stock is None:
+            network = self._network()
+            tensors = () if network is None else (*network.parameters(), *network.buffers())
+            self._stock = {id(t): t for t in tensors if t.layout is torch.strided and id(t) not in self._open}
+        return self._stock
 
     def __call__(self) -> None:
         """Compute all that is kept again, or forget it: then the next pass keeps it anew."""
-        kept, self._kept = self._kept, {}
-        self._take_stock()
+        kept, self._kept, self._stock = self._kept, {}, None
         for key, one in kept.items():
             if one is None:
                 self._kept[key] = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..modules import HALF
 
-_AT_ONCE = 2**17
+_AT_ONCE = 2**18
 """Entries that each thread of a processor casts at a time: as many as its own cache holds."""
 
 
