@@ -14,7 +14,7 @@ from digits import DigitsNet, grey_digits, predict, train
 from fastadv_adapters.foolbox import FastPyTorchModel, accelerate
 
 A = fb.attacks
-IMAGES = 20
+IMAGES = 12
 BRENDEL = {"steps": 20, "binary_search_steps": 10}
 GRADIENT: dict[str, tuple[str, Any]] = {
     "DDNAttack": ("l2", {"steps": 20}),
