@@ -71,14 +71,18 @@ def _intro(found: list[Compared], images: int) -> str:
     worst = max((one.behind for one in found), default=0.0)
     seeds = min((one.seeds for one in found), default=0)
     return (
-        f"The tables compare `SafePGD` with its default loss with torchattacks' APGD (both losses) and PGD, adv-lib's\n"
-        f"APGD (both losses), and `SafePGD` with other losses, at equal numbers of steps. At worst `SafePGD`, in\n"
-        f"float32 or bfloat16, is {100 * worst:.1f} points behind the best of the other libraries.\n\n"
-        f"Numbers are robust accuracies in percent, of {images} images, and means of {seeds} seeds or more: less is\n"
-        f"stronger. The networks were trained on digits: normally, with label smoothing, adversarially (robust), and\n"
-        f"normally on a hundred classes. Their logits are multiplied by the factor. Each of the {len(found)} cells is\n"
-        f"one network, factor, norm, budget and number of steps. Budgets are such that the best attack leaves\n"
-        f"{RANGE[0]:.0%} to {RANGE[1]:.0%}. In L1 torchattacks has no attack with a budget."
+        f"The tables compare `SafePGD` with its default loss with other attacks, at equal numbers of steps. These\n"
+        f"are APGD with both of its losses (CE and DLR) and PGD of torchattacks, the same two APGD of adv-lib,\n"
+        f"and `SafePGD` with other losses. At worst `SafePGD`, in float32 or bfloat16, is {100 * worst:.1f}\n"
+        f"points behind the best of the other libraries.\n\n"
+        f"Numbers are robust accuracies in percent, of {images} images, and means of {seeds} seeds or more: less\n"
+        f"is stronger. The networks were trained on digits: normally, with label smoothing (smoothed),\n"
+        f"adversarially (robust), and normally on a hundred classes (hundred). Their logits are multiplied by the\n"
+        f"factor. Each of the {len(found)} cells is one network, factor, norm, budget and number of steps.\n"
+        f"Budgets are such that the best attack leaves {RANGE[0]:.0%} to {RANGE[1]:.0%}. *Behind* is the worse\n"
+        f"one of `SafePGD` in float32 and bfloat16, less the best of the other libraries. An empty field is an\n"
+        f"attack that was not run there: torchattacks has no attack with a budget in L1, and the other losses of\n"
+        f"`SafePGD` were run on some of the cells alone."
     )
 
 
@@ -92,7 +96,7 @@ def _summary(found: list[Compared]) -> Table:
         for (network, norm, steps), ones in by.items()
     ]
     columns = ("network", "norm", "steps", "cells", "most behind", "mean")
-    return Table("In short", columns, rows, "Points behind the best rival; negative is ahead.")
+    return Table("In short", columns, rows, "Points behind the best attack of the other libraries; negative is ahead.")
 
 
 def _mean(values: Iterable[float]) -> float:
