@@ -1,7 +1,7 @@
 """Attention in bfloat16 on a processor: products in 16 bits, the softmax in float32 and kept for the backward pass.
 
 PyTorch's fused attention never holds all scores. On sequences of some hundred entries they fit the cache, and the
-fused kernel takes 2 to 7 times as long in bfloat16. Here the samples are taken in blocks whose scores stay in the
+fused kernel takes up to several times as long. Here the samples are taken in blocks whose scores stay in the
 cache. Scores and softmax are in float32, as in the fused kernel: rounded to 16 bits, large scores would be off by much
 more than the products are.
 """

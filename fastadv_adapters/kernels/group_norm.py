@@ -1,6 +1,6 @@
 """Group norm of channels-last images in bfloat16 on a processor, computed in float32: PyTorch's own in 16 bits is slow.
 
-Its kernel takes 6 times as long as that in float32. Statistics are in float32 in both.
+Its kernel takes several times as long as that in float32. Statistics are in float32 in both.
 """
 
 import torch

@@ -62,7 +62,7 @@ class Audited(ABC):
             anew=partial(self._made_anew, mine),
             update=self._update_late,
             others=partial(self._others, kind),
-            tell=self._found_wanting,
+            tell=partial(self._found_wanting, kind.dtype),
             first=first,
         )
         return auditor(tensors, needs, grads, pulled, outputs)
@@ -81,13 +81,15 @@ class Audited(ABC):
     def _others(self, kind: Kind) -> Iterator[Fast]:
         """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
         with self._lock:
-            given = kind.dtype
-            for dtype in (*(d for d in HALF if d != given and is_in_hardware(d, self.precision.device)), torch.float32):
+            kind.wanting.add(kind.dtype)
+            halves = [d for d in HALF if d not in kind.wanting and is_in_hardware(d, self.precision.device)]
+            for dtype in (*halves, torch.float32):
                 kind.dtype = dtype
                 yield self.network_in(dtype)
+                kind.wanting.add(dtype)
 
-    def _found_wanting(self, finding: Finding, dtype: torch.dtype) -> None:
-        text = remarks.AUDIT.format(self.precision.dtype, finding, dtype)
+    def _found_wanting(self, was: torch.dtype, finding: Finding, dtype: torch.dtype) -> None:
+        text = remarks.AUDIT.format(was, finding, dtype)
         if text not in self.notes:
             self.notes.append(text)
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "audit-failed")

@@ -23,6 +23,7 @@ class Kind:
         settled: whether that was found with two samples or more.
         passes: backward passes since the last audit; None before the first.
         updates: how many updates the model had seen at the last audit.
+        wanting: the dtypes that an audit has found to be too little.
     """
 
     dtype: torch.dtype
@@ -31,6 +32,7 @@ class Kind:
     settled: bool = False
     passes: int | None = None
     updates: int = 0
+    wanting: set[torch.dtype] = field(default_factory=set)
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property

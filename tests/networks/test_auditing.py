@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import Packed, ends_of
-from fastadv_adapters.networks import audit, auditing
+from fastadv_adapters.networks import audit, audited, auditing
 from fastadv_adapters.networks.kinds import PASSES
 from tests.networks.test_rounding import Constant
 from tests.support.tools import batch, cosine, input_gradient, small_net
@@ -57,6 +57,25 @@ def test_what_half_precision_cannot_do_runs_in_float32_from_the_first_pass_on(dt
     with torch.no_grad():  # and it goes on following
         model.first.weight.mul_(-1)
     assert (cosine(input_gradient(fast, x, y), input_gradient(model, x, y)) > 0.9999).all()
+
+
+def test_each_dtype_that_was_too_little_is_named_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, True, False])  # bfloat16 is found wanting, float16 good enough; and later that is wanting
+
+    def look(problem: audit.Problem, found: Any) -> audit.Finding:
+        problem.exact(problem.tensors)
+        return audit.Finding(8, 0, 1.0 if next(looks) else 0.1)
+
+    monkeypatch.setattr(auditing, "look", look)
+    monkeypatch.setattr(audited, "is_in_hardware", lambda dtype, device: True)
+    fast, (x, y) = FastAttackModel(small_net().eval(), dtype=torch.bfloat16), batch(12)
+    with pytest.warns(FastAttackWarning, match=r"gradients in torch\.bfloat16 .* in torch\.float16 from now on"):
+        input_gradient(fast, x, y)
+    (kind,) = fast._networks.kinds.values()
+    kind.passes = PASSES
+    with pytest.warns(FastAttackWarning, match=r"gradients in torch\.float16 .* in torch\.float32 from now on"):
+        input_gradient(fast, x, y)
+    assert kind.dtype == torch.float32
 
 
 def test_a_verdict_belongs_to_its_kind_of_call() -> None:
