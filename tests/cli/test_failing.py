@@ -140,7 +140,6 @@ def test_folders_that_cannot_be_used(fastadv: Run, folder: Path) -> None:
 def test_a_full_disk(fastadv: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = ("compare", NET, "--input", "3x2x2", "--repeats", "1", "--batch-size", "4")
     failed(fastadv(*compare, "--json", "/dev/full"), "No space left on device")
-    failed(fastadv(*compare, "--json", "nowhere/c.json"), "No such file or directory")
     before = sorted(folder.iterdir())
 
     def full(self: Path, text: str, **_: Any) -> int:
@@ -150,6 +149,32 @@ def test_a_full_disk(fastadv: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Path, "write_text", full)
     failed(fastadv("info", "--json", "info.json"), "No space left on device")
     failed(fastadv(*compare, "--json", "c.json"), "No space left on device")
+    assert sorted(folder.iterdir()) == before
+
+
+def test_files_that_cannot_be_written_are_told_before_anything_is_computed(fastadv: Run, folder: Path) -> None:
+    assert fastadv("evaluate", NET, *ON, *FAST, "--output", "run").exit_code == 0
+    before = sorted(folder.iterdir())
+    commands = {
+        ("info",): ("--json",),
+        ("compare", NET, *ON): ("--json", "--plot"),
+        ("evaluate", NET, *ON, *FAST): ("--json", "--plot", "--triples"),
+        ("report", "run"): ("--json", "--plot", "--triples"),
+        ("demo",): ("--json", "--plot"),
+    }
+    no_folder = "expected a file that can be written to, got nowhere/a.png: No such file or directory"
+    for command, options in commands.items():
+        for option in options:
+            result = fastadv(*command, option, "nowhere/a.png")
+            failed(result, no_folder)
+            assert result.stdout == ""
+            if option != "--json":
+                for name in ("a", "a.xyz"):
+                    result = fastadv(*command, option, name)
+                    failed(result, "expected a picture with one of the endings ")
+                    assert f"png, ps, raw, rgba, svg, svgz, tif, tiff, webp, got '{name}'" in result.stderr
+                    assert result.stdout == ""
+    failed(fastadv("info", "--json", "run"), "expected a file that can be written to, got run: Is a directory")
     assert sorted(folder.iterdir()) == before
 
 
