@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from common import ALPHA, EPS, STEPS, DigitsNet, few_digits, needs, verdict
 from fastadv_adapters import FastAttackModel
 
-with needs("pip install accelerate"):
+with needs("pip install --constraint constraints.txt accelerate"):
     from accelerate import Accelerator
 
 

@@ -39,7 +39,8 @@ def main(*, epochs: int = 4, images: int = 1408, width: int = 16) -> tuple[float
     try:
         from timm.utils import ModelEmaV3
     except Exception as error:  # it imports torchvision, which may not fit PyTorch: another kind of error
-        print(f"without timm's ModelEmaV3, since importing it raised {type(error).__name__}: pip install timm")
+        install = "pip install --constraint constraints.txt timm"
+        print(f"without timm's ModelEmaV3, since importing it raised {type(error).__name__}: {install}")
     else:
         averages["ModelEmaV3"] = ModelEmaV3(model, decay=DECAY)
     hand = copy.deepcopy(model)

@@ -55,7 +55,7 @@ def classifier(width: int) -> nn.Module:
     try:
         from transformers import ViTConfig, ViTForImageClassification
     except ImportError:
-        print("with a stand-in for the ViT; for the real one: pip install transformers")
+        print("with a stand-in for the ViT; for the real one: pip install --constraint constraints.txt transformers")
         return StandIn(width)
     sizes = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_hidden_layers": 3, "num_attention_heads": 4}
     return cast("nn.Module", ViTForImageClassification(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from common import ALPHA, EPS, STEPS, DigitsNet, few_digits, needs, verdict
 from fastadv_adapters import FastAttackModel, SafePGD
 
-with needs("pip install lightning"):
+with needs("pip install --constraint constraints.txt lightning"):
     import lightning
 
 

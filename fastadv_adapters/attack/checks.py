@@ -131,8 +131,8 @@ def accept_logits(logits: Any, samples: int, largest_label: int) -> Tensor:
         )
     if largest_label >= logits.shape[1]:
         raise ValueError(
-            f"expected labels below the number of classes, {logits.shape[1]}, got {largest_label} in y. Check that "
-            f"labels and model belong to the same task"
+            f"expected labels below the number of classes, {logits.shape[1]}, got {largest_label} in y. Count "
+            f"labels from 0, and check that they belong to the model's task"
         )
     return logits
 

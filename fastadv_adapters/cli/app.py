@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..attack import Norm
-from ..comparison import Comparison, compare, write_whole
+from ..comparison import Comparison, compare, expect_picture, expect_writable, write_whole
 from ..evaluation import Report, evaluate
 from . import arguments as given
 from .data import data_named, first_of
@@ -39,6 +39,7 @@ DEFAULT_EPS = "8/255"
 def show_information(json_file: given.Json = None, debug: given.Debug = False) -> None:
     """Devices, versions, extras, and what "auto" chooses."""
     with in_one_line(debug=debug):
+        _can_be_written(json_file)
         found = information()
         console = Console(highlight=False)
         for head, told in found.items():
@@ -77,6 +78,7 @@ def compare_command(
     One batch is attacked by PGD with ten steps, plain and fast in turn. Status 1 if the fast model is not faithful.
     """
     with in_one_line(debug=debug):
+        _can_be_written(json_file, plot)
         torch.manual_seed(seed)
         budget, within = number(eps), bounds_of(bounds)
         place = device_named(device)
@@ -131,6 +133,7 @@ def evaluate_command(
     Under torchrun the samples are shared among its processes, which need --output.
     """
     with in_one_line(debug=debug):
+        _can_be_written(json_file, plot, triples)
         required = [requirement(text) for text in require or ()]
         budgets, within = numbers(eps), bounds_of(bounds)
         net = model_named(model, weights, device_named(device))
@@ -164,6 +167,7 @@ def report_command(
 ) -> None:
     """Show what an evaluation has found so far."""
     with in_one_line(debug=debug):
+        _can_be_written(json_file, plot, triples)
         required = [requirement(text) for text in require or ()]
         _report(Report.load(folder), required, json_file, plot, triples)
 
@@ -181,6 +185,7 @@ def demo_command(
     It is trained on the digits of scikit-learn first; all takes a minute, and nothing is downloaded.
     """
     with in_one_line(debug=debug):
+        _can_be_written(json_file, plot)
         net, x, y = trained(seed, device_named(device))
         found = compare(net, x, y, eps=EPS)
         found.print()
@@ -223,7 +228,7 @@ def _report(
     typer.echo(str(report))
     _write(report, json_file, plot)
     if triples is not None:
-        write_whole(triples, report.triples)
+        report.triples(triples)
     short = [f"{one.text}, got {getattr(report, one.attribute):.4f}" for one in required if not one.holds(report)]
     if required and not report.complete:
         short.append("not all samples are finished")
@@ -234,8 +239,18 @@ def _report(
         sys.exit(FALLS_SHORT)
 
 
+def _can_be_written(json_file: Path | None, *pictures: Path | None) -> None:
+    """Raise of a file that cannot be written before anything is computed; the first process alone writes."""
+    for path in pictures:
+        if path is not None:
+            expect_picture(path)
+    for path in (json_file, *pictures):
+        if path is not None and is_first():
+            expect_writable(path)
+
+
 def _write(found: Comparison | Report, json_file: Path | None, plot: Path | None) -> None:
     if json_file is not None:
-        write_whole(json_file, found.to_json)
+        found.to_json(json_file)
     if plot is not None:
-        write_whole(plot, found.plot)
+        found.plot(plot)

@@ -65,8 +65,8 @@ def data_named(text: str, dtype: torch.dtype, bounds: tuple[float, float]) -> An
         return _of_file(path, dtype, bounds)
     if ":" not in text:
         raise ValueError(
-            f"expected data as a .npz or .safetensors file, a folder of images or MODULE:DATASET, got {text!r}: check "
-            f"that it is there"
+            f"expected data as a .npz or .safetensors file, a folder of images or MODULE:DATASET, got {text!r}: "
+            f"{'save x and y as one of these' if path.exists() else 'check that it is there'}"
         )
     found = find(text, "data")
     is_data = isinstance(found, (Dataset, DataLoader, tuple, list))

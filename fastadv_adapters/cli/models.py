@@ -103,7 +103,13 @@ def _state_in(path: Path) -> dict[str, Any]:
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"expected {path} to hold a state_dict, got {type(state).__name__}: save model.state_dict()")
+        kind = (
+            f"a dictionary of {_some([str(key) for key in state])}" if isinstance(state, dict) else type(state).__name__
+        )
+        raise ValueError(
+            f"expected {path} to hold a state_dict, alone or under 'state_dict', got {kind}: save "
+            f"model.state_dict() alone"
+        )
     if all(key.startswith("module.") for key in state):  # saved from DataParallel or its kin
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state

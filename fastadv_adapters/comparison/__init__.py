@@ -13,7 +13,7 @@ from .memory import BytesKept, bytes_kept
 from .result import Comparison
 from .row import Row
 from .timing import Timing, Way, measure_in_turn, reason, seconds_of, synchronize
-from .writing import write_whole
+from .writing import expect_picture, expect_writable, write_picture, write_whole
 
 __all__ = [
     "BytesKept",
@@ -24,11 +24,14 @@ __all__ = [
     "bytes_kept",
     "compare",
     "describe_device",
+    "expect_picture",
+    "expect_writable",
     "measure_in_turn",
     "reason",
     "row_cosines",
     "seconds_of",
     "synchronize",
     "versions",
+    "write_picture",
     "write_whole",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..modules import need
 from .row import Row
-from .writing import write_whole
+from .writing import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def draw(rows: Sequence[Row], recommended: str, title: str, path: str | os.PathL
         _speed(left, ran, recommended)
         _cosines(right, ran)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-        write_whole(path, lambda beside: figure.savefig(beside, dpi=150))
+        write_picture(path, figure)
 
 
 def _speed(axes: "Axes", rows: Sequence[Row], recommended: str) -> None:

@@ -96,6 +96,8 @@ class Comparison:
 
         Raises:
             ImportError: matplotlib is not installed.
+            ValueError: the ending names no format.
+            OSError: it cannot be written to.
         """
         draw(self.rows, self.recommended_row or "", self._title, path)
 

@@ -108,7 +108,7 @@ def look_at(samples: Samples, bounds: tuple[float, float], classes: Callable[[Te
         if largest >= most:
             raise ValueError(
                 f"expected labels below the number of classes, {most}, got {largest} in samples {index[0]} to "
-                f"{index[-1]} of data: check that labels and model belong to the same task"
+                f"{index[-1]} of data: count labels from 0, and check that they belong to the model's task"
             )
         hashes += [_hash(image) for image in x]
         labels += y.tolist()

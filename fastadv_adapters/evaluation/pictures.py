@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..comparison import write_picture
 from ..modules import need
 from .rows import CLEAN, Row
 
@@ -29,7 +30,7 @@ def draw_report(
     _draw_passes(axes[1], rows)
     if len(curve) > 1:
         _draw_curve(axes[2], curve)
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure)
 
 
 def draw_triples(
@@ -63,7 +64,7 @@ def draw_triples(
         axes[place][0].text(0, 0.5, labels[place], fontsize=8, va="center")
     for axis, title in zip(axes[0][1:], ("clean", "perturbation", "adversarial"), strict=True):
         axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure)
 
 
 def label_of(row: Row, largest: float) -> str:

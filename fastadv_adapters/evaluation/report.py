@@ -5,12 +5,12 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..attack import NONE_RIGHT
+from ..comparison import write_whole
 from .pictures import draw_report, draw_triples
 from .rows import CLEAN, Row
 from .store import Folder
@@ -154,8 +154,9 @@ class Report:
         return {**found, "header": self.header, "samples": [row.as_dict() for row in self.samples]}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is known but the images."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write all that is known but the images; the file is replaced as a whole."""
+        text = json.dumps(self.as_dict(), indent=1) + "\n"
+        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw accuracy attack by attack, passes per sample, and robust accuracy against eps if there are several."""

@@ -187,7 +187,11 @@ def replaced(x: Tensor, value: float) -> Tensor:
         (lambda x, y: (x, y[:3]), ValueError, r"y of shape \(4,\), .*, got \(3,\)\. Pass class indices"),
         (lambda x, y: (x, y[:, None]), ValueError, r"y of shape \(4,\), .*, got \(4, 1\)\. Pass class indices"),
         (lambda x, y: (x, y - 10), ValueError, r"labels of at least 0, got -\d+ in y\. Drop"),
-        (lambda x, y: (x, y + 10), ValueError, r"labels below the number of classes, 10, got 1\d in y\. Check"),
+        (
+            lambda x, y: (x, y + 10),
+            ValueError,
+            r"labels below the number of classes, 10, got 1\d in y\. Count labels from 0",
+        ),
         (lambda x, y: (replaced(x, math.nan), y), ValueError, r"x to be finite, got NaN or infinite .* Find"),
         (lambda x, y: (replaced(x, math.inf), y), ValueError, r"x to be finite, got NaN or infinite .* Find"),
         (lambda x, y: (replaced(x, 1.5), y), ValueError, r"x within bounds \(0, 1\), got .* to 1\.5\. Pass the bounds"),

@@ -50,6 +50,7 @@ def failed(result: Any, text: str) -> None:
         (("networks_of_a_user.py:number", *ON), "to be a model or to make one, got int"),
         ((NET, "--data", "nothing.npz"), "expected a file of data, got nothing.npz"),
         ((NET, "--data", "nothing"), "expected data as a .npz or .safetensors file"),
+        ((NET, "--data", "networks_of_a_user.py"), "got 'networks_of_a_user.py': save x and y as one of these"),
         ((NET, "--data", "networks_of_a_user.py:raises"), "to make data without arguments, got KeyError"),
         ((NET, "--data", "weights.safetensors"), "expected arrays x and y in weights.safetensors, got 1."),
         ((NET, "--data", "images"), "expected a folder with a folder of images per class, got images without any"),
@@ -85,6 +86,7 @@ def test_compare_needs_one_kind_of_input(fastadv: Run) -> None:
     ("x", "y", "text"),
     [
         ((0.0, 1.0), (0, 3), "expected labels below the number of classes, 3, got 3"),
+        ((0.0, 1.0), (1, 3), "ount labels from 0, and check that they belong to the model's task"),
         ((0.0, 1.0), (0, -1), "expected labels of at least 0"),
         ((0.0, 1.0), (0.0, 1.0), "expected y to hold integer class labels"),
         ((0.0, 1.5), (0, 1), "expected x within bounds (0, 1)"),
@@ -113,10 +115,13 @@ def test_arrays_of_objects_and_weights_with_code_are_not_run(fastadv: Run) -> No
 def test_weights_of_another_shape_or_kind_are_named(fastadv: Run) -> None:
     torch.save({"1.weight": torch.zeros(3, 11), "1.bias": torch.zeros(3)}, "shape.pt")
     torch.save([1, 2], "list.pt")
+    torch.save({"net": {}, "optimizer": {}, "epoch": 3, "loss": 0.1}, "checkpoint.pt")
+    text = "got a dictionary of net, optimizer, epoch and 1 more: save model.state_dict() alone"
+    failed(fastadv("compare", NET, *ON, "--weights", "checkpoint.pt"), text)
     Path("broken.safetensors").write_bytes(b"no header")
     text = "expected 1.weight of shape (3, 12), got (3, 11) in shape.pt"
     failed(fastadv("compare", NET, *ON, "--weights", "shape.pt"), text)
-    failed(fastadv("compare", NET, *ON, "--weights", "list.pt"), "to hold a state_dict, got list")
+    failed(fastadv("compare", NET, *ON, "--weights", "list.pt"), "under 'state_dict', got list: save")
     failed(
         fastadv("compare", NET, *ON, "--weights", "broken.safetensors"), "expected broken.safetensors to hold weights"
     )
@@ -140,7 +145,6 @@ def test_folders_that_cannot_be_used(fastadv: Run, folder: Path) -> None:
 def test_a_full_disk(fastadv: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = ("compare", NET, "--input", "3x2x2", "--repeats", "1", "--batch-size", "4")
     failed(fastadv(*compare, "--json", "/dev/full"), "No space left on device")
-    failed(fastadv(*compare, "--json", "nowhere/c.json"), "No such file or directory")
     before = sorted(folder.iterdir())
 
     def full(self: Path, text: str, **_: Any) -> int:
@@ -150,6 +154,32 @@ def test_a_full_disk(fastadv: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Path, "write_text", full)
     failed(fastadv("info", "--json", "info.json"), "No space left on device")
     failed(fastadv(*compare, "--json", "c.json"), "No space left on device")
+    assert sorted(folder.iterdir()) == before
+
+
+def test_files_that_cannot_be_written_are_told_before_anything_is_computed(fastadv: Run, folder: Path) -> None:
+    assert fastadv("evaluate", NET, *ON, *FAST, "--output", "run").exit_code == 0
+    before = sorted(folder.iterdir())
+    commands = {
+        ("info",): ("--json",),
+        ("compare", NET, *ON): ("--json", "--plot"),
+        ("evaluate", NET, *ON, *FAST): ("--json", "--plot", "--triples"),
+        ("report", "run"): ("--json", "--plot", "--triples"),
+        ("demo",): ("--json", "--plot"),
+    }
+    no_folder = "expected a file that can be written to, got nowhere/a.png: No such file or directory"
+    for command, options in commands.items():
+        for option in options:
+            result = fastadv(*command, option, "nowhere/a.png")
+            failed(result, no_folder)
+            assert result.stdout == ""
+            if option != "--json":
+                for name in ("a", "a.xyz"):
+                    result = fastadv(*command, option, name)
+                    failed(result, "expected a picture with one of the endings ")
+                    assert f"png, ps, raw, rgba, svg, svgz, tif, tiff, webp, got '{name}'" in result.stderr
+                    assert result.stdout == ""
+    failed(fastadv("info", "--json", "run"), "expected a file that can be written to, got run: Is a directory")
     assert sorted(folder.iterdir()) == before
 
 

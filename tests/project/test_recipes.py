@@ -159,6 +159,14 @@ def test_robustbench_is_asked_as_it_answers(
     assert "benchmark of the fast model: 90.0% clean, 50.0% robust" in capsys.readouterr().out
 
 
+def test_what_a_recipe_has_installed_leaves_the_pinned_versions() -> None:
+    """Without the constraints pip replaces what torchattacks needs (`idna` for its `requests`)."""
+    sources = "".join((RECIPES / f"{name}.py").read_text(encoding="utf-8") for name in NAMES)
+    named = re.findall(r'"[^"]*pip install ((?!git\+)[^"]+)"', sources)
+    assert sorted(line.rpartition(" ")[2] for line in named) == ["accelerate", "lightning", "timm", "transformers"]
+    assert [line for line in named if not line.startswith("--constraint constraints.txt ")] == []
+
+
 def test_a_library_that_is_missing_is_one_line() -> None:
     from common import needs
 
