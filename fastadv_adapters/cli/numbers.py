@@ -69,4 +69,7 @@ def requirement(text: str) -> Requirement:
     found = re.fullmatch(r"\s*(robust|clean)(?:_accuracy)?\s*(>=|>)\s*(\S+)\s*", text)
     if found is None:
         raise ValueError(f"expected a requirement on robust or clean accuracy, got {text!r}: write 'robust>=0.4', say")
-    return Requirement(text, f"{found[1]}_accuracy", _RELATIONS[found[2]], number(found[3]))
+    limit = number(found[3])
+    if not 0 <= limit <= 1:
+        raise ValueError(f"expected a requirement between 0 and 1, got {text!r}: write a share, 'robust>=0.4', say")
+    return Requirement(text, f"{found[1]}_accuracy", _RELATIONS[found[2]], limit)

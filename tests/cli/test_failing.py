@@ -129,6 +129,7 @@ def test_weights_of_another_shape_or_kind_are_named(fastadv: Run) -> None:
 
 def test_requirements_and_attacks_that_do_not_exist(fastadv: Run) -> None:
     failed(fastadv("evaluate", NET, *ON, *FAST, "--require", "speed>=2"), "expected a requirement on robust or clean")
+    failed(fastadv("evaluate", NET, *ON, *FAST, "--require", "robust>=40"), "expected a requirement between 0 and 1")
     failed(fastadv("evaluate", NET, *ON, "--attacks", "pgd"), "expected --attacks to name")
 
 
