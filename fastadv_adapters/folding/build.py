@@ -267,7 +267,7 @@ class _Builder:
             lay_linear_out(part)
             widen_group_norm(part, self.precision.device)
             if name in self.remade and name in self.trace.rectified:
-                fuse(part, name, self.precision)
+                fuse(part, self.precision)
             pad_first(part, self.precision)
         route(self.result.network, self.precision)
         names = {id(part): name for name, (part, _) in self.parts.items()}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
 
-from ..boundary import UnbalancedFoldError
 from ..kernels import SWITCHES, input_gradient, is_transformed
 from ..modules import Precision, become, is_out_of_memory, kind_of
 from .rectified import RELUS
@@ -128,9 +127,10 @@ class _Later(Tensor):
         return self.settled().relu()
 
     def _check(self) -> None:
+        """Count this pass as one that is to be made again, if this is another value than it was, or another graph."""
         now = [t._version for t in (*self.arguments, self.added) if t is not None]
         if now != self.versions or not torch.is_grad_enabled():
-            raise UnbalancedFoldError(self.layer.name_of_fused)
+            self.layer.balance.more += 1
 
 
 def _settled(value: Any) -> Any:
@@ -141,11 +141,9 @@ class _Fused:
     """Mixin for a convolution that a batch norm was folded into.
 
     Attributes:
-        name_of_fused: its name in the network.
         refused: whether cuDNN's operator has raised an error.
     """
 
-    name_of_fused: str
     refused: bool
 
     def at_once(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -167,10 +165,10 @@ def _may_wait(input: Tensor, weight: Tensor) -> bool:
     return type(input) is Tensor and input.requires_grad and input.ndim == 4 and not weight.requires_grad
 
 
-def fuse(part: nn.Module, name: str, precision: Precision) -> None:
+def fuse(part: nn.Module, precision: Precision) -> None:
     """Have a folded convolution that ends in a ReLU wait for it, if that is switched on."""
     if not SWITCHES.on(precision.device).fused or kind_of(part) is not nn.Conv2d:
         return
     if part.padding_mode == "zeros" and not isinstance(part.padding, str):
         become(part, _Fused)
-        vars(part).update(name_of_fused=name, refused=False)
+        vars(part)["refused"] = False

@@ -5,6 +5,7 @@ keep statistics in float32, and move half the bytes.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -21,10 +22,11 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def _narrow(norm: Callable[..., Tensor]) -> Callable[..., Any]:
     @wraps(norm)
     def run(input: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(input, Tensor) or input.dtype not in HALF or is_transformed():
+        if not isinstance(input, Tensor) or is_transformed():
             return norm(input, *args, **kwargs)
+        # Weights have 16 bits already if the layer has its own; the input may have 32 where the stream has.
         args, kwargs = tuple(_like(input, a) for a in args), {name: _like(input, a) for name, a in kwargs.items()}
-        with autocast(input.device.type, None):
+        with autocast(input.device.type, None) if input.dtype in HALF else nullcontext():
             return norm(input, *args, **kwargs)
 
     return run
