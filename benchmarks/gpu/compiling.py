@@ -14,6 +14,7 @@ from benchmarks.gpu.smoke import least_cosine
 from benchmarks.speed.cases import Case, cases
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison import synchronize
+from fastadv_adapters.modules import Precision
 
 BACKEND = "inductor"
 
@@ -32,6 +33,16 @@ class Step:
         (self.gradient,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
 
 
+def inside(run: Callable[[Tensor], Tensor], precision: Precision) -> Callable[[Tensor], Tensor]:
+    """A network in its context, which stays outside of what is compiled, as in the engine."""
+
+    def body(t: Tensor) -> Tensor:
+        with precision.context():
+            return run(t)
+
+    return body
+
+
 def compiling(items: Items) -> None:
     """Every network."""
     for case in cases(items.size):
@@ -43,20 +54,13 @@ def _compared(items: Items, case: Case) -> dict[str, Any]:
     model, x, _ = case.make(device)
     networks = FastAttackModel(model, dtype=half(items), engine="eager")._networks
     network, precision = networks.folded.network, networks.precision
-
-    def inside(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def body(t: Tensor) -> Tensor:  # the context outside of what is compiled, as in the engine
-            with precision.context():
-                return run(t)
-
-        return body
-
     entered = precision.enter(x).detach()
-    eager = Step(inside(network), entered)
+    eager = Step(inside(network, precision), entered)
     eager()
     expected = eager.gradient.float()
     start = time.perf_counter()
-    compiled = Step(inside(torch.compile(network, fullgraph=True, dynamic=False, backend=BACKEND)), entered)
+    made = torch.compile(network, fullgraph=True, dynamic=False, backend=BACKEND)
+    compiled = Step(inside(made, precision), entered)
     compiled()
     synchronize(device)
     return {

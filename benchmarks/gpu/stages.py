@@ -19,6 +19,7 @@ from benchmarks.gpu.environment import environment
 from benchmarks.gpu.items import Items
 from benchmarks.gpu.kernels import kernels
 from benchmarks.gpu.operators import operators
+from benchmarks.gpu.prepared import prepared
 from benchmarks.gpu.smoke import smoke
 from benchmarks.gpu.steps import steps
 from benchmarks.shared.budget import NO_TIME, Budget
@@ -33,6 +34,7 @@ STAGES: dict[str, Callable[[Items], None]] = {
     "profile": kernels,
     "micro": operators,
     "compile": compiling,
+    "prepared": prepared,
 }
 """What is run, in this order unless some of it is asked for."""
 

@@ -19,7 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..boundary import UnbalancedFoldError, mark_ends
-from ..kernels import is_laid_out, keep_shape_only, lay_linear_out, route, widen_group_norm
+from ..kernels import (
+    is_laid_out,
+    keep_shape_only,
+    lay_linear_out,
+    narrow_names,
+    pad_first,
+    route,
+    widen_group_norm,
+)
 from ..modules import (
     MATRIX_LAYERS,
     Precision,
@@ -44,6 +52,7 @@ from .following import (
     ScaleAndShift,
     outputs_of,
 )
+from .fused import fuse
 from .inplace import run_in_place
 from .memo import remember
 from .parts import Affine, Balance, Joined, Skipped, swap
@@ -240,6 +249,7 @@ class _Builder:
                     self.result.refreshes.append(CopyTensor(original._buffers, part._buffers, key))
             touched = self.trace is not None and name in self.trace.touched
             ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
+            ahead += () if has_hooks(original) else narrow_names(original, self.precision)
             remade = ("weight", "bias") if name in self.remade else ("bias",) * (name in self.result.centred)
             self._own_parameters(part, original, ahead, remade)
         self.result.refreshes.append(KeepNone(none))
@@ -252,10 +262,13 @@ class _Builder:
         """Keep less for the backward pass where nobody can tell the difference."""
         if self.trace is None:
             return
-        for part, original in self.parts.values():
+        for name, (part, original) in self.parts.items():
             keep_shape_only(part, type(original))
             lay_linear_out(part)
             widen_group_norm(part, self.precision.device)
+            if name in self.remade and name in self.trace.rectified:
+                fuse(part, self.precision)
+            pad_first(part, self.precision)
         route(self.result.network, self.precision)
         names = {id(part): name for name, (part, _) in self.parts.items()}
         found = run_in_place(self.result.network, passing=Skipped, fresh=Affine)

@@ -47,7 +47,7 @@ def find_stream(graph: fx.Graph, writes: Name, reads: Name, passes: Callable[[fx
     for node in graph.nodes:
         if name := writes(node):
             sums[node] = (name,)
-        elif _is_sum(node) and all(isinstance(a, fx.Node) and a in sums for a in node.args[:2]):
+        elif is_sum(node) and all(isinstance(a, fx.Node) and a in sums for a in node.args[:2]):
             sums[node] = tuple(name for a in node.args[:2] for name in sums[a])
         elif passes(node) and node.all_input_nodes and node.all_input_nodes[0] in sums:
             sums[node] = sums[node.all_input_nodes[0]]
@@ -62,7 +62,8 @@ def find_stream(graph: fx.Graph, writes: Name, reads: Name, passes: Callable[[fx
     return Stream([name for name in known if name in centred], kept)
 
 
-def _is_sum(node: fx.Node) -> bool:
+def is_sum(node: fx.Node) -> bool:
+    """Whether a node adds two values and nothing else."""
     function = node.op == "call_function" and node.target in _ADDITIONS
     method = node.op == "call_method" and node.target in ("add", "add_")
     return (function or method) and len(node.args) == 2 and not node.kwargs

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..modules import clone, copy_module, has_hooks
 from .centring import Stream, find_stream
+from .rectified import find_rectified
 from .tracer import Tracer, is_leaf
 
 DOES_NOTHING = (
@@ -45,6 +46,7 @@ class Trace:
         touched: names of modules whose parameters are read by other code than their own forward.
         opaque: names of modules whose forward does not trace, with the reason.
         streams: sums of layers that batch norms alone read.
+        rectified: names of layers that a ReLU alone reads, by way of a sum or not.
         own: name of a batch norm subclass -> the graph of its own forward and the batch norm in it, or what is wrong.
     """
 
@@ -52,6 +54,7 @@ class Trace:
     touched: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
+    rectified: set[str] = field(default_factory=set)
     own: dict[str, _Found] = field(default_factory=dict)
     _traced: list[tuple[Any, _Found]] = field(default_factory=list, init=False)
 
@@ -100,6 +103,7 @@ def trace(module: nn.Module) -> Trace:
         warnings.simplefilter("ignore")
         for root, graph in _graphs(copied, names, result.opaque):
             graphs.append((names[id(root)], graph))
+            result.rectified |= {names[id(layer)] for layer in find_rectified(root, graph)}
             result.touched |= {_join(names[id(root)], owner) for owner in _owners_of_read_tensors(graph)}
     result.producer = _pair(copied, names, graphs)
     result.streams = list(_streams(copied, names, graphs, result))

@@ -5,12 +5,30 @@
 ``winograd`` multiplies less in 3x3 convolutions, by the transforms in ``filters``;
 ``routing`` has modules run ``attention`` and ``pooling`` in the place of PyTorch's. ``group_norm`` takes the
 detour over float32. ``calls`` tells what surrounds an operator.
+
+``prepared`` has switches for what nobody has measured, on CUDA: ``narrow`` norms, ``first`` layers on more channels.
 """
 
+from .calls import is_transformed
+from .first import pad_first
 from .group_norm import widen_group_norm
 from .linear import lay_linear_out
+from .narrow import narrow_names
 from .prepacked import is_laid_out
+from .prepared import SWITCHES, switched
 from .routing import route
-from .shapes import keep_shape_only
+from .shapes import input_gradient, keep_shape_only
 
-__all__ = ["is_laid_out", "keep_shape_only", "lay_linear_out", "route", "widen_group_norm"]
+__all__ = [
+    "SWITCHES",
+    "input_gradient",
+    "is_laid_out",
+    "is_transformed",
+    "keep_shape_only",
+    "lay_linear_out",
+    "narrow_names",
+    "pad_first",
+    "route",
+    "switched",
+    "widen_group_norm",
+]

@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..modules import Precision, become, kind_of
 from .attention import attend
+from .narrow import NARROW
 from .pooling import adaptive_average, mean
+from .prepared import SWITCHES
 
 MOST = 16
 """A module with more parts, itself included, calls too many other operators: a whole network, say."""
@@ -45,16 +47,23 @@ _MEANS: dict[_Operator, _Operator] = {
 
 def route(network: nn.Module, precision: Precision) -> None:
     """Have the modules of a copied network run faster operators, if their code names some that are slow here."""
-    if precision.device.type != "cpu":
-        return
-    operators = {**(_MEANS if precision.channels_last else {})}
-    if precision.dtype == torch.bfloat16:
-        operators.update(_ATTENTION)
+    operators = _faster(precision)
     names = {operator.__name__ for operator in operators}
     for part in list(network.modules()):
         if names & _named_by(kind_of(part)) and len(list(part.modules())) <= MOST:
             become(part, _Routed)
             vars(part)["operators"] = operators
+
+
+def _faster(precision: Precision) -> dict[_Operator, _Operator]:
+    """What is run in the place of what."""
+    found: dict[_Operator, _Operator] = {}
+    if precision.device.type == "cpu":
+        found |= _MEANS if precision.channels_last else {}
+        found |= _ATTENTION if precision.dtype == torch.bfloat16 else {}
+    if precision.half and SWITCHES.on(precision.device).narrow_norms:
+        found |= NARROW
+    return found
 
 
 class _Mode(TorchFunctionMode):

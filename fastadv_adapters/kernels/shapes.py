@@ -42,13 +42,17 @@ class _Convolve(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         if ctx.packed is not None and ctx.packed.exact and not grad.requires_grad:
             return ctx.packed.gradient(grad, ctx.shape, weight), None, None, None
-        layer: _ShapeOnly = ctx.layer
-        # Never read. The strides are those of the input: an expanded scalar would have cost a change of layout.
-        like_input = grad.new_empty_strided(ctx.shape, ctx.strides)
-        geometry = layer.stride, layer.padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
-        wanted = True, False, False  # the gradient at the input, not those at weight and bias
-        gradient = torch.ops.aten.convolution_backward(grad, like_input, weight, None, *geometry, wanted)[0]
-        return gradient, None, None, None
+        return input_gradient(grad, weight, ctx.layer, ctx.shape, ctx.strides), None, None, None
+
+
+def input_gradient(grad: Tensor, weight: Tensor, layer: Any, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
+    """The gradient at the input of a convolution, whose shape and strides are these; itself differentiable."""
+    # Never read. The strides are those of the input: an expanded scalar would have cost a change of layout.
+    like_input = grad.new_empty_strided(shape, strides)
+    geometry = layer.stride, layer.padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
+    wanted = True, False, False  # the gradient at the input, not those at weight and bias
+    gradient: Tensor = torch.ops.aten.convolution_backward(grad, like_input, weight, None, *geometry, wanted)[0]
+    return gradient
 
 
 class _ShapeOnly:

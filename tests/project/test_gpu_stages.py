@@ -75,6 +75,16 @@ def test_steps_are_timed_and_compiled_ones_compared(rehearsed: Path) -> None:
         assert item["found"]["least cosine"] > 0.9
 
 
+def test_each_way_that_is_prepared_is_compared_with_none(rehearsed: Path) -> None:
+    items = read("prepared", rehearsed)["items"]
+    for item in items.values():
+        assert item["found"]["least cosine"] > 0.99
+        assert item["found"]["off, recorded, ms"] > 0
+        assert item["found"]["on, recorded, ms"] > 0
+    assert items["resnet18, ReLUs fused"]["found"]["refused by cuDNN"] == 20  # on a processor there is none
+    assert not items["vit, norms and stream in 16 bits"]["found"]["the same"]
+
+
 def test_stages_can_be_run_one_by_one(tmp_path: Path) -> None:
     assert run("--tiny --device cpu --stages env,smoke", tmp_path) == 0
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["gpu-env.json", "gpu-smoke.json"]
