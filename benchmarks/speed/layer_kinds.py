@@ -62,6 +62,8 @@ LAYERS: dict[str, Layer] = {
     "conv 3x3, dilation 2": Layer(_conv(64, 3, padding=2, dilation=2), (64, 24, 24)),
     "conv 1x1": Layer(_conv(64, 1, outputs=256), (64, 24, 24)),
     "conv 1x1, stride 2": Layer(_conv(64, 1, stride=2, outputs=128), (64, 24, 24)),
+    "conv 3x3, of 3 channels": Layer(_conv(3, 3, padding=1, outputs=64), (3, 32, 32), 32),
+    "conv 5x5, of 1 channel": Layer(_conv(1, 5, padding=2, outputs=32), (1, 28, 28), 32),
     "conv 4x4, stride 4, of 3 channels": Layer(_conv(3, 4, stride=4, outputs=96), (3, 96, 96)),
     "conv 16x16, stride 16, of 3 channels": Layer(_conv(3, 16, stride=16, outputs=192), (3, 96, 96)),
     "conv 3x3, stride 2, of 3 channels": Layer(_conv(3, 3, padding=1, stride=2, outputs=32), (3, 96, 96)),

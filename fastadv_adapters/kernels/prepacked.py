@@ -13,15 +13,16 @@ refuse a layer, PyTorch's convolution is run.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..modules import Precision
-from . import depthwise, winograd
+from . import depthwise, few_channels, winograd
 from .calls import runs_in
 from .depthwise import Spread
+from .few_channels import Blocks
 from .winograd import Winograd
 
 LEAST = 2**16
@@ -81,10 +82,10 @@ class LaidOut:
         return gradient
 
 
-Weights = LaidOut | Winograd | Spread
+Weights = LaidOut | Winograd | Spread | Blocks
 
-Way = bool | None
-"""How a layer is run: None for a depthwise one, else whether Winograd's algorithm pays."""
+Way = Literal["depthwise", "few channels", "winograd", "laid out"]
+"""How a layer is run."""
 
 
 class Prepacked:
@@ -99,25 +100,29 @@ class Prepacked:
 
     def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
-        way: Way = None
-        if not depthwise.spreads(layer, input, weight):
-            if not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
-                return None
-            way = True not in self._refused and self.pays(layer, input.shape)
-        if way in self._refused:
+        way = self._way(layer, input, weight)
+        if way is None or way in self._refused:
             return None
         if self._kept[0] is not weight or self._kept[1] != weight._version:
             self._kept = weight, weight._version, {}  # old ones are given back first: new ones take their memory
         kept = self._kept[2]
         if way not in kept:
-            make: Any = {None: depthwise.lay_out, True: winograd.transform, False: _lay_out}[way]
             try:
                 with torch.no_grad():
-                    kept[way] = make(layer, input.shape, weight)
+                    kept[way] = _made(way)(layer, input.shape, weight)
             except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
                 self._refused.add(way)
                 return None
         return kept[way]
+
+    def _way(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Way | None:
+        if depthwise.spreads(layer, input, weight):
+            return "depthwise"
+        if few_channels.fits(layer, input, weight):
+            return "few channels"
+        if not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
+            return None
+        return "winograd" if "winograd" not in self._refused and self.pays(layer, input.shape) else "laid out"
 
 
 def is_laid_out(layer: nn.Module, precision: Precision) -> bool:
@@ -145,6 +150,14 @@ def _is_onednn(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     like_input = input if input.dtype == weight.dtype else weight.new_empty(()).expand(input.shape)
     geometry = layer.stride, layer.padding, layer.dilation, False, (0, 0), 1
     return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *geometry).name == "Mkldnn")
+
+
+def _made(way: Way) -> Any:
+    if way == "depthwise":
+        return depthwise.lay_out
+    if way == "few channels":
+        return few_channels.lay_out
+    return winograd.transform if way == "winograd" else _lay_out
 
 
 def _lay_out(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> LaidOut:

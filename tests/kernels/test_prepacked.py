@@ -103,7 +103,7 @@ def test_laid_out_once_per_update_and_by_the_pass_that_needs_it(packs: list[nn.M
         for _ in range(3):
             for found, wanted in zip(step(fast, x), step(net, x), strict=True):
                 torch.testing.assert_close(found, wanted)
-        assert layer.prepacked._kept[2] == {False: packed}
+        assert layer.prepacked._kept[2] == {"laid out": packed}
         assert [*laid_out_backward, packed.backward is not None] == [False, True]
         assert not packs
 

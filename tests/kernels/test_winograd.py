@@ -220,9 +220,9 @@ def test_a_batch_too_small_for_it_after_a_large_one(
         for found, wanted in zip(step(fast, x[:samples]), step(net, x[:samples]), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     kept = fast._networks.folded.network[0].prepacked._kept[2]  # type: ignore[index]
-    assert {pays: type(weights) for pays, weights in kept.items()} == {
-        True: winograd.Winograd,
-        False: prepacked.LaidOut,
+    assert {way: type(weights) for way, weights in kept.items()} == {
+        "winograd": winograd.Winograd,
+        "laid out": prepacked.LaidOut,
     }
 
 
@@ -300,7 +300,7 @@ def test_as_strong_an_attack() -> None:
     attack, reference = (SafePGD(model, eps=8 / 255, steps=5, random_start=False) for model in (fast, net))
     plain, ours = reference(x, labels), attack(x, labels)
     used = fast._networks.folded.network[2].prepacked._kept[2]  # type: ignore[index]
-    assert torch.get_num_threads() == 1 or list(used) == [True]
+    assert torch.get_num_threads() == 1 or list(used) == ["winograd"]
     losses = [nn.functional.cross_entropy(net(adversarial), labels) for adversarial in (ours, plain)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
@@ -358,7 +358,7 @@ def test_where_it_fails_weights_are_laid_out(everywhere: list[nn.Module], monkey
     for _ in range(3):
         for found, wanted in zip(step(fast, x), step(net, x), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert list(fast._networks.folded.network[0].prepacked._kept[2]) == [False]  # type: ignore[index]
+    assert list(fast._networks.folded.network[0].prepacked._kept[2]) == ["laid out"]  # type: ignore[index]
     assert not everywhere
 
 
