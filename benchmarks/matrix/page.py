@@ -55,7 +55,8 @@ Some attacks amplify rounding without any noise: one step more or less decides, 
 first look finds an attack weaker, a closer look decides: both models, all images, three seeds, and nine seeds if it is
 weaker with three. Each pixel is moved by at most {move:g} in all of them but the first, unless the attack is random
 anyway. The median of the fast runs then has to be within the limits of the plain median. *Within spread*: the median is
-beyond them, but not beyond the worst of the plain model's own runs.
+beyond them, but not beyond the worst of the plain model's own runs. A median distance of *inf* says that half of the
+images or more were not broken. If both medians are *inf*, robust images alone are compared.
 
 An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both
 networks. An image counts as broken if it is within bounds and budget, and the plain model gives its true class a logit

@@ -22,7 +22,8 @@ RIGHT, STRONGER, WRONG, FAILED, UNJUDGED = "right", "stronger", "WRONG", "failed
 
 JUDGEMENT = (
     "Robust accuracy is judged by the plain network. WRONG: a gradient is zero that is not in plain float32, or "
-    "robust accuracy is overestimated by more than one image in a hundred."
+    "robust accuracy is overestimated by more than one image in a hundred. Stronger: not wrong, and robust accuracy is "
+    "lower than after the plain attack by more than one image in a hundred. Right: neither."
 )
 
 

@@ -74,7 +74,7 @@ def _advice(rates: dict[int, dict[str, float]], device: torch.device) -> list[st
     if not rates:
         return []
     first = {way: saturating({batch: found[way] for batch, found in rates.items()}) for way in (PLAIN, OURS)}
-    told = [f"{way} reaches {SATURATED:.0%} of its best rate from batch {batch} on." for way, batch in first.items()]
+    told = [f"{way} first reaches {SATURATED:.0%} of its best rate at batch {batch}." for way, batch in first.items()]
     return told + _odd_batches(rates, device)
 
 

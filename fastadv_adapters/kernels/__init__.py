@@ -1,9 +1,8 @@
 """Operators of our own for processors, exact to the rounding of PyTorch's own.
 
 ``shapes`` replaces a convolution's backward pass by one that keeps no input; ``prepacked`` lays its weight out once,
-``linear`` that of linear layers; ``depthwise`` and ``few_channels`` find the gradient of depthwise and first layers by a
-forward convolution;
-``winograd`` multiplies less in 3x3 convolutions, by the transforms in ``filters``;
+``linear`` that of linear layers; ``depthwise`` and ``few_channels`` find the gradient of such layers by a forward
+convolution; ``winograd`` multiplies less in 3x3 convolutions, by the transforms in ``filters``;
 ``routing`` has modules run ``attention`` and ``pooling`` in the place of PyTorch's. ``group_norm`` takes the
 detour over float32. ``calls`` tells what surrounds an operator.
 
