@@ -10,6 +10,7 @@ from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
+from .nearness import LOGITS_WITHIN
 
 
 @dataclass
@@ -82,6 +83,21 @@ class Auditor:
                 raise
             return False
 
+    def _are_alone_the_same(self, problem: Problem, tensors: Sequence[Tensor]) -> bool:
+        """Whether, in full precision, a few samples get by themselves what they get among all.
+
+        They do not if a sample's place decides (noise of a generator that is seeded anew in every pass) or the whole
+        batch does (an early exit that all samples must agree to): the pass cannot be judged by a few then.
+        """
+        samples, index = number_of_samples(tensors), problem.index
+        if index is None:
+            return True
+        with torch.no_grad():
+            among = self.twin.bind(self.arguments)([t.clone() for t in tensors]).tensors
+        pairs = [(a, v) for a, v in zip(among, problem.values, strict=False) if v.ndim and len(v) == len(index)]
+        with_rows = [(a.index_select(0, index), v) for a, v in pairs if a.ndim and len(a) == samples]
+        return all(is_near([a], [v], within=LOGITS_WITHIN) for a, v in with_rows)
+
     def _own_values(self, problem: Problem, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """What the pass gave for the samples of a problem."""
         if problem.index is None:
@@ -111,7 +127,7 @@ class Auditor:
             if not len(index):
                 return None
             few = self._look(self._problem(tensors, needs, grads, index), [g.index_select(0, index) for g in found])
-            if few is not None and (few[1].good or few[0].apart):
+            if few is not None and (few[1].good or (few[0].apart and self._are_alone_the_same(few[0], tensors))):
                 return few
         whole = found if apart else [g.reshape(1, -1) for g in found]
         return self._look(self._problem(tensors, needs, grads, None), whole)

@@ -131,6 +131,47 @@ def test_samples_that_see_each_other_are_judged_together() -> None:
     assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
 
 
+class Placed(nn.Module):
+    """Noise of a generator that is seeded anew in every pass: each place in the batch has its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn((x.shape[1], len(x), *x.shape[2:]), generator=torch.Generator().manual_seed(5))
+        logits: Tensor = self.net(x + 0.3 * noise.transpose(0, 1))
+        return logits
+
+
+class Unanimous(nn.Module):
+    """An early exit that is taken if all samples agree to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.exit = small_net(), nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.exit(x) if bool((x[:, 0, 0, 0] < 0.9).all()) else self.net(x)
+        return logits
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("model", [Placed, Unanimous])
+def test_samples_that_are_others_by_themselves_are_judged_in_their_batch(
+    model: type[nn.Module], dtype: torch.dtype
+) -> None:
+    plain, (x, y) = model().eval(), batch(24)
+    x = x.clamp(0, 1) * 0.8
+    x[-1, 0, 0, 0] = 1.0
+    truth, fast = input_gradient(plain, x, y), FastAttackModel(plain, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FastAttackWarning)
+        found = input_gradient(fast, x, y)
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [dtype]
+    assert cosine(found, truth).median() > 0.98
+
+
 def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     look = audit.look
