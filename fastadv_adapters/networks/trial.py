@@ -1,5 +1,6 @@
 """Throw-away copies of a model, run on a few samples of one call."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -270,6 +271,6 @@ def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
 
 def weights_for(output: Tensor) -> Tensor:
     """Fixed weights that no symmetry of a softmax cancels, the same for every sample."""
-    row = output[0] if output.ndim else output
-    ramp = torch.arange(row.numel(), device=output.device, dtype=torch.float32)
-    return torch.cos(1.0 + 1.7 * ramp).view(row.shape).expand_as(output).to(output.dtype)
+    row = output.shape[1:]  # there may be no sample, as at an expert that none is sent to
+    ramp = torch.arange(math.prod(row), device=output.device, dtype=torch.float32)
+    return torch.cos(1.0 + 1.7 * ramp).view(row).expand_as(output).to(output.dtype)
