@@ -210,3 +210,24 @@ def test_a_layer_that_gets_no_sample_speaks_not_against_half_precision(dtype: to
         found = input_gradient(fast, x, y)
     assert fast.dtype == dtype
     assert (cosine(found, input_gradient(net, x, y)) > 0.99).all()
+
+
+class Doubled(nn.Module):
+    """Casts to the float64 of its weights by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x.double())
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_code_that_casts_to_float64_runs_in_float64(dtype: torch.dtype) -> None:
+    net, (x, y) = Doubled().eval(), batch()
+    fast = FastAttackModel(net, dtype=dtype)
+    with pytest.warns(FastAttackWarning, match=r"runs in torch\.float64, since in torch\.float32 it raised .*not-half"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(net, x, y)) > 0.9999).all()
