@@ -11,6 +11,8 @@ from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
 from .nearness import LOGITS_WITHIN
+from .overflowing import Overflown, find_overflown
+from .trial import overflow
 
 
 @dataclass
@@ -58,19 +60,33 @@ class Auditor:
                     or pulled
                 )
                 judged = self._judge(tensors, needs, grads, pulled)
-            if judged is None or judged[1].good:
+            overflown = find_overflown(self.twin.bind(self.arguments), tensors, outputs)
+            if overflown is not None:
+                finding = Finding(len(overflown), len(overflown), float("nan"))
+            elif judged is None or judged[1].good:
                 return pulled
-            problem, finding = judged
+            else:
+                finding = judged[1]
             for other in self.others():
                 crossing = self._crossing(other)
-                # Eager, for a recording of these few samples would serve nothing else.
-                found = other.eager().bind(self.arguments).record(problem.tensors, needs, crossing)
-                gradients = found.pull(problem.grads, keep=False)
-                if not other.precision.half or (gradients and look(problem, gradients.gradients).good):
+                if not other.precision.half or self._is_good(other, needs, judged and judged[0], overflown):
                     break
             better = other.engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
         self.tell(finding, other.precision.dtype)  # last, since a warning may be an error
         return better or pulled
+
+    def _is_good(
+        self, other: Fast, needs: Sequence[bool], problem: Problem | None, overflown: Overflown | None
+    ) -> bool:
+        """Whether this network in another half precision is good enough for the samples that were looked at."""
+        if overflown is not None and overflow(self._values(other.eager(), overflown.tensors), overflown.exact):
+            return False
+        if problem is None:
+            return True
+        # Eager, for a recording of these few samples would serve nothing else.
+        found = other.eager().bind(self.arguments).record(problem.tensors, needs, self._crossing(other))
+        gradients = found.pull(problem.grads, keep=False)
+        return gradients is not None and look(problem, gradients.gradients).good
 
     def _are_weights_old(self, problem: Problem, outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""

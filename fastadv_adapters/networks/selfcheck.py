@@ -49,6 +49,11 @@ class Verdict:
     samples_coupled: bool = False
     rows: Rows = field(default_factory=Rows)
 
+    @property
+    def named(self) -> str:
+        """The dtype in which it runs instead, in words."""
+        return str(self.instead).removeprefix("torch.")
+
 
 def check(
     source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed, needs: Sequence[bool]
@@ -97,7 +102,7 @@ def _check(
             verdict.half_error, verdict.instead, found, single = found, double.dtype, other, double
     half: Half | str | None = None
     if precision.half and not isinstance(found, str) and verdict.half_error is None:
-        half = trial.half(plan, replace(precision, channels_last=single.channels_last))
+        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0])
         if isinstance(half, str):
             verdict.half_error, verdict.tried = half, precision.dtype
     _check_folding(verdict, trial, single, found, reference)

@@ -92,15 +92,21 @@ class Trial:
         """The fast network's outcome."""
         return self._outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
 
-    def half(self, plan: Trace | None, precision: Precision) -> "Half | str":
-        """The fast network in half precision, where that ends, and a run of it; or what was raised."""
+    def half(self, plan: Trace | None, precision: Precision, exact: Sequence[Tensor]) -> "Half | str":
+        """The fast network in half precision, where that ends, and a run of it; or what was raised.
+
+        Outputs that overflow, though the ``exact`` ones do not, are an error too: no scale of gradients cures that.
+        """
         try:
             folded = build_fast(self.source, plan, precision)
             engine = EagerEngine(folded.network, precision, convert=True)
             with self._gradients(0) as leaves:
                 ends = self._find_ends(engine, folded, leaves)
                 outputs, cuts = self._run(engine, leaves, ends)
-                places = cuts.below or [o for o in outputs if o.requires_grad]
+                wanted = [o for o in outputs if o.requires_grad]
+                if overflow(wanted, exact):
+                    raise OverflowError("expected finite outputs, as in full precision, got inf or NaN")
+                places = cuts.below or wanted
                 half = Half(ends, places, [leaf for leaf in leaves if leaf.requires_grad])
                 half.gradients(START)
                 return half
@@ -260,6 +266,12 @@ def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
     """Which tensors have a row per sample: those as long as the first that wants a gradient."""
     length = next((t.shape[:1] for t, need in zip(tensors, needs, strict=True) if need), tensors[0].shape[:1])
     return [t.ndim > 0 and t.shape[:1] == length for t in tensors]
+
+
+def overflow(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:
+    """Whether there is inf or NaN in outputs that is not in exact ones."""
+    pairs = zip(outputs, exact, strict=False)
+    return any(o.shape == e.shape and bool((e.isfinite() & ~o.isfinite()).any()) for o, e in pairs)
 
 
 def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:

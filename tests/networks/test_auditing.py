@@ -172,6 +172,36 @@ def test_samples_that_are_others_by_themselves_are_judged_in_their_batch(
     assert cosine(found, truth).median() > 0.98
 
 
+class Amplified(nn.Module):
+    """Values that float16 does not hold where the first pixel is lit, taken back by the layer behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(48, 32), nn.Linear(32, 10)
+        with torch.no_grad():
+            self.first.weight.normal_(generator=torch.Generator().manual_seed(0))
+            self.first.weight[:, 0] = 1e5
+            self.last.weight.normal_(generator=torch.Generator().manual_seed(1)).div_(1e5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.first(x.flatten(1)))
+        return logits
+
+
+@pytest.mark.parametrize("lit", [range(12), range(6, 12)], ids=["all", "not the first"])
+def test_outputs_that_overflow_in_half_precision_alone_are_not_taken_for_an_overflow_on_the_way_back(
+    lit: range,
+) -> None:
+    model, (x, y) = Amplified().eval(), images(12)
+    x[:, 0, 0, 0] = torch.tensor([float(sample in lit) for sample in range(12)])
+    fast, truth = FastAttackModel(model, dtype=torch.float16), input_gradient(model, x, y)
+    with pytest.warns(FastAttackWarning, match=r"in (torch\.)?float32"):
+        input_gradient(fast, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (cosine(input_gradient(fast, x, y), truth) > 0.99).all()
+
+
 def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     look = audit.look
