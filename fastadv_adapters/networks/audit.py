@@ -205,14 +205,20 @@ def flat(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.detach().double().reshape(len(g), -1) for g in gradients], 1)
 
 
-def is_near(found: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:
-    """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one."""
+def is_near(found: Sequence[Tensor], exact: Sequence[Tensor], *, within: float = OLD) -> bool:
+    """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one.
+
+    Args:
+        found: outputs.
+        exact: those in full precision.
+        within: how far they may be off, as a share of the sample's largest one.
+    """
     for ours, theirs in zip(found, exact, strict=True):
         if theirs.is_floating_point() and theirs.numel():
             off, size = (
                 (t.double().reshape(len(t) if t.ndim else 1, -1)).abs().amax(1) for t in (ours - theirs, theirs)
             )
-            if float((off / size.clamp(min=1e-30)).nan_to_num(0.0).median()) > OLD:
+            if float((off / size.clamp(min=1e-30)).nan_to_num(0.0).median()) > within:
                 return False
     return True
 

@@ -10,6 +10,9 @@ from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
+from .nearness import LOGITS_WITHIN
+from .overflowing import Overflown, find_overflown
+from .trial import overflow
 
 
 @dataclass
@@ -57,19 +60,33 @@ class Auditor:
                     or pulled
                 )
                 judged = self._judge(tensors, needs, grads, pulled)
-            if judged is None or judged[1].good:
+            overflown = find_overflown(self.twin.bind(self.arguments), tensors, outputs)
+            if overflown is not None:
+                finding = Finding(len(overflown), len(overflown), float("nan"))
+            elif judged is None or judged[1].good:
                 return pulled
-            problem, finding = judged
+            else:
+                finding = judged[1]
             for other in self.others():
                 crossing = self._crossing(other)
-                # Eager, for a recording of these few samples would serve nothing else.
-                found = other.eager().bind(self.arguments).record(problem.tensors, needs, crossing)
-                gradients = found.pull(problem.grads, keep=False)
-                if not other.precision.half or (gradients and look(problem, gradients.gradients).good):
+                if not other.precision.half or self._is_good(other, needs, judged and judged[0], overflown):
                     break
             better = other.engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
         self.tell(finding, other.precision.dtype)  # last, since a warning may be an error
         return better or pulled
+
+    def _is_good(
+        self, other: Fast, needs: Sequence[bool], problem: Problem | None, overflown: Overflown | None
+    ) -> bool:
+        """Whether this network in another half precision is good enough for the samples that were looked at."""
+        if overflown is not None and overflow(self._values(other.eager(), overflown.tensors), overflown.exact):
+            return False
+        if problem is None:
+            return True
+        # Eager, for a recording of these few samples would serve nothing else.
+        found = other.eager().bind(self.arguments).record(problem.tensors, needs, self._crossing(other))
+        gradients = found.pull(problem.grads, keep=False)
+        return gradients is not None and look(problem, gradients.gradients).good
 
     def _are_weights_old(self, problem: Problem, outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
@@ -81,6 +98,21 @@ class Auditor:
             if is_out_of_memory(error):
                 raise
             return False
+
+    def _are_alone_the_same(self, problem: Problem, tensors: Sequence[Tensor]) -> bool:
+        """Whether, in full precision, a few samples get by themselves what they get among all.
+
+        They do not if a sample's place decides (noise of a generator that is seeded anew in every pass) or the whole
+        batch does (an early exit that all samples must agree to): the pass cannot be judged by a few then.
+        """
+        samples, index = number_of_samples(tensors), problem.index
+        if index is None:
+            return True
+        with torch.no_grad():
+            among = self.twin.bind(self.arguments)([t.clone() for t in tensors]).tensors
+        pairs = [(a, v) for a, v in zip(among, problem.values, strict=False) if v.ndim and len(v) == len(index)]
+        with_rows = [(a.index_select(0, index), v) for a, v in pairs if a.ndim and len(a) == samples]
+        return all(is_near([a], [v], within=LOGITS_WITHIN) for a, v in with_rows)
 
     def _own_values(self, problem: Problem, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """What the pass gave for the samples of a problem."""
@@ -111,7 +143,7 @@ class Auditor:
             if not len(index):
                 return None
             few = self._look(self._problem(tensors, needs, grads, index), [g.index_select(0, index) for g in found])
-            if few is not None and (few[1].good or few[0].apart):
+            if few is not None and (few[1].good or (few[0].apart and self._are_alone_the_same(few[0], tensors))):
                 return few
         whole = found if apart else [g.reshape(1, -1) for g in found]
         return self._look(self._problem(tensors, needs, grads, None), whole)

@@ -277,8 +277,8 @@ class Networks(BuiltLater, Audited):
             self.precision = replace(self.precision, channels_last=False)
             said.append((remarks.NOT_CHANNELS_LAST.format(verdict.layout_error), "not-channels-last"))
         if verdict.half_error is not None:
-            said.append((remarks.NOT_HALF.format(self.precision.dtype, verdict.half_error), "not-half"))
-            self.precision = replace(self.precision, dtype=torch.float32)
+            said.append((remarks.NOT_HALF.format(verdict.named, verdict.tried, verdict.half_error), "not-half"))
+            self.precision = replace(self.precision, dtype=verdict.instead)
             self.choice.why = ""  # a note says it
         if verdict.folding_error is not None:
             text = remarks.DIFFERS if verdict.unexplained else remarks.NOT_FOLDED

@@ -4,7 +4,7 @@ NOT_CHANNELS_LAST = (
     "the model runs in the contiguous layout, since channels-last it raised {} (flatten(1) or reshape() in place of "
     "view() would let it run faster)"
 )
-NOT_HALF = "the model runs in float32, since in {} it raised {}"
+NOT_HALF = "the model runs in {}, since in {} it raised {}"
 NOT_FOLDED = "batch norm is folded into {1} layers only, since {0}"
 DIFFERS = (
     "the fast network differs from the wrapped model even where nothing is folded: {} (is the model random in a way "

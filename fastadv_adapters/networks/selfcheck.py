@@ -26,7 +26,9 @@ class Verdict:
     Attributes:
         plan: how to fold: as planned, or the first less daring way that computes what the wrapped model computes.
         layout_error: what the network raised channels-last and not in the contiguous layout.
-        half_error: what it raised in half precision and not in full precision.
+        half_error: what it raised in a dtype and not in a wider one.
+        tried: the dtype in which it raised that.
+        instead: the dtype in which it runs instead.
         exponent: how large gradients at the outputs may be, as a power of two, before they overflow on the way back.
         folding_error: in which way the network, folded as planned, differs from the wrapped model in float32.
         harmless: whether that is mended by not folding into Linear layers.
@@ -38,12 +40,19 @@ class Verdict:
     plan: Trace | None
     layout_error: str | None = None
     half_error: str | None = None
+    tried: torch.dtype = torch.float32
+    instead: torch.dtype = torch.float32
     exponent: int = START
     folding_error: str | None = None
     harmless: bool = False
     unexplained: bool = False
     samples_coupled: bool = False
     rows: Rows = field(default_factory=Rows)
+
+    @property
+    def named(self) -> str:
+        """The dtype in which it runs instead, in words."""
+        return str(self.instead).removeprefix("torch.")
 
 
 def check(
@@ -86,10 +95,16 @@ def _check(
         other = trial.fast(plan, contiguous)
         if not isinstance(other, str):
             verdict.layout_error, found, single = found, other, contiguous
+    if isinstance(found, str) and single.dtype == torch.float32:  # its code may cast to the float64 of its weights
+        double = replace(single, dtype=torch.float64)
+        other = trial.fast(plan, double)
+        if not isinstance(other, str):
+            verdict.half_error, verdict.instead, found, single = found, double.dtype, other, double
     half: Half | str | None = None
-    if precision.half and not isinstance(found, str):
-        half = trial.half(plan, replace(precision, channels_last=single.channels_last))
-        verdict.half_error = half if isinstance(half, str) else None
+    if precision.half and not isinstance(found, str) and verdict.half_error is None:
+        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0])
+        if isinstance(half, str):
+            verdict.half_error, verdict.tried = half, precision.dtype
     _check_folding(verdict, trial, single, found, reference)
     ends = half.ends if isinstance(half, Half) else None
     verdict.rows, verdict.samples_coupled = trial.rows(ends)

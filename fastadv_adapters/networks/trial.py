@@ -1,5 +1,6 @@
 """Throw-away copies of a model, run on a few samples of one call."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -91,15 +92,21 @@ class Trial:
         """The fast network's outcome."""
         return self._outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
 
-    def half(self, plan: Trace | None, precision: Precision) -> "Half | str":
-        """The fast network in half precision, where that ends, and a run of it; or what was raised."""
+    def half(self, plan: Trace | None, precision: Precision, exact: Sequence[Tensor]) -> "Half | str":
+        """The fast network in half precision, where that ends, and a run of it; or what was raised.
+
+        Outputs that overflow, though the ``exact`` ones do not, are an error too: no scale of gradients cures that.
+        """
         try:
             folded = build_fast(self.source, plan, precision)
             engine = EagerEngine(folded.network, precision, convert=True)
             with self._gradients(0) as leaves:
                 ends = self._find_ends(engine, folded, leaves)
                 outputs, cuts = self._run(engine, leaves, ends)
-                places = cuts.below or [o for o in outputs if o.requires_grad]
+                wanted = [o for o in outputs if o.requires_grad]
+                if overflow(wanted, exact):
+                    raise OverflowError("expected finite outputs, as in full precision, got inf or NaN")
+                places = cuts.below or wanted
                 half = Half(ends, places, [leaf for leaf in leaves if leaf.requires_grad])
                 half.gradients(START)
                 return half
@@ -261,6 +268,12 @@ def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
     return [t.ndim > 0 and t.shape[:1] == length for t in tensors]
 
 
+def overflow(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:
+    """Whether there is inf or NaN in outputs that is not in exact ones."""
+    pairs = zip(outputs, exact, strict=False)
+    return any(o.shape == e.shape and bool((e.isfinite() & ~o.isfinite()).any()) for o, e in pairs)
+
+
 def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
     """At most four samples; what has no row per sample is left whole."""
     return [
@@ -270,6 +283,6 @@ def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
 
 def weights_for(output: Tensor) -> Tensor:
     """Fixed weights that no symmetry of a softmax cancels, the same for every sample."""
-    row = output[0] if output.ndim else output
-    ramp = torch.arange(row.numel(), device=output.device, dtype=torch.float32)
-    return torch.cos(1.0 + 1.7 * ramp).view(row.shape).expand_as(output).to(output.dtype)
+    row = output.shape[1:]  # there may be no sample, as at an expert that none is sent to
+    ramp = torch.arange(math.prod(row), device=output.device, dtype=torch.float32)
+    return torch.cos(1.0 + 1.7 * ramp).view(row).expand_as(output).to(output.dtype)

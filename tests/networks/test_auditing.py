@@ -131,6 +131,77 @@ def test_samples_that_see_each_other_are_judged_together() -> None:
     assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
 
 
+class Placed(nn.Module):
+    """Noise of a generator that is seeded anew in every pass: each place in the batch has its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn((x.shape[1], len(x), *x.shape[2:]), generator=torch.Generator().manual_seed(5))
+        logits: Tensor = self.net(x + 0.3 * noise.transpose(0, 1))
+        return logits
+
+
+class Unanimous(nn.Module):
+    """An early exit that is taken if all samples agree to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.exit = small_net(), nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.exit(x) if bool((x[:, 0, 0, 0] < 0.9).all()) else self.net(x)
+        return logits
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("model", [Placed, Unanimous])
+def test_samples_that_are_others_by_themselves_are_judged_in_their_batch(
+    model: type[nn.Module], dtype: torch.dtype
+) -> None:
+    plain, (x, y) = model().eval(), batch(24)
+    x = x.clamp(0, 1) * 0.8
+    x[-1, 0, 0, 0] = 1.0
+    truth, fast = input_gradient(plain, x, y), FastAttackModel(plain, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FastAttackWarning)
+        found = input_gradient(fast, x, y)
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [dtype]
+    assert cosine(found, truth).median() > 0.98
+
+
+class Amplified(nn.Module):
+    """Values that float16 does not hold where the first pixel is lit, taken back by the layer behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(48, 32), nn.Linear(32, 10)
+        with torch.no_grad():
+            self.first.weight.normal_(generator=torch.Generator().manual_seed(0))
+            self.first.weight[:, 0] = 1e5
+            self.last.weight.normal_(generator=torch.Generator().manual_seed(1)).div_(1e5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.first(x.flatten(1)))
+        return logits
+
+
+@pytest.mark.parametrize("lit", [range(12), range(6, 12)], ids=["all", "not the first"])
+def test_outputs_that_overflow_in_half_precision_alone_are_not_taken_for_an_overflow_on_the_way_back(
+    lit: range,
+) -> None:
+    model, (x, y) = Amplified().eval(), images(12)
+    x[:, 0, 0, 0] = torch.tensor([float(sample in lit) for sample in range(12)])
+    fast, truth = FastAttackModel(model, dtype=torch.float16), input_gradient(model, x, y)
+    with pytest.warns(FastAttackWarning, match=r"in (torch\.)?float32"):
+        input_gradient(fast, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (cosine(input_gradient(fast, x, y), truth) > 0.99).all()
+
+
 def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     look = audit.look

@@ -1,6 +1,7 @@
 """The self-check of a first pass: made once, by whatever call comes first, per sample, and not blind to NaN."""
 
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -181,3 +182,52 @@ def test_an_output_as_long_as_the_batch_by_accident(samples: int) -> None:
     torch.testing.assert_close(
         found.double(), input_gradient(reference(net), x.double(), x, loss), rtol=1e-3, atol=1e-3
     )
+
+
+class Experts(nn.Module):
+    """Sends each sample to one of three experts; the last gets none of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(192, 32), nn.GELU(), nn.Linear(32, 10)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        chosen, logits = (flat[:, 0] > 0.5).long(), flat.new_zeros(len(x), 10)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero().flatten()
+            logits = logits.index_add(0, rows, expert(flat[rows]).to(logits.dtype))
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_that_gets_no_sample_speaks_not_against_half_precision(dtype: torch.dtype) -> None:
+    net, (x, y) = Experts().eval(), batch(24)
+    fast = FastAttackModel(net, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FastAttackWarning)
+        found = input_gradient(fast, x, y)
+    assert fast.dtype == dtype
+    assert (cosine(found, input_gradient(net, x, y)) > 0.99).all()
+
+
+class Doubled(nn.Module):
+    """Casts to the float64 of its weights by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x.double())
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_code_that_casts_to_float64_runs_in_float64(dtype: torch.dtype) -> None:
+    net, (x, y) = Doubled().eval(), batch()
+    fast = FastAttackModel(net, dtype=dtype)
+    with pytest.warns(FastAttackWarning, match=r"runs in float64, since in torch\.float32 it raised .*not-half"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(net, x, y)) > 0.9999).all()
