@@ -4,8 +4,8 @@ oneDNN computes 16 channels at once. Images have 1 or 3, so most of what its bac
 with a stride its kernel is slower still. Here the gradients at a block of places are taken for channels: at stride s,
 those of b x b places, b a multiple of s, are one convolution with stride b / s of the gradient at the output, for each
 of them is a sum over the same few outputs. Then they are put side by side (Shi et al. 2016,
-https://arxiv.org/abs/1609.05158). Blocks are as large as 16 channels hold, or as the stride. The sums are the same, and
-only attacks want them: training has no use for a gradient at the images.
+https://arxiv.org/abs/1609.05158). Blocks are as large as 16 channels hold (48 with a stride), or as the stride. The sums
+are the same, and only attacks want them: training has no use for a gradient at the images.
 """
 
 import math
@@ -21,6 +21,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 _AT_ONCE = 16
 """Channels that oneDNN computes together; with more than a quarter of it no block of four places has room."""
+
+_WITH_STRIDE = 48
+"""As many pay with a stride: places next to each other are read by the same outputs."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
 def lay_out(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Blocks:
     """What is kept of a layer that :func:`fits`."""
     stride = layer.stride[0]
-    block = stride * max(math.isqrt(_AT_ONCE // weight.shape[1]) // stride, 1)
+    room = _AT_ONCE if stride == 1 else _WITH_STRIDE
+    block = stride * max(math.isqrt(room // weight.shape[1]) // stride, 1)
     geometry = zip(layer.kernel_size, map(int, layer.padding), strict=True)
     rows, columns = (_Along(kernel, stride, padding, block) for kernel, padding in geometry)
     return Blocks(layer.bias, layer.stride, layer.padding, weight, rows, columns)  # type: ignore[arg-type]
