@@ -4,8 +4,8 @@ oneDNN computes 16 channels at once. Images have 1 or 3, so most of what its bac
 with a stride its kernel is slower still. Here the gradients at a block of places are taken for channels: at stride s,
 those of b x b places, b a multiple of s, are one convolution with stride b / s of the gradient at the output, for each
 of them is a sum over the same few outputs. Then they are put side by side (Shi et al. 2016,
-https://arxiv.org/abs/1609.05158). Blocks are as large as 16 channels hold (48 with a stride), or as the stride. The sums
-are the same, and only attacks want them: training has no use for a gradient at the images.
+https://arxiv.org/abs/1609.05158). Blocks are as large as 16 channels hold (48 with a stride), or as the stride. The
+sums are the same, and only attacks want them: training has no use for a gradient at the images.
 """
 
 import math

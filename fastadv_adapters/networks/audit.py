@@ -213,14 +213,14 @@ def is_near(found: Sequence[Tensor], exact: Sequence[Tensor], *, within: float =
         exact: those in full precision.
         within: how far they may be off, as a share of the sample's largest one.
     """
-    for ours, theirs in zip(found, exact, strict=True):
-        if theirs.is_floating_point() and theirs.numel():
-            off, size = (
-                (t.double().reshape(len(t) if t.ndim else 1, -1)).abs().amax(1) for t in (ours - theirs, theirs)
-            )
-            if float((off / size.clamp(min=1e-30)).nan_to_num(0.0).median()) > within:
-                return False
-    return True
+    pairs = [(o, t) for o, t in zip(found, exact, strict=True) if t.is_floating_point() and t.numel()]
+    return all(float(off_by(ours, theirs)) <= within for ours, theirs in pairs)
+
+
+def off_by(ours: Tensor, theirs: Tensor) -> Tensor:
+    """How far the output of the median sample is off, as a share of its largest one; ()."""
+    off, size = (t.double().reshape(len(t) if t.ndim else 1, -1).abs().amax(1) for t in (ours - theirs, theirs))
+    return (off / size.clamp(min=1e-30)).nan_to_num(0.0).median()
 
 
 def smallest(gradients: Sequence[Tensor], left_out: Tensor | None = None) -> Tensor:

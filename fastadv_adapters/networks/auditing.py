@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
+from .glimpse import Glimpse, take_glimpse
 from .nearness import LOGITS_WITHIN
 from .overflowing import Overflown, find_overflown
 from .trial import overflow
@@ -75,6 +77,32 @@ class Auditor:
         self.tell(finding, other.precision.dtype)  # last, since a warning may be an error
         return better or pulled
 
+    def glimpse(
+        self,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        grads: Gradients,
+        pulled: Pulled,
+        outputs: Sequence[Tensor],
+    ) -> Glimpse | None:
+        """Look at the pass without waiting for the device; None if the model cannot be asked."""
+        found = pulled.gradients
+        apart = self._are_rows(found)
+        index = smallest(found) if apart and len(found[0]) > SAMPLES else None
+        ours = [g.index_select(0, index) if index is not None else g if apart else g.reshape(1, -1) for g in found]
+        with random_state_kept(tensors[0].device):
+            try:
+                problem = self._problem(tensors, needs, grads, index)
+                return take_glimpse(problem, ours, partial(self._own_values, problem, outputs))
+            except Exception as error:  # the model takes batches of one size only
+                if is_out_of_memory(error):
+                    raise
+                return None
+
+    @staticmethod
+    def _are_rows(gradients: Sequence[Tensor]) -> bool:
+        return len({len(g) for g in gradients}) == 1 and all(g.ndim > 1 for g in gradients)
+
     def _is_good(
         self, other: Fast, needs: Sequence[bool], problem: Problem | None, overflown: Overflown | None
     ) -> bool:
@@ -135,7 +163,7 @@ class Auditor:
     ) -> tuple[Problem, Finding] | None:
         """Look at a few samples, and at all of them if a few may not be enough; None if the model cannot be asked."""
         found, broken = pulled.gradients, pulled.broken if self.first else None
-        apart = len({len(g) for g in found}) == 1 and all(g.ndim > 1 for g in found)
+        apart = self._are_rows(found)
         known = broken is not None and apart and broken.shape == found[0].shape[:1]
         left_out = broken if broken is not None and known and bool(broken.any()) else None
         if apart and (len(found[0]) > SAMPLES or left_out is not None):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..boundary import Crossing, LossScale, Packed, Rows, State
+from .glimpse import Glimpse
 
 PASSES = 256
 """An audit is due after so many backward passes of a kind; or, if the weights have changed, after half of them."""
@@ -24,6 +25,7 @@ class Kind:
         passes: backward passes since the last audit; None before the first.
         updates: how many updates the model had seen at the last audit.
         wanting: the dtypes that an audit has found to be too little.
+        glimpse: what the last audit has found, if nobody has read it yet.
     """
 
     dtype: torch.dtype
@@ -33,6 +35,7 @@ class Kind:
     passes: int | None = None
     updates: int = 0
     wanting: set[torch.dtype] = field(default_factory=set)
+    glimpse: Glimpse | None = None
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property
@@ -63,6 +66,13 @@ class Kind:
             rows = replace(self.rows, ends=None) if full else self.rows
             self._crossings[key] = Crossing(logits_dtype, loss_scale, dtype == torch.float16, state, rows)
         return self._crossings[key]
+
+    def has_doubts(self) -> bool:
+        """Whether the last audit, which nobody has waited for, is there by now and wants a closer look; reads it."""
+        if self.glimpse is None or not self.glimpse.is_there():
+            return False
+        glimpse, self.glimpse = self.glimpse, None
+        return glimpse.is_doubtful()
 
     def is_due(self, updates: int) -> bool:
         """Whether the next backward pass is to be audited; counts it."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
-from fastadv_adapters.boundary import Packed, ends_of
-from fastadv_adapters.networks import audit, audited, auditing
+from fastadv_adapters.boundary import DeviceState, Packed, ends_of
+from fastadv_adapters.engines.waiting import refuse_what_waits
+from fastadv_adapters.networks import audit, audited, auditing, glimpse
 from fastadv_adapters.networks.kinds import PASSES
 from tests.networks.test_rounding import Constant
 from tests.support.tools import batch, cosine, input_gradient, small_net
@@ -227,6 +228,41 @@ def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
         next(model.parameters()).mul_(1.01)
     assert passes(PASSES // 2 - 1) == []
     assert passes(1) == [8]
+
+
+@pytest.mark.parametrize("doubtful", [False, True])
+@pytest.mark.usefixtures("as_on_a_device")
+def test_on_an_accelerator_later_audits_wait_for_nothing(doubtful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have found is read by the next pass, which is audited in full if there is a doubt."""
+    looks: list[int] = []
+    look = audit.look
+
+    def counted(problem: Any, found: Any) -> Any:
+        looks.append(len(found[0]))
+        return look(problem, found)
+
+    monkeypatch.setattr(auditing, "look", counted)
+    monkeypatch.setattr(audited, "_is_never_to_wait", lambda device: True)
+    monkeypatch.setattr(audit, "state_on", DeviceState)
+    model, (x, y) = small_net().eval(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    input_gradient(fast, x, y)
+    assert looks == [8]
+    (kind,) = fast._networks.kinds.values()
+    kind.passes = PASSES
+    if doubtful:
+        monkeypatch.setattr(glimpse, "NEAR", 2.0)
+    leaf = x.clone().requires_grad_()
+    loss = F.cross_entropy(fast(leaf), y)
+    with refuse_what_waits(torch.device("cpu")):
+        loss.backward()  # type: ignore[no-untyped-call]
+    assert kind.glimpse is not None
+    assert kind.glimpse.is_doubtful() == doubtful
+    for _ in range(2):
+        input_gradient(fast, x, y)
+    assert looks == ([8, 8] if doubtful else [8])
+    assert kind.glimpse is None
+    assert kind.dtype == torch.bfloat16
 
 
 def test_a_step_is_tried_on_the_worst_half_first() -> None:

@@ -1,0 +1,63 @@
+"""A look at gradients for which nobody waits: a later pass reads what it found, once that is there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .audit import NEAR, OLD, Problem, flat, off_by
+from .nearness import cosines
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What a look has found, on its way from the device.
+
+    Attributes:
+        found: how many samples have a gradient in full precision alone, the median cosine, by how much outputs are off,
+            and how many are not finite; (4,) on the host.
+        arrived: happens when it is there; None if it is.
+    """
+
+    found: Tensor
+    arrived: "torch.cuda.Event | None"
+
+    def is_there(self) -> bool:
+        """Whether it can be read."""
+        return self.arrived is None or self.arrived.query()
+
+    def is_doubtful(self) -> bool:
+        """Whether an audit has to look closer."""
+        zero, cosine, off, spoilt = self.found.tolist()
+        return bool(zero or cosine < NEAR or off > OLD or spoilt)
+
+
+def take_glimpse(problem: Problem, found: Sequence[Tensor], values: Callable[[], Sequence[Tensor]]) -> Glimpse:
+    """Compare gradients and outputs with exact ones of the same samples.
+
+    Args:
+        problem: the samples.
+        found: the gradients of the fast network, one for each input that wants one.
+        values: its outputs; asked once those in full precision are known.
+    """
+    fast = flat(found)
+    exact = flat(problem.exact(problem.tensors)).view_as(fast)
+    here = exact.abs().amax(1) > 0
+    zero = here & (fast.abs().amax(1) == 0)
+    cosine = cosines(fast, exact).where(here & ~zero, torch.nan).nanmedian()
+    pairs = [(v, e) for v, e in zip(values(), problem.values, strict=True) if e.is_floating_point() and e.numel()]
+    off = [off_by(v, e) for v, e in pairs]
+    spoilt = [(~v.isfinite()).sum() for v, _ in pairs]
+    numbers = [zero.sum(), cosine, torch.stack(off).amax(), torch.stack(spoilt).sum()]
+    return _sent(torch.stack([n.double() for n in numbers]))
+
+
+def _sent(numbers: Tensor) -> Glimpse:
+    if numbers.device.type != "cuda":
+        return Glimpse(numbers, None)
+    found = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    found.copy_(numbers, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return Glimpse(found, arrived)
