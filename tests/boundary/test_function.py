@@ -350,9 +350,9 @@ def test_exact_decisions_have_the_twins_values_and_the_fast_gradients() -> None:
 
 
 def test_nonfinite_logits_are_counted() -> None:
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))  # the last one is computed in float32
-    nn.init.constant_(net[0].weight, 3e4)  # type: ignore[arg-type]
-    fast = FastAttackModel(net, dtype=torch.float16)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    nn.init.constant_(net[0].weight, 3e38)  # type: ignore[arg-type]
+    fast = FastAttackModel(net, **FLOAT32)
     fast(torch.tensor([[0.0, 0.0], [5.0, 5.0]]).requires_grad_())
     assert fast.gradient_stats.nonfinite_logits == 1
     fast.reset_gradient_stats()
