@@ -20,7 +20,7 @@ from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
 
 IMAGES, RESNET_IMAGES = 60, 20
-SETTINGS = Settings(IMAGES, 10, 20, RESNET_IMAGES, 12, 16, 0)
+SETTINGS = Settings(IMAGES, 10, 20, RESNET_IMAGES, 20, 8, 0)
 COSINE_WITHIN = {"fast float16": 0.004, "fast bfloat16": 0.02}
 pytestmark = pytest.mark.usefixtures("untouched")
 
@@ -36,7 +36,7 @@ def digits() -> Subject:
 
 @pytest.fixture(scope="module")
 def resnet() -> Subject:
-    """A ResNet-18 of width 16 on the digits as 32x32 RGB images."""
+    """A ResNet-18 of width 8 on the digits as 32x32 RGB images."""
     torch.manual_seed(0)
     net, data = resnet18(width=SETTINGS.resnet_width), rgb_digits()
     train(net, data.train_images, data.train_labels, epochs=SETTINGS.resnet_epochs, seed=0, show_progress=False)
