@@ -21,10 +21,10 @@ os.environ.setdefault("NUMBA_OPT", "0")
 # The models are tiny, and the runner uses a process per core.
 torch.set_num_threads(1)
 
-# Property tests: the same 120 examples at every run; as many of another seed with HYPOTHESIS_PROFILE=other and
+# Property tests: the same 90 examples at every run; as many of another seed with HYPOTHESIS_PROFILE=other and
 # --hypothesis-seed; or many new ones with HYPOTHESIS_PROFILE=thorough.
-hypothesis.settings.register_profile("ci", max_examples=120, derandomize=True, deadline=None, print_blob=False)
-hypothesis.settings.register_profile("other", max_examples=120, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", max_examples=90, derandomize=True, deadline=None, print_blob=False)
+hypothesis.settings.register_profile("other", max_examples=90, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("thorough", max_examples=5000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
