@@ -34,6 +34,20 @@ class Cancels(nn.Module):
         return logits
 
 
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each look of an audit has seen."""
+    seen: list[int] = []
+    look = audit.look
+
+    def counted(problem: Any, found: Any) -> Any:
+        seen.append(len(found[0]))
+        return look(problem, found)
+
+    monkeypatch.setattr(auditing, "look", counted)
+    return seen
+
+
 def images(samples: int = 16) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(samples, 3, 4, 4, generator=generator), torch.arange(samples) % 10
@@ -203,15 +217,7 @@ def test_outputs_that_overflow_in_half_precision_alone_are_not_taken_for_an_over
         assert (cosine(input_gradient(fast, x, y), truth) > 0.99).all()
 
 
-def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
-    look = audit.look
-
-    def counted(problem: Any, found: Any) -> Any:
-        looks.append(len(found[0]))
-        return look(problem, found)
-
-    monkeypatch.setattr(auditing, "look", counted)
+def test_audits_are_seldom(looks: list[int]) -> None:
     model, (x, y) = small_net().eval(), batch(12)
     fast = FastAttackModel(model, dtype=torch.bfloat16)
 
@@ -232,16 +238,10 @@ def test_audits_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("doubtful", [False, True])
 @pytest.mark.usefixtures("as_on_a_device")
-def test_on_an_accelerator_later_audits_wait_for_nothing(doubtful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_an_accelerator_later_audits_wait_for_nothing(
+    doubtful: bool, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What they have found is read by the next pass, which is audited in full if there is a doubt."""
-    looks: list[int] = []
-    look = audit.look
-
-    def counted(problem: Any, found: Any) -> Any:
-        looks.append(len(found[0]))
-        return look(problem, found)
-
-    monkeypatch.setattr(auditing, "look", counted)
     monkeypatch.setattr(audited, "_is_never_to_wait", lambda device: True)
     monkeypatch.setattr(audit, "state_on", DeviceState)
     model, (x, y) = small_net().eval(), batch(12)
