@@ -77,8 +77,15 @@ def memory_kept(network: nn.Module) -> Iterator[None]:
             attributes.update(old)
         with torch.no_grad():
             for tensor, version, value in tensors:
-                if tensor._version != version:  # what nobody has written to may be the wrapped model's
+                # What nobody has written to may be the wrapped model's. Running statistics move without a version.
+                if tensor._version != version or not _same_values(tensor, value):
                     tensor.copy_(value)
+
+
+def _same_values(tensor: Tensor, before: Tensor) -> bool:
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return True
+    return torch.equal(tensor, before) or bool(torch.isclose(tensor, before, rtol=0, atol=0, equal_nan=True).all())
 
 
 def addresses(network: nn.Module, device: torch.device) -> list[Any]:

@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -227,9 +228,27 @@ class CountsOnDevice(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("parameter", [False, True])
-def test_recording_leaves_tensors_as_they_were(parameter: bool, replayed: None) -> None:
-    net = CountsOnDevice(parameter=parameter)
+class MovesStatistics(nn.Module):
+    """Normalises by running statistics that each pass moves, which no version counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.statistics = small_net(), nn.BatchNorm2d(3, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.statistics.running_mean, self.statistics.running_var
+        F.batch_norm(x.detach(), mean, var, training=True, momentum=0.5)
+        out: Tensor = self.net(F.batch_norm(x, mean, var))
+        return out
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(CountsOnDevice, parameter=False), partial(CountsOnDevice, parameter=True), MovesStatistics],
+    ids=["buffer", "parameter", "statistics"],
+)
+def test_recording_leaves_tensors_as_they_were(make: Callable[[], nn.Module], replayed: None) -> None:
+    net = make().eval()
     fast, plain = FastAttackModel(net, **FLOAT32), eager(net)
     for samples in (6, 6, 3):
         x, y = batch(samples)
@@ -320,6 +339,18 @@ class Drawing(nn.Module):
         return out
 
 
+class Seeding(nn.Module):
+    """Draws from a generator of its own, which no recording knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x) + torch.rand((), generator=torch.Generator().manual_seed(5))
+        return out
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -360,11 +391,12 @@ def hooked() -> nn.Module:
     [
         (Counting, "sets attributes"),
         (Drawing, "draws random numbers"),
+        (Seeding, "not in capture mode"),
         (Branching, "waits for the device"),
         (hooked, "2 has hooks"),
         (Scheduled, "asks the trainer"),
     ],
-    ids=["counts", "draws", "branches", "hooks", "trainer"],
+    ids=["counts", "draws", "seeds", "branches", "hooks", "trainer"],
 )
 def test_what_a_recording_would_not_repeat_runs_eager(
     make: Callable[[], nn.Module], reason: str, replayed: None

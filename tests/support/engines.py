@@ -42,6 +42,8 @@ class CpuGraph(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _waits(func, args):
             raise RuntimeError(f"{func} waits for the device, which is not permitted when a stream is capturing")
+        if any(isinstance(leaf, torch.Generator) for leaf in tree_leaves((args, kwargs))):
+            raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
         output = func(*args, **(kwargs or {}))
         args, kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
         given = {_address(t) for t in _tensors((args, kwargs))}
