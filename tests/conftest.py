@@ -1,5 +1,6 @@
 """What every test starts from, and the watch over wrapped models."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -40,10 +41,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     put_last(items)
+    for item in items:  # hypothesis is twice as slow if lines are counted, and what it runs runs elsewhere too
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.no_cover)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and what they import stay until the end: no search for garbage has to look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

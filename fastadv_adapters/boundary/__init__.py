@@ -10,7 +10,7 @@ transforms of ``torch.func`` another way is taken (``transforms``).
 import torch
 
 from .crossing import Crossing, Pulled, Rows
-from .ends import Cuts, Ends, ends_of, find_ends, is_full_above, mark_ends, matrix_calls
+from .ends import Cuts, Ends, dtypes_below, ends_of, find_ends, is_full_above, mark_ends, matrix_calls
 from .function import Call
 from .on_device import DeviceState
 from .on_host import HostState
@@ -47,6 +47,7 @@ __all__ = [
     "Tape",
     "UnbalancedFoldError",
     "Watch",
+    "dtypes_below",
     "ends_of",
     "find_ends",
     "is_full_above",

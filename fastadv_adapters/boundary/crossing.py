@@ -35,12 +35,14 @@ class Rows:
         at_ends: whether what these give has a row per sample, whose gradient reaches that sample alone.
         at_outputs: likewise, for each output.
         higher: by how much, as a power of two, gradients that are scaled together may be scaled higher than others.
+        float16: whether the model's own code runs a part of it in float16, whatever the network runs in.
     """
 
     ends: Ends | None = None
     at_ends: bool = True
     at_outputs: tuple[bool, ...] | None = None
     higher: int = 0
+    float16: bool = False
 
     def apart(self, given: Sequence[bool], *, cut: bool) -> bool:
         """Whether gradients may be scaled sample by sample.
@@ -62,7 +64,7 @@ class Crossing:
     Attributes:
         logits_dtype: dtype of floating outputs.
         loss_scale: how gradients are scaled.
-        can_overflow: whether the network runs in float16.
+        can_overflow: whether the network, or a part of it, runs in float16.
         state: the model's memory between passes.
         rows: what is known of this kind of call.
         counts_outputs: whether outputs are looked at: not where others are handed out in their place.
@@ -130,7 +132,8 @@ class Crossing:
         loss_scale: LossScale = "per-call" if together else self.loss_scale
         higher = self.rows.higher if together else 0
         grads = [g for _, g in pairs]
-        shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher, wide=not self.can_overflow)
+        wide = not self.can_overflow and all(leaf.dtype != torch.float16 for leaf in wanted)
+        shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher, wide=wide)
         return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
 
 

@@ -184,7 +184,12 @@ def _reaches(made: Sequence[Any], met: set[int], nodes: dict[Any, int]) -> bool:
 
 def is_full_above(outputs: Sequence[Tensor]) -> bool:
     """Whether no gradient between these outputs and the leaves of their graph is in half precision."""
-    return all(m.dtype not in HALF for node in _walk(outputs, ()) for m in getattr(node, "_input_metadata", ()))
+    return dtypes_below(outputs).isdisjoint(HALF)
+
+
+def dtypes_below(outputs: Sequence[Tensor]) -> set[torch.dtype]:
+    """The dtypes of gradients between these outputs and the leaves of their graph."""
+    return {m.dtype for node in _walk(outputs, ()) for m in getattr(node, "_input_metadata", ())}
 
 
 def _walk(outputs: Sequence[Tensor], until: Any) -> Iterator[Any]:

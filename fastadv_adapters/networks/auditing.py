@@ -156,7 +156,8 @@ class Auditor:
         return engine.bind(self.arguments).values([t.clone() for t in tensors], crossing).tensors
 
     def _crossing(self, other: Fast) -> Crossing:
-        return replace(self.crossing, can_overflow=other.precision.dtype == torch.float16)
+        can_overflow = other.precision.dtype == torch.float16 or self.crossing.rows.float16
+        return replace(self.crossing, can_overflow=can_overflow)
 
     def _judge(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled

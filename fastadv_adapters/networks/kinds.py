@@ -64,7 +64,8 @@ class Kind:
         key = state, dtype, logits_dtype, full
         if key not in self._crossings:
             rows = replace(self.rows, ends=None) if full else self.rows
-            self._crossings[key] = Crossing(logits_dtype, loss_scale, dtype == torch.float16, state, rows)
+            can_overflow = dtype == torch.float16 or rows.float16
+            self._crossings[key] = Crossing(logits_dtype, loss_scale, can_overflow, state, rows)
         return self._crossings[key]
 
     def has_doubts(self) -> bool:

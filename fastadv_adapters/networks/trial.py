@@ -18,6 +18,7 @@ from ..boundary import (
     Ends,
     Packed,
     Rows,
+    dtypes_below,
     ends_of,
     find_ends,
     is_full_above,
@@ -150,7 +151,7 @@ class Trial:
     def rows(self, ends: Ends | None) -> tuple[Rows, bool]:
         """Which places have a row per sample: the outputs, and the ends; and whether samples reach each other there."""
         at_outputs, coupled = self._apart(None)
-        rows = Rows(ends, at_outputs=at_outputs)
+        rows = Rows(ends, at_outputs=at_outputs, float16=self._float16)
         if ends is not None and ends.cut:
             at_ends, coupled = self._apart(ends)
             rows = replace(rows, at_ends=all(at_ends))
@@ -210,6 +211,7 @@ class Trial:
         try:
             with self._gradients(draws) as leaves:
                 outputs = [o for o in engine.bind(self.arguments)(leaves).tensors if o.requires_grad]
+                self._float16 |= torch.float16 in dtypes_below(outputs)  # of the model's own: none is asked for here
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
                 weights = [weights_for(o) for o in outputs]
                 grads = torch.autograd.grad(outputs, wanted, weights, materialize_grads=True)
