@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from digits import Attack, Digits, DigitsNet, accuracy, grey_digits, predict, train
 from fastadv_adapters import FastAttackModel, SafePGD
+from fastadv_adapters.comparison import describe_device
 from fastadv_adapters.foolbox import FastPyTorchModel
 
 try:
@@ -89,7 +90,7 @@ def torchattacks_pgd(model: nn.Module, fast: FastAttackModel, *, steps: int) -> 
 
 
 def foolbox_pgd(model: nn.Module, fast: FastAttackModel, *, steps: int) -> tuple[Attack, Attack]:
-    """Foolbox' `LinfPGD`: `FastPyTorchModel` stands where `foolbox.PyTorchModel` stood."""
+    """`LinfPGD` of foolbox: `FastPyTorchModel` stands where `foolbox.PyTorchModel` stood."""
     attack = foolbox.attacks.LinfPGD(steps=steps, rel_stepsize=1 / 4)
     fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device=fast.device)
     fast_fmodel = FastPyTorchModel(model, bounds=(0, 1), device=fast.device)
@@ -226,11 +227,12 @@ def main(
     models = train_both(data, sizes, seed=seed)
     with Progress(console=console) as progress:
         rows = [row for name, fast in models.items() for row in measure(name, fast, data, sizes, progress=progress)]
+    where = describe_device(torch.device(device))
     caption = (
         f"{sizes.images} digits, eps {EPS}, {sizes.steps} steps; "
         f"medians of {sizes.rounds} runs in turn, warm-up apart;\n"
-        f"{device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
-        f"fast model in {str(models['normal'].dtype).removeprefix('torch.')}."
+        f"{device} ({where['name']}, {where['capability']}), {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__}, fast model in {str(models['normal'].dtype).removeprefix('torch.')}."
     )
     show_table(rows, caption)
     table.write_text(markdown(rows, caption), encoding="utf-8")

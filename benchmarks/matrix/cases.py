@@ -10,7 +10,7 @@ Rule = Literal["gradient", "minimum-norm", "black-box", "random"]
 """How plain and fast are compared; `benchmarks.matrix.verdicts` says how."""
 
 Targeted = Literal["no", "label", "function", "least-likely", "criterion"]
-"""How an attack is told its targets: torchattacks' three modes that fit, or foolbox' criterion."""
+"""How an attack is told its targets: torchattacks' three modes that fit, or foolbox's criterion."""
 
 
 SEEDS = range(3)

@@ -3,15 +3,18 @@
 Croce et al. 2021, https://arxiv.org/abs/2010.09670. A model from its `load_model` is a module as any other: one line
 makes it fast. Its `benchmark` takes the fast model too, with `decisions="exact"`: AutoAttack, which it runs, reads
 decisions off gradient passes. `benchmark` downloads the data, and judges by the model that it is given; under exact
-decisions that is the plain one. RobustBench and its AutoAttack are installed from their repositories: `pip install
-git+https://github.com/RobustBench/robustbench git+https://github.com/fra31/auto-attack`
+decisions that is the plain one. RobustBench and its AutoAttack are installed from their repositories, by the line in
+`INSTALL`.
 """
 
 from common import needs
 from digits import accuracy
 from fastadv_adapters import FastAttackModel, SafePGD
 
-INSTALL = "pip install git+https://github.com/RobustBench/robustbench git+https://github.com/fra31/auto-attack"
+INSTALL = (
+    "pip install --constraint constraints.txt git+https://github.com/RobustBench/robustbench "
+    "git+https://github.com/fra31/auto-attack"
+)
 with needs(INSTALL):
     from robustbench.data import load_cifar10
     from robustbench.eval import benchmark
