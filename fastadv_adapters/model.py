@@ -46,8 +46,8 @@ class FastAttackModel(Shell):
         dtype: what the fast network computes in: ``torch.float16``, ``bfloat16``, ``float32``, ``float64``; or
             ``"auto"``: half precision if the device has it in hardware and, on a CPU, if products turn out to be large
             enough for it to pay in the first gradient pass; otherwise float32.
-        fuse_bn: fold batch norm into the layer before it, or else freeze it into a scale and a shift.
-        channels_last: lay images out channels-last; ``"auto"``: if the model has convolutions.
+        fuse_bn: fold batch norm into the layer before it, or else make it a scale and a shift; False leaves it as is.
+        channels_last: images laid out channels-last; ``"auto"``: on CPU and CUDA, if there are 2-d or 3-d convolutions.
         loss_scale: ``"per-sample"``: each sample's gradient at the logits is scaled by its own power of two;
             ``"per-call"``: all by the same one; a number: by that; None: not at all.
         decisions: whose values a forward pass returns. ``"auto"``: without a gradient the plain model's classes, in
@@ -66,7 +66,7 @@ class FastAttackModel(Shell):
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: an unknown option, or a model that cannot be wrapped; the text says why and what to do.
+        ValueError: an option of unknown value, or a model that cannot be wrapped; the text says why and what to do.
     """
 
     training: bool
@@ -242,9 +242,9 @@ class FastAttackModel(Shell):
     def zero_entries(self) -> float:
         """The share of entries of all gradients since the last reset that came back as exactly 0, from 0 to 1.
 
-        ``gradient_stats.zero`` counts samples. Of a map (segmentation) half precision may lose the gradient of many
-        pixels beside others of the same sample: then this is larger than for the plain model, of whose gradient ReLU
-        and pooling make some entries 0 as well. Reading it waits for the device.
+        ``gradient_stats.zero`` counts samples. If the model returns a map (segmentation), half precision may lose the
+        gradients of many pixels of a sample and keep others. Then this is larger than for ``view(full_precision=True)``
+        after :meth:`reset_gradient_stats`. (ReLU and pooling make entries 0 in any precision.) Waits for the device.
         """
         return self._networks.state.zero_entries()
 

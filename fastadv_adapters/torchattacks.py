@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 AttackT = TypeVar("AttackT", bound=Attack)
 
 # FAB fails on float64 logits, by dtype errors of its own. With the others the same seed would be another attack than on
-# the plain model: Jitter draws noise in the dtype of the logits, and black-box attacks now get the very same logits.
+# the plain model: Jitter draws noise in the dtype of the logits, and black-box attacks compare logits of float32 there.
 FLOAT32 = ("FAB", "Jitter", "SPSA", "Square", "OnePixel", "Pixle")
 
 
@@ -42,8 +42,9 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
     say otherwise: ``decisions="exact"`` for those that read decisions off gradient passes (C&W, DeepFool, SparseFool,
     FAB, EAD, JSMA) or compare their logits with clean ones (TPGD); gradients in full precision for EAD and JSMA, which
     amplify rounding; and float64 logits, which do not saturate, for all but FAB, which fails on them, Jitter, whose
-    noise would be another, and black-box attacks (SPSA, Square, OnePixel, Pixle), which so return the very images that
-    they return on the plain model.
+    noise would be another, and black-box attacks (SPSA, Square, OnePixel, Pixle). These decide by the plain model's
+    classes. On a processor their logits may differ in the last digits; with ``decisions="exact"`` they return the very
+    images that they return on the plain model.
 
     LGV still trains a copy of the plain model; the models that it has collected are attacked through fast copies.
 

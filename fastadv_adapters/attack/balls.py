@@ -43,7 +43,7 @@ def ball_around(norm: Norm, x: Tensor, *, eps: float, bounds: tuple[float, float
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         x: shape (N, ...), floating, inside ``bounds``. Not copied and not changed.
         eps: radius in units of ``x``, at least 0, finite.
-        bounds: least and largest value of any coordinate; taken in ``x``'s dtype.
+        bounds: least and largest value of any coordinate; rounded to ``x``'s dtype.
 
     Raises:
         ValueError: unknown norm.
@@ -84,7 +84,7 @@ class Ball(ABC):
 
     @property
     def radius(self) -> float:
-        """``eps``, but 0 where it is below the working dtype's normal range, and no larger than the bounds allow."""
+        """``eps``, but 0 if it is below the working dtype's normal range, and no larger than the bounds allow."""
         largest = min(self._coordinates * (self.upper - self.lower), _LARGEST_RADIUS)
         return min(self.eps, largest) if self.eps >= torch.finfo(self.working).tiny else 0.0
 
@@ -116,8 +116,8 @@ class Ball(ABC):
 
         ``alpha`` is one number, or one per sample, (N, 1, ...).
 
-        Where the gradient is all zero a sample stays. Of the gradient only the direction matters, which is found
-        wherever it is representable in its dtype: 2^-100 is as good as 1.
+        A sample whose gradient is all zero stays. Of the gradient only the direction matters, which is found if it is
+        representable in its dtype: 2^-100 is as good as 1.
         """
         # Anything longer than this ends in the same place; without a limit a huge alpha would overflow.
         most = 1e6 * self.radius

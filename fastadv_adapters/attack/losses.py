@@ -27,9 +27,9 @@ class Loss:
     Attributes:
         name: how the user called it.
         function: logits (N, C), labels (N,) -> (N,). In targeted attacks the labels are the targets.
-        closed: the same with its gradient, without autograd; None where autograd has to find it.
-        fallback: a loss whose gradient takes over, sample by sample, where that of ``function`` is all zero or not
-            finite; not needed where there is a closed form.
+        closed: values and directions without autograd, a function as :meth:`ascent` is; None if autograd finds them.
+        fallback: likewise of a loss whose direction takes over for samples for which the gradient of ``function`` is
+            all zero or not finite; not needed if there is a closed form.
         repeats: whether the direction of a sample is known to depend on its logits and label alone: not on the step, as
             that of "auto" does, and not on other samples or random numbers, as that of a callable might.
     """
@@ -154,7 +154,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """``max over j != y of z_j - z_y``, shape (N,): positive where the label is not predicted."""
+    """``max over j != y of z_j - z_y``, shape (N,): positive if the label is not predicted."""
     check_classes(logits, 2, "margin")
     return others(logits, labels).amax(1) - own(logits, labels)
 

@@ -32,19 +32,19 @@ from .targets import Targets, has_classes, need_of_classes
 class SafePGD(LeftOut):
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083) in the L-infinity, L2 or L1 norm.
 
-    Safe means: the loss does not saturate and is computed in float64; samples whose gradient was not finite in any
-    step, or that the fast model alone holds to be adversarial, are attacked again in full precision; what is returned
-    is the best candidate seen, lies within ``eps`` (for ``"linf"`` exactly, measured in float64; for the others up to
-    float32 rounding of the norm) and within ``bounds``, and is never NaN.
+    Safe means: the loss does not saturate and is computed in float64; samples with a gradient that was not finite in
+    at least one step, or that the fast model alone holds to be adversarial, are attacked again in full precision; what
+    is returned is the best candidate seen, lies within ``eps`` (for ``"linf"`` exactly, measured in float64; for the
+    others up to float32 rounding of the norm) and within ``bounds``, and is never NaN.
 
     Args:
         model: a ``FastAttackModel``, or any ``nn.Module``, which is attacked as it is, in eval mode and full precision.
             Called with x it returns logits (N, C), or without ``classes`` whatever the loss takes.
         eps: the largest perturbation, in units of x and of the norm.
         alpha: the size of every step in the same units; None for steps that fall from ``2 * eps`` (``eps`` for
-            ``"l1"``) in a straight line towards 0, see :attr:`step_sizes`. In ``"l1"``, of 6 steps or more, the first
-            half walks in a larger ball, which shrinks from 2.5 eps to ``eps``; only what lies within ``eps`` is a
-            candidate.
+            ``"l1"``) in a straight line towards 0, see :attr:`step_sizes`. With None in ``"l1"``, if there
+            are 6 steps or more, the first half walks in a larger ball, which shrinks from 2.5 eps to ``eps``; only what
+            lies within ``eps`` is a candidate.
         steps: gradient steps per restart, at least 0.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: whether each restart begins at a random point of the ball. If not, all restarts would be the
@@ -53,9 +53,9 @@ class SafePGD(LeftOut):
         targeted: whether labels are targets to be reached instead of classes to be left.
         loss: ``"auto"``, which does not depend on the scale of the logits, ``"ce"`` (the safe cross entropy),
             ``"dlr"``, ``"margin"`` or a callable ``loss(logits, labels) -> (N,)``, to be maximised; see
-            :func:`fastadv_adapters.attack.resolve_loss`. Take ``"ce"`` or a callable of your own as the inner maximiser
-            of a training loss.
-        bounds: the least and the largest value of an input; taken in x's dtype.
+            :func:`fastadv_adapters.attack.resolve_loss`. For adversarial training on
+            labels take ``"ce"``; for another training loss (TRADES, MART) a callable, with ``classes=False``.
+        bounds: the least and the largest value of an input; rounded to x's dtype.
         early_stop: whether samples are dropped from the batch once exact decisions confirm that they are adversarial.
             Cheaper, and breaks the same samples; what is returned for them is the first adversarial candidate instead
             of the one with the highest loss. Waits for the device in every step. With engines other than ``"eager"``,
@@ -70,12 +70,12 @@ class SafePGD(LeftOut):
         generator: where random starts come from; None for PyTorch's global one. It may live on the CPU while x does
             not; then the starts are those of a CPU.
         classes: whether y holds class labels and the model gives logits. None: yes if y is of integers with shape (N,).
-            With classes an adversarial candidate outranks one with a higher loss. An attack wants that, and the inner
-            maximiser of a training loss does not: there give False. The loss is then a callable
-            ``loss(outputs, targets) -> (N,)``, with the model's outputs and y (the rows of the samples at hand) of any
-            kind. Then samples are attacked again in full precision only if they were broken, ``early_stop`` and
-            ``targeted`` are errors, and without a random start each restart begins beside x, by a thousandth of the
-            range of ``bounds``: the divergence from the clean output has no gradient at x itself.
+            With classes an adversarial candidate outranks one with a higher loss. If the loss alone is to decide, give
+            False. The loss is then a callable ``loss(outputs, targets) -> (N,)``, with the model's outputs and y (the
+            rows of the samples at hand) of any kind. Then samples are attacked again in full precision only if they
+            were spoilt, and ``early_stop`` and ``targeted`` are errors. Without a random start the attack begins beside
+            x, since the divergence from the clean output has no gradient at x itself: normal noise is added, of a
+            thousandth of the range of ``bounds``, or of ``eps / 10`` if that is less.
 
     Attributes:
         alpha: as given: None, or the size of every step.

@@ -42,7 +42,7 @@ class GradientStats(NamedTuple):
         nonfinite: samples whose gradient had an infinite or NaN entry; such entries came back as 0.
         zero: samples whose gradient came back as all zero though finite. High without harm in attacks that want nothing
             more of a sample once it is adversarial, as C&W, whose loss is a hinge.
-        nonfinite_logits: samples with an infinite or NaN output, in forward passes of either kind.
+        nonfinite_logits: samples with an infinite or NaN output, in forward passes with and without gradient.
     """
 
     passes: int

@@ -74,8 +74,8 @@ def compare(
     """Measure on your model whether the fast one is faster, and whether it may be trusted.
 
     The attack runs on the plain model, on the fast one with default options, and on fast ones in each dtype that the
-    device has in hardware; in turn, from the same random start, warm-up apart. What is to be recommended is measured
-    against the plain model once more. ::
+    device has in hardware; in turn, from the same random start; the first attack of each way is not among the times.
+    What is to be recommended is measured against the plain model once more. ::
 
         found = compare(model, images, labels, attack=torchattacks.PGD(model))
         found.print()
@@ -87,8 +87,9 @@ def compare(
         model: a plain module that returns logits (N, C). It is attacked in eval mode.
         x: shape (N, ...), floating, within ``bounds``, on the model's device; one batch, attacked as a whole.
         y: labels, shape (N,), integers below C; None for the model's own predictions.
-        attack: a torchattacks attack on ``model`` (which is copied), a foolbox attack, a callable
-            ``(model, x, y) -> adversarial``, or None for PGD with ten steps (Madry et al. 2018, arXiv:1706.06083).
+        attack: a torchattacks attack on ``model`` (a copy of the attack is run; yours stays as it is), a foolbox
+            attack, a callable ``(model, x, y) -> adversarial``, or None for PGD with ten steps (Madry et al. 2018,
+            arXiv:1706.06083).
         eps: budget in units of ``x``, of PGD and of foolbox attacks; others have their own.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``: of PGD, and of the distances that are reported.
         bounds: least and largest value of ``x``, of PGD and of foolbox attacks.

@@ -22,7 +22,8 @@ class Comparison:
         samples: how many images were attacked.
         rows: what was found of each way, the plain model first; see :class:`Row`.
         recommended_row: the name of the row whose options are recommended; None to stay with the plain model.
-        reference: dtype of the gradients that cosines and signs are taken with: float64 if the model computes in it.
+        reference: dtype of the gradients that cosines and signs are taken with: float64 if the model and the device can
+            compute in it, else that of the images.
         setting: eps, norm, bounds, repeats.
         device: where it ran.
         versions: of what ran.

@@ -38,6 +38,8 @@ class Effect:
 class Row:
     """One way to run the attack. Times are those of one attack on the whole batch.
 
+    Gradients are those of the cross entropy at the images, before any attack.
+
     Attributes:
         name: ``"plain"``, ``"default"``, or what the options change.
         options: of ``FastAttackModel``; None for the plain model.
@@ -51,11 +53,11 @@ class Row:
         cosines: of each gradient with the reference's, -1 to 1; 0 for a gradient of zeros, NaN for one not finite.
         signs: mean share of the entries with the reference's sign, 0 to 1.
         zero: samples whose gradient is all 0.
-        broken: samples whose gradient or logits are not finite.
+        broken: spoilt samples: gradient or logits are not finite.
         lost: samples whose gradient is all 0 or not finite, though the plain model's is neither.
         robust_accuracy: after this attack, judged by the plain model, 0 to 1.
-        differ: images that stand here and fall in the plain attack, or the other way round.
-        distance: median distance of the adversarials of images that fell; None if none fell.
+        differ: images that stand here and are broken by the plain attack, or the other way round.
+        distance: median distance of the adversarials of images that were broken; None if none was.
         faults: why it is not faithful; empty if it is.
         failure: why it could not be run; None if it could.
     """
@@ -82,7 +84,7 @@ class Row:
 
     @property
     def faithful(self) -> bool:
-        """Whether the attack may be trusted as far as the plain one."""
+        """Whether the attack may be trusted as far as the plain one: no ``faults``, and no ``failure``."""
         return self.failure is None and not self.faults
 
     @property

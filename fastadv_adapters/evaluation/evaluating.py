@@ -44,10 +44,11 @@ def evaluate(
         model: a plain ``nn.Module`` or a ``FastAttackModel``; it gives logits (N, C). It is evaluated in eval mode,
             and left in the mode that it is in.
         data: a ``DataLoader``, a ``Dataset``, a pair of tensors ``(x, y)`` or an iterable of such pairs, which is read
-            once. Images are floating and within ``bounds``, labels integers. Shuffling changes nothing.
+            once. Images are floating and within ``bounds``, labels integers. A loader's data set is read in the order
+            of its indices, so shuffling changes nothing, ``limit`` included.
         attacks: ``"quick"``, ``"strong"`` or ``"standard"`` (AutoAttack); or a list of these, of names
-            (``"safe-pgd-ce-50"``, ``"safe-pgd-50x2"``, ``"apgd-t"``), of torchattacks, foolbox and ``SafePGD`` objects,
-            and of callables ``(model, x, y)`` or ``(x, y)`` that return candidates.
+            (``"apgd-t"``; ``"safe-pgd[-LOSS][-STEPS][xSTARTS]"``, as ``"safe-pgd-ce-50x2"``), of torchattacks, foolbox
+            and ``SafePGD`` objects, and of callables ``(model, x, y)`` or ``(x, y)`` that return candidates.
         eps: the budget, in units of x and of the norm; or several, for a curve.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         bounds: the least and the largest value of an image.
@@ -55,7 +56,7 @@ def evaluate(
             rounding alone; attacks of other libraries draw random numbers for a batch.
         output: a folder for all that is found, None for memory; several processes need one.
         resume: whether to go on with what is in the folder; False if it has to be new.
-        progress: whether to show a bar, or lines where the output is no terminal.
+        progress: whether to show a bar, or lines if the output is no terminal.
         seed: of all random numbers, at least 0.
         limit: how many samples to take, the first ones; None for all.
         options: of ``FastAttackModel``, if ``model`` is plain.

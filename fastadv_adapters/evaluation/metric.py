@@ -26,7 +26,7 @@ class RobustAccuracy(Metric):
 
     Args:
         model: the plain model, or a :class:`~fastadv_adapters.FastAttackModel`; it may be trained in between. It is no
-            part of the metric.
+            submodule: ``to()`` and ``state_dict()`` of the metric leave it alone.
         eps: the budget, in units of x and of the norm.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         bounds: the least and the largest value of an input.

@@ -105,7 +105,7 @@ class Report:
 
     @property
     def denied(self) -> int:
-        """How many candidates attacks held to be adversarial that the plain model classifies as labelled."""
+        """How many candidates an attack held to be adversarial, and the plain model classifies as labelled."""
         return sum(row.denied for row in self.samples)
 
     @property

@@ -11,7 +11,8 @@ _PASSED_OVER = (__name__.split(".")[0], "torch", "contextlib", *_LIBRARIES)
 class FastAttackWarning(UserWarning):
     """The fast model could not do all that was asked of it, and says what it does instead.
 
-    Results stay right; something is slower than it could be, or is scaled for the whole call and not per sample.
+    Results after it are right as far as the self-check can tell; something is slower than it could be, or is scaled for
+    the whole call and not per sample. The exception is old-weights: results before it were those of old weights.
     Each text ends with the anchor in ``docs/reliability.md`` that tells when it is given and what to do.
     """
 
