@@ -82,13 +82,15 @@ def robustness(target: Subject, *, eps: float, seeds: int, shortened: dict[str, 
     return records
 
 
-def same_number(target: Subject, records: list[dict[str, Any]], *, eps: float) -> Part:
+def same_number(target: Subject, records: list[dict[str, Any]], *, eps: float, shortened: dict[str, int]) -> Part:
     """The table of robust accuracies."""
     rows = [
         [str(seed), *(f"{r['robust']:.2%} in {r['seconds']:.0f} s" for r in records if r["seed"] == seed)]
         for seed in sorted({r["seed"] for r in records})
     ]
     note = f"The robust digits network, {len(target.images)} images, eps {eps:g}: robust accuracy by the plain network."
+    if shortened:
+        note += f" Shortened: {shortened['steps']} of 100 steps, {shortened['queries']} of 5000 queries."
     return Part([Table('Version "standard" by seed', ("seed", *WAYS), rows, note)], records)
 
 
@@ -173,15 +175,27 @@ def main(
         **shortened,
         "repeats": repeats,
     }
-    title, command = "AutoAttack itself, plain and fast", "python -m benchmarks.attack.autoattack"
+    title = "AutoAttack itself, plain and fast"
+    command = (
+        f"python -m benchmarks.attack.autoattack --images {images} --seeds {seeds} --digits-steps {digits_steps} "
+        f"--batch {batch} --steps {steps} --targets {targets} --queries {queries} --repeats {repeats} "
+        f"--threads {threads}"
+    )
     report = Report("autoattack", title, command, settings, torch.device("cpu"), out, console)
     torch.manual_seed(0)
     x = torch.rand(batch, 3, 32, 32)
     net = settle_statistics(resnet18(width=width), x)
-    note = f"Medians of {repeats} rounds in turn: {steps} steps, {targets} target classes, {queries} queries."
+    note = (
+        f"Medians of {repeats} rounds in turn. Shortened: {steps} of 100 steps, {targets} of 9 target classes, "
+        f"{queries} of 5000 queries. Default: the fast model by default options, in bfloat16 on processors that "
+        "have it."
+    )
     of_size = f"a ResNet-18 of width {width}, {batch} images"
     shares = dict(zip(ATTACKS, (steps / 100, *(steps / 100 * targets / 9,) * 2, queries / 5000), strict=True))
-    full = " The last row is reckoned: each attack as often as it was shortened."
+    full = (
+        " The last row is calculated: the time of each attack, divided by the share of its steps, target classes and "
+        "queries that was run."
+    )
     found = attack_times(x, net, repeats=repeats, shortened=shortened)
     report.add("times", Part([time_table(found, f"Seconds on {of_size}", note + full, shares=shares)], _seconds(found)))
     found = times_in_torchattacks(x, net, repeats=repeats, shortened=shortened)
@@ -190,7 +204,7 @@ def main(
     target = subject("robust", cache, images=images)
     few = {"steps": digits_steps, "targets": 9, "queries": 50 * digits_steps} if digits_steps else {}
     records = robustness(target, eps=eps, seeds=seeds, shortened=few)
-    report.add("robustness", same_number(target, records, eps=eps))
+    report.add("robustness", same_number(target, records, eps=eps, shortened=few))
     report.finish()
 
 

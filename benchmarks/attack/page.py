@@ -1,5 +1,7 @@
 """The page of attack strengths: how far SafePGD is behind the best of the others, cell by cell."""
 
+import importlib.metadata
+import importlib.util
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -7,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.attack.attacks import WAYS
+from benchmarks.attack.networks import WIDTH
 from benchmarks.shared.report import Table
+from fastadv_adapters.comparison import versions
 
 RANGE = (0.05, 0.9)
 """Robust accuracies, by the best attack, at which attacks can be told apart."""
@@ -15,6 +19,23 @@ RANGE = (0.05, 0.9)
 OURS = tuple(way.name for way in WAYS if way.ours)
 THEIRS = tuple(way.name for way in WAYS if way.theirs)
 RIVALS = tuple(way.name for way in WAYS if not way.ours)
+
+INTRODUCTION = """\
+The tables compare `SafePGD` with its default loss with other attacks, at equal numbers of steps. These are APGD with
+both of its losses (CE and DLR) and PGD of torchattacks, the same two APGD of adv-lib, and `SafePGD` with other
+losses. At worst `SafePGD`, in float32 or bfloat16, is {worst} points behind the best of the other libraries.
+
+Numbers are robust accuracies in percent, of {images} images, and means of {seeds} seeds or more: less is stronger.
+The networks were trained on digits: normally, with label smoothing (smoothed), adversarially (robust), and normally
+on pairs of digits side by side, a hundred classes (hundred). Their logits are multiplied by the factor. Each of the
+{cells} cells is one network, factor, norm, budget and number of steps. Budgets are such that the best attack leaves
+{least} to {most}. *Behind* is the worse one of `SafePGD` in float32 and bfloat16, less the best of the other
+libraries. An empty field is an attack that was not run there: torchattacks has no attack with a budget in L1, and the
+other losses of `SafePGD` were run on some of the cells alone.
+
+- settings: networks of width {width}; one restart each; `SafePGD` with `early_stop`, else by default; PGD with steps of
+  2.5 eps / steps; adv-lib's APGD in L1 with `use_large_reps`; the other options of the libraries by default
+- versions: {versions}"""
 
 Where = tuple[str, str, str, float, int]
 """Network, factor, norm, budget, steps."""
@@ -70,19 +91,18 @@ def write_page(cells: Mapping[str, Mapping[str, object]], out: Path, *, images: 
 def _intro(found: list[Compared], images: int) -> str:
     worst = max((one.behind for one in found), default=0.0)
     seeds = min((one.seeds for one in found), default=0)
-    return (
-        f"The tables compare `SafePGD` with its default loss with other attacks, at equal numbers of steps. These\n"
-        f"are APGD with both of its losses (CE and DLR) and PGD of torchattacks, the same two APGD of adv-lib,\n"
-        f"and `SafePGD` with other losses. At worst `SafePGD`, in float32 or bfloat16, is {100 * worst:.1f}\n"
-        f"points behind the best of the other libraries.\n\n"
-        f"Numbers are robust accuracies in percent, of {images} images, and means of {seeds} seeds or more: less\n"
-        f"is stronger. The networks were trained on digits: normally, with label smoothing (smoothed),\n"
-        f"adversarially (robust), and normally on a hundred classes (hundred). Their logits are multiplied by the\n"
-        f"factor. Each of the {len(found)} cells is one network, factor, norm, budget and number of steps.\n"
-        f"Budgets are such that the best attack leaves {RANGE[0]:.0%} to {RANGE[1]:.0%}. *Behind* is the worse\n"
-        f"one of `SafePGD` in float32 and bfloat16, less the best of the other libraries. An empty field is an\n"
-        f"attack that was not run there: torchattacks has no attack with a budget in L1, and the other losses of\n"
-        f"`SafePGD` were run on some of the cells alone."
+    library = dict(versions())
+    if importlib.util.find_spec("adv_lib"):
+        library["adv-lib"] = importlib.metadata.version("adv-lib")
+    return INTRODUCTION.format(
+        worst=f"{100 * worst:.1f}",
+        images=images,
+        seeds=seeds,
+        width=WIDTH,
+        cells=len(found),
+        least=f"{RANGE[0]:.0%}",
+        most=f"{RANGE[1]:.0%}",
+        versions=", ".join(f"{name} {version}" for name, version in library.items()),
     )
 
 

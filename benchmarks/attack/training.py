@@ -34,8 +34,8 @@ WAYS = ("plain", "fast")
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 97.5 % by degrees of freedom."""
 ATTACKS = {
-    "pgd": ("torchattacks.PGD", "the same on a FastAttackModel"),
-    "trades": ("the inner loop of the authors' code", "SafePGD on a FastAttackModel"),
+    "pgd": ("torchattacks.PGD", "the same on a FastAttackModel with default options"),
+    "trades": ("the inner loop of the authors' code", "SafePGD on a FastAttackModel with default options"),
 }
 CURVE = 200
 """Test images after each epoch but the last."""
@@ -44,8 +44,8 @@ NOTE = (
     "Per cent on {images} test images, mean (least to largest) of {seeds} seeds; robust under SafePGD-20, eps {eps} in "
     "L-infinity, float32, judged by the plain network. Seconds: medians over all epochs but the first of each run. "
     "Difference: fast less plain, seed by seed, in points, with its 95 % interval{verdict}. Ratio: plain by fast, "
-    "epoch by epoch. Plain is {plain}, fast is {fast}. These digits show whether training comes to the same; they are "
-    "too small to prove accuracy on real data."
+    "epoch by epoch. Plain is {plain}, fast is {fast}, in {dtype} here. These digits show whether training comes to "
+    "the same; they are too small to prove accuracy on real data."
 )
 console = Console()
 
@@ -158,7 +158,14 @@ def ratio(cells: Sequence[Mapping[str, Any]], name: str) -> float:
     return statistics.median(plain / fast for plain, fast in itertools.chain(*pairs))
 
 
-def part(cells: Sequence[Mapping[str, Any]], method: str, data: Digits) -> Part:
+def default_dtype(data: Digits, sizes: Sizes) -> str:
+    """What a fast model of these sizes runs in by default options."""
+    fast = FastAttackModel(DigitsNet(width=sizes.width).to(data.train_images.device))
+    fast(data.train_images[: sizes.batch].clone().requires_grad_())
+    return str(fast.dtype).removeprefix("torch.")
+
+
+def part(cells: Sequence[Mapping[str, Any]], method: str, data: Digits, dtype: str) -> Part:
     """The table of one method, and all its numbers."""
     rows = []
     for way in WAYS:
@@ -175,7 +182,7 @@ def part(cells: Sequence[Mapping[str, Any]], method: str, data: Digits) -> Part:
     mean, half = apart[1]
     verdict = "" if half is None else f" (of robust accuracy 0 lies {'inside' if abs(mean) <= half else 'outside'})"
     counts = {"images": len(data.test_images), "seeds": len(cells), "eps": EPS}
-    note = NOTE.format(**counts, plain=plain, fast=fast, verdict=verdict)
+    note = NOTE.format(**counts, plain=plain, fast=fast, verdict=verdict, dtype=dtype)
     record = {
         "seeds": list(cells),
         "difference": dict(zip(("clean", "robust"), apart, strict=True)),
@@ -208,13 +215,14 @@ def main(
     command = "python -m benchmarks.attack.training"
     settings = {**asdict(sizes), "eps": EPS, "seeds": seeds, "threads": threads}
     report = Report("training", "Adversarial training", command, settings, torch.device(device), out, console)
+    dtype = default_dtype(data, sizes)
     for method in names:
         cells: list[dict[str, Any]] = []
         for seed in range(seeds):
             if f"{method}|{seed}" not in kept.cells:
                 kept.put(f"{method}|{seed}", pair(data, method, sizes, seed=seed))
             cells.append(kept.cells[f"{method}|{seed}"])
-            report.add(method, part(cells, method, data), show=seed == seeds - 1)
+            report.add(method, part(cells, method, data, dtype), show=seed == seeds - 1)
             report.picture = report.path("png")
             draw({METHODS[key]: record["seeds"] for key, record in report.results.items()}, report.picture)
     report.finish()

@@ -29,9 +29,10 @@ _KEPT = (
     "error",
 )
 _NOTE = (
-    "Each entry: robust images (of three seeds, divided by strokes); median distance where there is one; seconds of "
-    "one thread beside another process; and how many of the gradients were zero or not finite, if any. The plain "
-    "model stands twice: on all images, and on those for half precision. Second looks are in the JSON alone."
+    "Each entry: robust images (in targeted cases those that miss the target); the median distance, if half of the "
+    "images were broken; seconds on one thread, while each other core may be at another attack; how many gradients "
+    "were zero and how many not finite, if any. The plain model stands twice: on all images, and on those for half "
+    "precision. The closer looks of [compatibility](../compatibility.md) are in the JSON alone."
 )
 
 
@@ -41,7 +42,10 @@ def write_numbers(results: Results, out: Path) -> list[Path]:
     page, record = out / "matrix.md", out / "matrix.json"
     tables = [_table(results, name) for name in RECIPES]
     title = "# The matrix: every attack in numbers\n\nMade by `make matrix`; all numbers are in `matrix.json`.\n"
-    page.write_text("\n".join([title, *(table.markdown() for table in tables)]), encoding="utf-8")
+    device = ", ".join(f"{key} {value}" for key, value in describe_device(torch.device("cpu")).items())
+    software = ", ".join(f"{key} {value}" for key, value in versions().items())
+    heads = [f"- device: {device}", f"- versions: {software}", ""]
+    page.write_text("\n".join([title, *heads, *(table.markdown() for table in tables)]), encoding="utf-8")
     record.write_text(_json(results), encoding="utf-8")
     return [page, record]
 

@@ -1,6 +1,6 @@
 """`docs/compatibility.md`: a row per attack, in words."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import foolbox as fb
@@ -38,29 +38,28 @@ The guide explains [decisions](guides/options.md#decisions) and [logits](guides/
 |---|---|
 | gradient | robust accuracy with the same seed: at most 2 images in 100 more than on the plain model, 1 in 25 |
 | minimum-norm | the same, and a median distance at most 1 % larger; what was not broken is infinitely far |
-| black-box | as for minimum-norm; *bit-equal*: the same images, bit by bit |
-| random | the median of three seeds: as for gradient, or within the plain model's three |
+| black-box | as for minimum-norm; *bit-equal*: the same bits in all images, of which half precision has fewer |
 
-*Full precision*, in the column *options*, says that the gradients are in full precision. By default EADL1, EADEN, JSMA
-and EADAttack run so: the fast model sees who asks, so the rows of JSMA and EADAttack do not list it.
+*Full precision*, in the column *options*, says that the gradients are in full precision. EADL1 and EADEN were given
+it here. By default they, JSMA and EADAttack run so anyway, because the fast model sees who asks.
 
 *Works* says that the attack runs on a fast model without an error that the plain model does not raise too. The limits
 are wider than those of [compare](guides/compare.md#what-it-finds), for they have to serve every attack.
 
-In attacks compared as *random*, noise enters at every step, so that rounding grows. *Stronger* says that the attack is
-better than on the plain model by more than the limit. *Fails on plain* says that the attack raises the same error on
-the plain model.
+*Stronger* says that the attack is better than on the plain model by more than the limit. *Fails on plain* says that the
+attack raises the same error on the plain model, *plain fails* that it raises an error on the plain model alone.
 
 Some attacks amplify rounding without any noise: one step more or less decides, in favour of either model. So if the
 first look finds an attack weaker, a closer look decides: both models, all images, three seeds, and nine seeds if it is
-weaker with three. Each pixel is moved by at most {move:g} in all of them but the first, unless the attack is random
-anyway. The median of the fast runs then has to be within the limits of the plain median. *Within spread*: the median is
-beyond them, but not beyond the worst of the plain model's own runs. A median distance of *inf* says that half of the
-images or more were not broken. If both medians are *inf*, robust images alone are compared.
+weaker with three. With every seed but the first, each pixel of the clean images is first moved by at most {move:g}.
+The median of the fast runs then has to be within the limits of the plain median. *Within spread*: the median is beyond
+them, but not beyond the worst of the plain model's own runs. A median distance of *inf* says that half of the images or
+more were not broken. If both medians are *inf*, robust images alone are compared.
 
-An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both
-networks. An image counts as broken if it is within bounds and budget, and the plain model gives its true class a logit
-that is not ahead of all others by more than 1e-4.
+An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both networks. Cases
+that fail on the plain model do not count. An image counts as broken if it is within bounds and budget, and the plain
+model gives its true class a logit that is not ahead of all others by more than 1e-4. In targeted cases no other class
+may be ahead of the target by more than that; but with FAB and LGV any class other than the true one counts.
 """
 
 
@@ -79,8 +78,8 @@ def write_pages(images: int, cache: Path, out: Path) -> list[Path]:
 
 _TORCHATTACKS = """\
 The plain attack is made on the plain model, the fast one is `accelerate(attack, dtype=...)`. The column *options* has
-what `accelerate` chose, and what else was given to it. *Targets* are given by label, but to FAB by a function and to
-LGV as the least likely class."""
+what `accelerate` chose (for AutoAttack, for each kind of attack inside), and what else was given to it. *Targets* are
+given by label, but to FAB by a function and to LGV as the least likely class."""
 _FOOLBOX = """\
 The plain attack gets a `foolbox.PyTorchModel`, the fast one a `FastPyTorchModel` with the dtype and the *options* named
 here. A row has all names of an attack."""
@@ -94,8 +93,8 @@ def _measured(results: Results) -> str:
         f"Two residual networks of width {WIDTH} on scikit-learn's digits, 8x8 in three channels: one trained for "
         f"{normal.epochs} epochs, which is very confident, and one trained adversarially, {robust.epochs} epochs with "
         f"PGD of eps {robust.train_eps:g}.",
-        f"{results.plan.count('float32')} images that the network classifies correctly in float32, "
-        f"{results.plan.count('float16')} of them in half precision; the plain model is attacked on both sets.",
+        f"{results.plan.count('float32')} images that the network classifies correctly are attacked in float32, the "
+        f"first {results.plan.count('float16')} of them in half precision. The plain model is attacked on both sets.",
         "Robust accuracy and distances are judged by the plain model. Budgets are small, and such that strong attacks "
         "break some images and not all: they compare models, and are no advice.",
         f"Budgets of the confident network: {_budgets('confident')}; of the adversarial one: "
@@ -190,12 +189,16 @@ def _exceptions(results: Results, row: Row) -> Iterator[str]:
 def _counted(plain: list[Outcome | None], fast: list[Outcome | None], case: Case) -> str:
     """Robust images seed by seed and, where the attack seeks the least, distances; of either model."""
     ways = {"fast": [o for o in fast if o is not None], "plain": [o for o in plain if o is not None]}
-    robust = (f"{way} {', '.join(str(o.robust) for o in found)}" for way, found in ways.items())
-    text = f"robust images, seed by seed: {'; '.join(robust)}"
-    if case.rule not in ("minimum-norm", "black-box"):
-        return text
-    distances = (f"{way} {', '.join(f'{o.distance:.4g}' for o in found)}" for way, found in ways.items())
-    return f"{text}; median distances: {'; '.join(distances)}"
+
+    def told(word: Callable[[Outcome], str]) -> str:
+        lists = (", ".join("error" if o.error else word(o) for o in found) for found in ways.values())
+        return "; ".join(f"{way} {words}" for way, words in zip(ways, lists, strict=True))
+
+    text = f"robust images, seed by seed: {told(lambda o: str(o.robust))}"
+    if case.rule in ("minimum-norm", "black-box"):
+        text += f"; median distances: {told(lambda o: f'{o.distance:.4g}')}"
+    errors = dict.fromkeys(_escaped(o.error) for found in ways.values() for o in found if o.error)
+    return text + "".join(f"; error: `{error}`" for error in errors)
 
 
 def _escaped(text: str) -> str:

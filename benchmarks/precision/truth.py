@@ -199,9 +199,16 @@ def measure(case: Case, data: Digits, steps: int, dtypes: tuple[torch.dtype, ...
 
 def table_of(rows: list[dict[str, Any]], halves: list[str]) -> Table:
     """Robust accuracies, with what each ran in if that was not what was asked for."""
-    body = [[row["case"], f"{row['plain']:.1%}", *(_cell(row[half], half) for half in halves)] for row in rows]
-    note = "If a warning said that half precision is not good enough, the cell names what the model ran in."
-    return Table("Robust accuracy by the plain model", ["model", "plain", *halves], body, note)
+    body = [
+        [row["case"], f"{row['eps']:g}", f"{row['plain']:.1%}", *(_cell(row[half], half) for half in halves)]
+        for row in rows
+    ]
+    note = (
+        "Attacked by PGD in Linf, from a random start, with the loss that users of such a model take. Segmentation: "
+        "the share of pixels. If a warning said that half precision is not good enough, the cell names what the model "
+        "ran in."
+    )
+    return Table("Robust accuracy by the plain model", ["model", "eps", "plain", *halves], body, note)
 
 
 def _cell(found: dict[str, Any], half: str) -> str:

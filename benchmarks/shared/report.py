@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from fastadv_adapters.comparison import Timing, describe_device, versions
@@ -36,7 +37,7 @@ class Table:
 
     def show(self, console: Console) -> None:
         """Print it on the terminal."""
-        drawn = RichTable(title=self.title, caption=self.note or None)
+        drawn = RichTable(title=self.title, caption=escape(self.note) or None)
         for index, column in enumerate(self.columns):
             drawn.add_column(column, justify="right" if index else "left", overflow="fold")
         for row in self.rows:

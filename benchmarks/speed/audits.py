@@ -131,18 +131,18 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
     columns = [
         "network",
         "audit, in steps",
-        f"of a first PGD-{STEPS}",
-        "of later ones",
-        "of training",
+        f"share of a first PGD-{STEPS}",
+        "share of later attacks",
+        "share in training",
         "ran in",
         "warnings",
     ]
     return Table(
-        f"One audit in {STEPS} steps, batch {batch}",
+        f"What an audit costs, batch {batch}",
         columns,
         body,
-        f"Medians of attacks by torchattacks' PGD, in each of which the first step was audited. In training, where "
-        f"weights change all the time, one pass in {PASSES // 2} is audited; otherwise one in {PASSES}.",
+        f"Medians of attacks by torchattacks' PGD, in each of which the first step was audited. In later attacks one "
+        f"pass in {PASSES} is audited, in training, where weights change all the time, one in {PASSES // 2}.",
     )
 
 

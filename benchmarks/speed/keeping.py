@@ -29,6 +29,11 @@ PLAIN, ATEN, OURS = "plain model", "fast, as PyTorch keeps it", "fast"
 IN_PLACE, SHAPES = "fast, with activations in place alone", "fast, with convolutions that keep shapes alone"
 MASK = "fast, and ReLU keeps a mask"
 
+NOTE = (
+    "One forward and backward pass. PyTorch's: the fast network with layers that keep what PyTorch's own keep, the "
+    "second row; times and gradients are compared with that. In place, shapes alone: see [what is kept for the "
+    "backward pass](../how-it-works.md#what-is-kept-for-the-backward-pass)."
+)
 console = Console()
 
 
@@ -165,7 +170,7 @@ def measure(title: str, model: nn.Module, names: list[str], settings: Settings, 
         | timing_record(timings[name])
         for name in names
     }
-    return Part([Table(f"{title}, batch {settings.batch}", ("way", *heads), rows)], record)
+    return Part([Table(f"{title}, batch {settings.batch}", ("way", *heads), rows, NOTE)], record)
 
 
 def main(

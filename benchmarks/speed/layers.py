@@ -36,7 +36,7 @@ console = Console(width=None if sys.stdout.isatty() else 180)
 class Settings:
     """Sizes of the benchmark; see the options of the command."""
 
-    only: str
+    layers: str
     repeats: int
     seed: int
     keep_freed: bool
@@ -107,6 +107,7 @@ def measure(kind: Layer, name: str, repeats: int) -> tuple[tuple[str, ...], dict
     left = median["ours bfloat16"] / min(median["own float32"], median["ours float32"])
     row = (
         name,
+        sizes(kind),
         *(milliseconds(timings[key]) for key in ways),
         f"{slower:.2f}{' (slow)' if slower >= SLOW else ''}",
         *(f"{faster[key]:.2f}x" for key in DTYPES),
@@ -114,6 +115,11 @@ def measure(kind: Layer, name: str, repeats: int) -> tuple[tuple[str, ...], dict
     )
     record = {key: {**timing_record(timings[key]), "errors": errors[key]} for key in ways}
     return row, {**record, "own_to_float32": slower, "faster": faster, "ours_to_float32": left}
+
+
+def sizes(kind: Layer) -> str:
+    """The shape of its input, with the batch."""
+    return "x".join(map(str, (kind.batch, *kind.shape)))
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
@@ -133,7 +139,7 @@ def main(
     chosen = {name: kind for name, kind in LAYERS.items() if only in name}
     if not chosen:
         raise typer.BadParameter(f"expected a part of one of {', '.join(LAYERS)}, got {only!r}: name another")
-    settings = Settings(only, repeats, seed, keep_freed and keep_freed_memory())
+    settings = Settings(only or "all", repeats, seed, keep_freed and keep_freed_memory())
     title, command = "Kernels in bfloat16, layer by layer", "python -m benchmarks.speed.layers"
     report = Report("layers", title, command, asdict(settings), CPU, out, console)
     rows, record = [], {}
@@ -141,11 +147,20 @@ def main(
         row, record[name] = measure(kind, name, repeats)
         rows.append(row)
     ways = [f"{whose} {name}, ms" for name in DTYPES for whose in ("own", "ours")]
-    columns = ("layer", *ways, "own bfloat16 to float32", "faster, bfloat16", "faster, float32", "ours to float32")
+    columns = (
+        "layer",
+        "input",
+        *ways,
+        "own bfloat16 to float32",
+        "faster, bfloat16",
+        "faster, float32",
+        "ours to float32",
+    )
     note = (
         "Output and gradient at the input together, channels-last. Own: PyTorch's. Ours: the fast network's, made of "
-        f"it. Slow: {SLOW:g} times the time of float32 or more; in the last column that is the faster one of both. "
-        "A call of ours costs some 20 microseconds more, which shows in the smallest layers."
+        f"it. Slow: {SLOW:g} times the time of float32 or more. Ours to float32: our bfloat16 over the faster one of "
+        "both ways in float32. A call of ours costs some 20 microseconds more, which shows in the smallest layers. "
+        "Channels and options of each layer are in `benchmarks/speed/layer_kinds.py`."
     )
     report.add("layers", Part([Table("Layers", columns, rows, note)], record))
     report.finish()

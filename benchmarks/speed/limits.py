@@ -73,7 +73,8 @@ def limits_part(results: Results, *, gpu: bool) -> Part:
     """The list of what must hold on a processor, or on a GPU."""
     found = list(on_gpu(results) if gpu else on_processor(results))
     rows = [(limit.what, limit.needed, limit.found, limit.word) for limit in found]
-    note = "Limits are for full sizes on a quiet machine; what falls short stays in the table."
+    size = "full" if gpu else "small"
+    note = f"Needed: what this project aims at, for size {size} on a quiet machine. Short: missed."
     table = Table("Must hold", ("what", "needed", "measured", "outcome"), rows, note)
     return Part([table], [{**asdict(limit), "outcome": limit.word} for limit in found])
 

@@ -10,7 +10,7 @@ from benchmarks.shared.rows import EPS, PLAIN, Row, short
 from benchmarks.speed.measurement import Found, Measurement
 from benchmarks.speed.sweep import batch_advice
 
-_EARLY = "Early stop is timed at a budget at which no sample falls: what it costs where it saves nothing."
+_EARLY = "Early stop is timed at a budget at which no sample falls, so this is what it costs if it saves nothing."
 
 
 def network_table(measurement: Measurement, verdicts: Mapping[str, str], device: torch.device) -> Table:

@@ -5,6 +5,7 @@ fast, in turns, in a process of its own, and how long a fast model takes until i
 timm are left out if it is not installed (`pip install timm`).
 """
 
+import importlib.metadata
 import importlib.util
 import itertools
 import sys
@@ -240,7 +241,9 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
     ]
     columns = ["model", "plain", "default options", "bfloat16", "float32", "without gradient", "default adds", "start"]
     note = (
-        "Time of the plain model over that of the fast one, a gradient pass each; above 1 is faster. Medians of turns. "
+        "Time of the plain model over that of the fast one, a gradient pass each; above 1 is faster. Medians of turns, "
+        "models untrained. Without gradient: the same for passes without gradient, by default options. Default adds: "
+        "what a gradient pass by default options takes more than a plain one. "
         "Start: from the plain model to the first gradient, also in gradient passes of the plain model. A step of ours "
         "has a cost that does not depend on the batch (the boundary, and a look at every tensor and attribute for "
         "changes): what is as short as that does not gain. The first row shows it."
@@ -260,7 +263,8 @@ def main(
     kept = keep_freed and keep_freed_memory()
     begin = partial(_begin, threads, keep_freed)
     there = importlib.util.find_spec("timm") is not None
-    settings = {"repeats": repeats, "threads": torch.get_num_threads(), "freed memory kept": kept, "timm": there}
+    version = importlib.metadata.version("timm") if there else "not there"
+    settings = {"repeats": repeats, "threads": torch.get_num_threads(), "freed memory kept": kept, "timm": version}
     command = "python -m benchmarks.speed.people"
     report = Report("people", "Models that people have", command, settings, torch.device("cpu"), out, console)
     rows: dict[str, dict[str, Any]] = {}

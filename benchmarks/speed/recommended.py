@@ -3,6 +3,7 @@
 Run with `python -m benchmarks.speed.recommended`, on the models of `benchmarks.speed.people`.
 """
 
+import importlib.metadata
 import importlib.util
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,8 @@ def main(
         torch.set_num_threads(threads)
     kept = keep_freed_memory() if keep_freed else False
     there = importlib.util.find_spec("timm") is not None
-    settings = {"repeats": repeats, "threads": torch.get_num_threads(), "freed memory kept": kept, "timm": there}
+    version = importlib.metadata.version("timm") if there else "not there"
+    settings = {"repeats": repeats, "threads": torch.get_num_threads(), "freed memory kept": kept, "timm": version}
     command = "python -m benchmarks.speed.recommended"
     report = Report("recommended", "What compare recommends", command, settings, torch.device("cpu"), out, console)
     rows: dict[str, dict[str, Any]] = {}

@@ -84,7 +84,7 @@ def _odd_batches(rates: dict[int, dict[str, float]], device: torch.device) -> li
     told = [f"batch {odd}: {rates[even][OURS] / rates[odd][OURS]:.2f}x of {even}" for odd, even in pairs]
     if not told:
         return []
-    advice = f"Time per image where the batch is no multiple of 8: {', '.join(told)}."
+    advice = f"Time per image if the batch is no multiple of 8: {', '.join(told)}."
     if on_tensor_cores(device):
         advice += " Tensor cores work on blocks of 8: choose a batch that is a multiple of 8, or fill it up."
     return [advice]

@@ -79,7 +79,7 @@ def update_part(device: torch.device, *, depth: int, width: int, repeats: int) -
             copies[f"plain copy, {name}, one call"] = plain_copy(fast, together=True)
         ways[f"update(), {name}"] = Way(fast.update, change)
         ways.update({copy: Way(run, change) for copy, run in copies.items()})
-    ways["trace, fold, freeze, lay out again"] = Way(recipe.update, change)
+    ways["recipe's update, float32"] = Way(recipe.update, change)
     before = {dtype: tensor_addresses(fast) for dtype, fast in fasts.items()}
     timings = measure_in_turn(ways, device=device, repeats=repeats, warmup=2)
     unchanged = all(tensor_addresses(fast) == before[dtype] for dtype, fast in fasts.items())
@@ -92,8 +92,9 @@ def update_part(device: torch.device, *, depth: int, width: int, repeats: int) -
         f"Update of a WRN-{depth}-{width} after a change of all weights",
         ("way", "ms, median (quartiles)", "to the plain copy"),
         rows,
-        "The plain copy is that of each weight into the same memory as the update's, where the fast network has one of "
-        "that shape. Its layout is mostly the wrapped model's own on processors. The addresses of all "
+        "Plain copy: each weight is copied into the fast network's own tensor, or into a new one if the fast network "
+        "has none of its shape. On processors that tensor mostly has the layout of the wrapped model's. The recipe's "
+        "update traces, folds, freezes and lays out again. The addresses of all "
         f"{len(before[torch.float32])} tensors are {'unchanged' if unchanged else 'CHANGED'} by update().",
     )
     record = {
