@@ -162,7 +162,7 @@ class FastAttackModel(Shell):
         networks = self._networks
         kind = networks.kind(key)
         read = read_by_caller() if self._decisions == "auto" and with_gradient else ""
-        full = self._full_precision or read == "gradients"
+        full = self._full_precision or kind.full or read == "gradients"
         engine = networks.twin.engine if full else networks.engine_for(kind)
         judged = self._decisions == "auto" and not (full or with_gradient)
         generation = networks.generation

@@ -22,6 +22,7 @@ class Kind:
         rows: where half precision ends in it, and what has a row per sample.
         coupled: whether samples see each other in it.
         settled: whether that was found with two samples or more.
+        full: whether it runs on the full-precision twin, since the fast network differs from the model.
         passes: backward passes since the last audit; None before the first.
         updates: how many updates the model had seen at the last audit.
         wanting: the dtypes that an audit has found to be too little.
@@ -32,6 +33,7 @@ class Kind:
     rows: Rows = field(default_factory=Rows)
     coupled: bool = False
     settled: bool = False
+    full: bool = False
     passes: int | None = None
     updates: int = 0
     wanting: set[torch.dtype] = field(default_factory=set)

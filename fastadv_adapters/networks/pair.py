@@ -103,7 +103,7 @@ class Networks(BuiltLater, Audited):
         self.twin.follow()
         for network in self._networks.values():
             network.follow()
-        if self.precision.dtype == torch.float16:  # in others the exponent is never lowered
+        if self._can_overflow():  # in others the exponent is never lowered
             self.state.follow()
 
     def _rebuild(self) -> None:
@@ -204,8 +204,10 @@ class Networks(BuiltLater, Audited):
     def marks(self) -> tuple[Any, ...]:
         """Equal as long as the gradient at an input is made in the same way; waits for the device in float16."""
         dtypes = [kind.dtype for kind in self.kinds.values()]
-        scale = int(self.state.exponent) if torch.float16 in dtypes else None
-        return self.generation, self.updates, dtypes, scale
+        return self.generation, self.updates, dtypes, int(self.state.exponent) if self._can_overflow() else None
+
+    def _can_overflow(self) -> bool:
+        return any(kind.dtype == torch.float16 or kind.rows.float16 for kind in self.kinds.values())
 
     def known_apart(self) -> bool:
         """Whether samples do not see each other in any kind of call so far, of which there is one at least."""
@@ -249,9 +251,7 @@ class Networks(BuiltLater, Audited):
             if verdict is None:
                 return
             said = self._adopt(verdict)
-            self.kinds[key] = Kind(
-                self.precision.dtype, verdict.rows, coupled=verdict.samples_coupled, settled=samples > 1
-            )
+            self.kinds[key] = verdict.kind(self.precision.dtype, settled=samples > 1)
             self._let_end(self.kinds[key])
         for text, anchor in said:  # last, since a warning may be an error
             notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)

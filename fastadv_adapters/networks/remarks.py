@@ -7,8 +7,8 @@ NOT_CHANNELS_LAST = (
 NOT_HALF = "the model runs in {}, since in {} it raised {}"
 NOT_FOLDED = "batch norm is folded into {1} layers only, since {0}"
 DIFFERS = (
-    "the fast network differs from the wrapped model even where nothing is folded: {} (is the model random in a way "
-    'that no seed of PyTorch, Python or NumPy controls?); view(full_precision=True) and decisions="exact" are right'
+    "the fast network differs from the wrapped model even if nothing is folded: {} (is the model random in a way that "
+    "no seed of PyTorch, Python or NumPy controls?); such calls run on the model's full-precision twin, no faster"
 )
 AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
 WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from ..boundary import START, Packed, Rows
 from ..folding import Trace
-from ..modules import (
-    Precision,
-    ieee_float32,
-    without_anomaly_mode,
-)
+from ..modules import HALF, Precision, ieee_float32, without_anomaly_mode
+from .kinds import Kind
 from .nearness import Outcome, difference
 from .trial import Half, Trial, few
 
@@ -49,6 +47,10 @@ class Verdict:
     samples_coupled: bool = False
     rows: Rows = field(default_factory=Rows)
 
+    def kind(self, dtype: torch.dtype, *, settled: bool) -> Kind:
+        """What is known from now on of calls of this kind, which run in this dtype."""
+        return Kind(dtype, self.rows, coupled=self.samples_coupled, settled=settled, full=self.unexplained)
+
     @property
     def named(self) -> str:
         """The dtype in which it runs instead, in words."""
@@ -81,8 +83,11 @@ def _check(
     source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed, needs: Sequence[bool]
 ) -> Verdict | None:
     full = replace(precision, dtype=precision.base)
-    for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
-        verdict, trial = Verdict(plan), Trial(source, arguments, tensors, needs, full)
+    in_half = any(p.dtype in HALF for p in source.parameters())
+    few_or_all = few(arguments.tensors, needs), arguments.tensors  # it may take batches of one size only
+    # Weights in half precision are widened, unless the model's code itself casts to what they are.
+    for tensors, widened in product(few_or_all, (True, False) if in_half else (False,)):
+        verdict, trial = Verdict(plan), Trial(source, arguments, tensors, needs, full, in_half=widened)
         reference = trial.plain()
         if not isinstance(reference, str):
             break

@@ -4,11 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..boundary import (
     FLOOR,
@@ -44,17 +42,32 @@ _LAST_DIGITS = 4  # by so many units in the last place weights are moved, to see
 
 
 class Trial:
-    """Runs of throw-away copies on a few samples of one call."""
+    """Runs of throw-away copies on a few samples of one call.
+
+    Args:
+        source: the wrapped model.
+        arguments, tensors, needs: of the call.
+        full: how copies of the model itself run.
+        in_half: whether its weights, or some, are in half precision and are widened in these copies.
+    """
 
     def __init__(
-        self, source: nn.Module, arguments: Packed, tensors: list[Tensor], needs: Sequence[bool], full: Precision
+        self,
+        source: nn.Module,
+        arguments: Packed,
+        tensors: list[Tensor],
+        needs: Sequence[bool],
+        full: Precision,
+        *,
+        in_half: bool,
     ) -> None:
         self.source, self.arguments, self.full = source, arguments, full
         self.tensors = [t.detach() for t in tensors]
         self.needs = needs if any(needs) else [t.is_floating_point() for t in tensors]
         self.batched = batched(tensors, self.needs)
         self._engine: EagerEngine | None = None
-        self.in_half = any(p.dtype in HALF for p in source.parameters())
+        self.in_half = in_half
+        self._dtypes = set[torch.dtype]()
 
     def plain(self) -> Outcome:
         """The wrapped model's outcome in at least float32."""
@@ -77,17 +90,14 @@ class Trial:
         return self._outcome(engine)
 
     def lowered(self) -> bool:
-        """Whether layers of the wrapped model give half precision here: in an autocast region of its own."""
-        engine, found = self._plain_engine(), []
-        for part in engine.network.modules():
-            part.register_forward_hook(lambda module, inputs, output: found.extend(_in_half(output)))
-        self._outcome(engine)
-        return bool(found)
+        """Whether gradients passed half precision in a run so far: in an autocast region of the model's own, say."""
+        return not self._dtypes.isdisjoint(HALF)
 
     def wide(self) -> "Trial":
         """The same in float64, which no autocast region lowers."""
         tensors = [t.double() if t.is_floating_point() else t for t in self.tensors]
-        return Trial(self.source, self.arguments, tensors, self.needs, replace(self.full, dtype=torch.float64))
+        full = replace(self.full, dtype=torch.float64)
+        return Trial(self.source, self.arguments, tensors, self.needs, full, in_half=self.in_half)
 
     def fast(self, plan: Trace | None, precision: Precision) -> Outcome:
         """The fast network's outcome."""
@@ -151,7 +161,7 @@ class Trial:
     def rows(self, ends: Ends | None) -> tuple[Rows, bool]:
         """Which places have a row per sample: the outputs, and the ends; and whether samples reach each other there."""
         at_outputs, coupled = self._apart(None)
-        rows = Rows(ends, at_outputs=at_outputs, float16=self._float16)
+        rows = Rows(ends, at_outputs=at_outputs, float16=torch.float16 in self._dtypes)
         if ends is not None and ends.cut:
             at_ends, coupled = self._apart(ends)
             rows = replace(rows, at_ends=all(at_ends))
@@ -211,7 +221,7 @@ class Trial:
         try:
             with self._gradients(draws) as leaves:
                 outputs = [o for o in engine.bind(self.arguments)(leaves).tensors if o.requires_grad]
-                self._float16 |= torch.float16 in dtypes_below(outputs)  # of the model's own: none is asked for here
+                self._dtypes |= dtypes_below(outputs)
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
                 weights = [weights_for(o) for o in outputs]
                 grads = torch.autograd.grad(outputs, wanted, weights, materialize_grads=True)
@@ -229,11 +239,6 @@ class Trial:
         with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)
             yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
-
-
-def _in_half(output: Any) -> list[Tensor]:
-    """Tensors in half precision among what a module gave."""
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.dtype in HALF]
 
 
 @dataclass

@@ -213,3 +213,37 @@ def test_gradients_that_shrink_on_the_way_back_come_back_at_the_floor_sample_by_
         assert (peaks >= 2.0**-100).all()
         assert (peaks < 2.0**-98).all()
         assert (cosine(found, truth) > 0.98).all()
+
+
+class Cast(nn.Module):
+    """A convolution that runs in float16 whatever the network runs in: by casts, or in an autocast region."""
+
+    def __init__(self, *, autocast: bool) -> None:
+        super().__init__()
+        self.autocast, self.first, self.second = autocast, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.autocast:
+            with torch.autocast("cpu", dtype=torch.float16):
+                x = self.second(x)
+        else:
+            weight, bias = self.second.weight, self.second.bias
+            x = nn.functional.conv2d(x.half(), weight.half(), None if bias is None else bias.half())
+        logits: Tensor = self.last(x.to(self.last.weight.dtype).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("make", [lambda: Cast(autocast=False), lambda: Cast(autocast=True), small_net])
+def test_no_pass_loses_what_float16_of_the_models_own_does_not_hold(make: Any, dtype: torch.dtype) -> None:
+    net, (x, y) = make().eval(), batch()
+    x = x.half() if isinstance(net, nn.Sequential) else x  # an input is enough
+    weights = [1e-7, 1e-6, 1e-5, 1e-4, 1e-8, 1e-9]
+    truth = input_gradient(net, x.float(), y, ramp)
+    fast = FastAttackModel(net, dtype=dtype)
+    for _ in range(3):
+        found = input_gradient(fast, x, y, weighted(weights))
+        assert (cosine(found, truth) > 0.95).all()
+    assert fast.gradient_stats.zero == 0

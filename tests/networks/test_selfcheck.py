@@ -231,3 +231,44 @@ def test_code_that_casts_to_float64_runs_in_float64(dtype: torch.dtype) -> None:
     with pytest.warns(FastAttackWarning, match=r"runs in float64, since in torch\.float32 it raised .*not-half"):
         found = input_gradient(fast, x, y)
     assert (cosine(found, input_gradient(net, x, y)) > 0.9999).all()
+
+
+class Mixed(nn.Module):
+    """Keeps some weights in half precision, and casts what they are given to their dtype by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3).bfloat16(), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu().bfloat16())
+        logits: Tensor = self.last(x.float().mean((2, 3)))
+        return logits
+
+
+class Particular(nn.Module):
+    """Computes something else if its weights are not in the dtype that it was trained in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits if logits.dtype == torch.float64 else logits.flip(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("make", [Mixed, Particular])
+def test_a_model_that_no_fast_network_equals_runs_on_its_twin(make: type[nn.Module], dtype: torch.dtype) -> None:
+    net, (x, y) = make().eval(), batch()
+    x = x.double() if make is Particular else x
+    truth, fast = input_gradient(net, x, y), FastAttackModel(net, dtype=dtype)
+    with pytest.warns(FastAttackWarning, match=r"differs from the wrapped model even if nothing is folded.*twin"):
+        found = input_gradient(fast, x, y)
+    for _ in range(2):
+        assert (cosine(found, truth) > 0.9999).all()
+        found = input_gradient(fast, x, y)
+    for view in (fast, fast.view(decisions="fast"), fast.view(decisions="exact")):
+        torch.testing.assert_close(view(x), net(x).float())
+    assert "twin" in fast.summary()
