@@ -56,7 +56,7 @@ class _Pass:
         return math.ceil(size[0] / self.rows.outputs), math.ceil(size[1] / self.columns.outputs)
 
     def transform(self, kernels: Tensor, *, turned: bool = False) -> Tensor:
-        """G g G' of kernels (from, to, 3, 3), which may be turned round before: (products, from, to)."""
+        """G g G' of kernels (to, from, 3, 3), which may be turned round before: (products, to, from)."""
         rows, columns = kernels.new_tensor(self.rows.matrix), kernels.new_tensor(self.columns.matrix)
         both = torch.einsum("ai,bj->abij", rows, columns).reshape(-1, 9)
         each = kernels.contiguous().view(-1, 9).t()
@@ -96,12 +96,13 @@ class Winograd:
         way = _backward(self.padding, self.stride)
         if self.backward is None:
             # With stride 1 it is the convolution of that at the output with the kernel turned round.
-            self.backward = Products(way.transform(weight, turned=self.stride == 1), grad.shape, way.tiles(shape[2:]))
+            matrices = way.transform(weight.transpose(0, 1), turned=self.stride == 1)
+            self.backward = Products(matrices, grad.shape, way.tiles(shape[2:]))
         return _convolve(grad, self.backward, None, way, shape[2:])
 
 
 class Products:
-    """Matrices (products, inputs, outputs), laid out for rows of one block after the other.
+    """Matrices (products, outputs, inputs), laid out for rows of one block after the other.
 
     Args:
         matrices: what to multiply with.
@@ -110,8 +111,8 @@ class Products:
     """
 
     def __init__(self, matrices: Tensor, shape: torch.Size, tiles: tuple[int, int]) -> None:
-        self.count, self.inputs, self.outputs = matrices.shape
-        weight = matrices.transpose(1, 2).reshape(-1, self.inputs, 1, 1)
+        self.count, self.outputs, self.inputs = matrices.shape
+        weight = matrices.view(-1, self.inputs, 1, 1)
         rows = min(shape[0], self.samples(tiles)) * math.prod(tiles)
         size = [1, self.count * self.inputs, rows, 1]
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *_ONE_BY_ONE, self.count, size)
@@ -156,7 +157,7 @@ def transform(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Winograd:
     """The weights of a layer as this algorithm wants them."""
     padding, stride = _padding(layer), layer.stride[0]
     way = _forward(padding, stride)
-    forward = Products(way.transform(weight.transpose(0, 1)), shape, way.tiles(_size(shape, padding, stride)))
+    forward = Products(way.transform(weight), shape, way.tiles(_size(shape, padding, stride)))
     return Winograd(layer.bias, padding, stride, forward)
 
 

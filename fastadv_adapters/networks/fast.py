@@ -1,9 +1,13 @@
 """One fast network in one precision, with what runs it."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
 
+import torch
 from torch import nn
 
+from ..boundary import outside_of_transforms
 from ..engines import EagerEngine, GiveUp, make_engine
 from ..folding import Trace, build_fast
 from ..modules import EngineName, Precision
@@ -37,6 +41,7 @@ class Fast:
         self.precision = precision
         self._name, self._give_up = engine, give_up
         self.ends: set[str] = set()
+        self._behind, self._used = False, True
         self.folded = build_fast(source, trace, precision, lays_out_ahead=engine != "compile")
         self._run_anew()
 
@@ -48,11 +53,29 @@ class Fast:
         """Runs the network's own code, once."""
         return EagerEngine(self.folded.network, self.precision, convert=True, around=self.folded.balanced)
 
-    def follow(self) -> None:
-        """Bring the network up to date, in place."""
+    def follow(self, *, later: bool = False) -> None:
+        """Bring the network up to date, in place.
+
+        Args:
+            later: not before it is used, if nobody has used it since the last time.
+        """
+        self._behind = True
+        if later and not self._used:
+            return
         for refresh in self.folded.refreshes:
             refresh()
         self.engine.follow()
+        self._behind = self._used = False
+
+    def caught_up(self, lock: AbstractContextManager[Any]) -> "Fast":
+        """This network, up to date for use; no update comes meanwhile if it takes this lock."""
+        self._used = True
+        if self._behind:
+            with lock, torch.inference_mode(False), torch.no_grad(), outside_of_transforms():
+                if self._behind:
+                    self.follow()
+                    self._used = True
+        return self
 
     def end_at(self, layers: Iterable[str]) -> None:
         """Let half precision end at these layers in the calls that ask for it."""

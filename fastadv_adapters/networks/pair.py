@@ -101,8 +101,8 @@ class Networks(BuiltLater, Audited):
             return
         self._freshness.take(change)  # first: what changes meanwhile is seen the next time
         self.twin.follow()
-        for network in self._networks.values():
-            network.follow()
+        for dtype, network in self._networks.items():
+            network.follow(later=self._live and dtype != self.precision.dtype)
         if self._can_overflow():  # in others the exponent is never lowered
             self.state.follow()
 
@@ -146,7 +146,7 @@ class Networks(BuiltLater, Audited):
                 self._networks[dtype] = self._networks.get(dtype) or self._made(dtype)
                 for kind in self.kinds.values():
                     self._let_end(kind)
-        return self._networks[dtype]
+        return self._networks[dtype].caught_up(self._lock)
 
     def _made(self, dtype: torch.dtype) -> Fast:
         # Without live following everything is of the last update, which the twin holds: it stands for the source.

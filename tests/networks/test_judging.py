@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.networks import judging
+from fastadv_adapters.networks.fast import Fast
 from fastadv_adapters.networks.steadiness import watching_steadiness
-from tests.support.tools import attackable_net, batch, head_of, small_net
+from tests.support.tools import attackable_net, batch, head_of, input_gradient, small_net
 
 
 class Counted:
@@ -113,6 +114,37 @@ def test_updates_are_followed_in_place(auto_update: bool) -> None:
     assert judging.off_by(found, exact) < judging.OFF
     assert [p.data_ptr() for p in counted.fast._networks.folded.network.parameters()] == weights
     assert list(counted.fast._networks._networks) == [torch.float32], "no second copy of the weights"
+
+
+@pytest.mark.parametrize("auto_update", [True, False])
+def test_a_network_that_nobody_has_used_since_the_last_update_follows_when_it_is_used(
+    auto_update: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, (x, y) = attackable_net(), batch(16)
+    counted = Counted(net, dtype=torch.bfloat16, auto_update=auto_update)
+    counted(x)
+    followed: list[torch.dtype] = []
+    follow = Fast.follow
+
+    def noted(self: Fast, *, later: bool = False) -> None:
+        was = [t._version for t in self.folded.network.parameters()]
+        follow(self, later=later)
+        if was != [t._version for t in self.folded.network.parameters()]:
+            followed.append(self.precision.dtype)
+
+    monkeypatch.setattr(Fast, "follow", noted)
+    for _ in range(3):
+        with torch.no_grad():
+            head_of(net).weight.mul_(-1)
+            net[1].running_mean.add_(0.5)  # type: ignore[operator]
+        counted.fast.update()
+        input_gradient(counted.fast, x, y)
+    lazily = 1 if auto_update else 3  # what is not live has to take its values when it is told to
+    assert followed.count(torch.bfloat16) == 3
+    assert followed.count(torch.float32) == lazily
+    found, exact = counted(x), plain(net, x)
+    assert judging.off_by(found, exact) < judging.OFF
+    assert counted.asked == []
 
 
 def test_what_is_off_by_more_than_rounding_or_is_no_logits_is_left_to_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +326,8 @@ def test_a_network_that_one_thread_asks_for_while_another_updates_is_made_afterw
         goes_on.wait(2)
         return network_in(dtype)
 
-    def follow_slowly() -> None:
-        follow()
+    def follow_slowly(*, later: bool = False) -> None:
+        follow(later=later)
         goes_on.set()
         asking.join(0.3)
 
