@@ -148,7 +148,7 @@ class Judgement:
         columns = (
             "way",
             "zero gradients",
-            "zero here, not in plain",
+            "zero here alone",
             "cosine with float64",
             "robust accuracy",
             "verdict",
