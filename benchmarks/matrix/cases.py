@@ -6,17 +6,15 @@ from typing import Any, Literal
 
 Library = Literal["torchattacks", "foolbox"]
 Norm = Literal["linf", "l2", "l1", "l0"]
-Rule = Literal["gradient", "minimum-norm", "black-box", "random"]
+Rule = Literal["gradient", "minimum-norm", "black-box"]
 """How plain and fast are compared; `benchmarks.matrix.verdicts` says how."""
 
 Targeted = Literal["no", "label", "function", "least-likely", "criterion"]
 """How an attack is told its targets: torchattacks' three modes that fit, or foolbox's criterion."""
 
 
-SEEDS = range(3)
-"""The random seeds of attacks that are random at first."""
 LOOKS = (range(3), range(9))
-"""Those of a second look, and of a third."""
+"""The random seeds of a second look, and of a third."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,6 @@ class Case:
     full_precision: bool = False
     start: bool = False
     model: Literal["plain", "binarised"] = "plain"
-
-    @property
-    def seeds(self) -> range:
-        """The random seeds that are run at first."""
-        return range(len(SEEDS) if self.rule == "random" else 1)
 
     def but(self, **changes: Any) -> "Case":
         """The same with some attributes changed; `settings` are added to those that are there."""

@@ -139,8 +139,7 @@ def run(cell: Cell, row: Row, case: Case, subject: Subject, *, limit: int) -> Ou
     """
     model = Binarised(subject.net).eval() if case.model == "binarised" else subject.net
     x, y = subject.images[: cell.images], subject.labels[: cell.images]
-    if case.rule != "random":
-        x = _moved(x, cell.seed)
+    x = _moved(x, cell.seed)
     _seed(cell.seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -52,6 +52,6 @@ class Plan:
 def cells_of(
     row: Row, case: Case, subject: str, way: str, count: int, seeds: Iterable[int] | None = None
 ) -> Sequence[Cell]:
-    """The cells of one way, one per seed; of the seeds that are run at first unless told otherwise."""
-    seeds = case.seeds if seeds is None else seeds
+    """The cells of one way, one per seed; of the first seed alone unless told otherwise."""
+    seeds = range(1) if seeds is None else seeds
     return [Cell(subject, row.library, row.attack, case.label, way, count, seed) for seed in seeds]

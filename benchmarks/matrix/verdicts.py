@@ -65,7 +65,7 @@ def over_seeds(rule: Rule, plain: Sequence[Outcome | None], fast: Sequence[Outco
     if "weaker" in found:
         return "weaker"
     if "within spread" in found:
-        return "as strong" if rule == "random" else "within spread"
+        return "within spread"
     return "stronger" if "stronger" in found else "as strong"
 
 

@@ -145,7 +145,14 @@ class Judgement:
 
     def table(self, title: str) -> Table:
         """One line per way."""
-        columns = ("way", "zero gradients", "not zero in plain", "cosine with float64", "robust accuracy", "verdict")
+        columns = (
+            "way",
+            "zero gradients",
+            "zero here alone",
+            "cosine with float64",
+            "robust accuracy",
+            "verdict",
+        )
         note = (
             f"{self.subject.images} test images, PGD-{self.steps} with eps {self.subject.eps:g}, clean accuracy "
             f"{self.clean:.1%}. {JUDGEMENT}"

@@ -18,7 +18,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 _SAFE = re.compile(r"safe-pgd(?:-(?P<loss>auto|ce|margin|dlr|targeted))?(?:-(?P<steps>\d+))?(?:x(?P<restarts>\d+))?")
 _KNOWN = (
-    f"a preset ({', '.join(PRESETS)}), safe-pgd[-LOSS][-STEPS][xRESTARTS] or one of AutoAttack's {', '.join(NAMES)}"
+    f"a preset ({', '.join(PRESETS)}), safe-pgd[-LOSS][-STEPS][xSTARTS] (LOSS auto, ce, margin or dlr), "
+    f"safe-pgd-targeted[-STEPS] or one of AutoAttack's {', '.join(NAMES)}"
 )
 
 
@@ -49,7 +50,7 @@ def _named(name: str, *, random: bool) -> list[Attack]:
     if name in NAMES:
         return [Reference(name, name)]
     found = _SAFE.fullmatch(name)
-    if found is None:
+    if found is None or (found["loss"] == "targeted" and found["restarts"]):
         raise ValueError(f"expected attacks to name {_KNOWN}, got {name!r}: choose one of these")
     loss, targeted = found["loss"] or "auto", found["loss"] == "targeted"
     settings: dict[str, Any] = {"steps": int(found["steps"] or 50), "restarts": int(found["restarts"] or 1)}

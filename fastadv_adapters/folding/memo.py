@@ -25,7 +25,7 @@ from ..modules import Precision, autocast, become, generator_states, kind_of
 from .traceless import opened_by
 
 MOST = 16
-"""A module with more parts, itself included, calls too many other operators: each costs a microsecond more here."""
+"""A module with more parts, itself included, calls too many other operators, each of which costs more here."""
 
 _PASSES = 2
 """A module that has used nothing that is kept in so many passes runs without a look at its operators."""

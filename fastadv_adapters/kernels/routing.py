@@ -3,7 +3,7 @@
 The user's code is not changed. Inside the forward of a module whose code names such an operator a
 ``TorchFunctionMode`` looks at each call, hands those on to the faster operator and all others to PyTorch. A mode is of
 this thread and of this call, so nothing is left behind, and a checkpoint that runs the module again finds it again.
-A call costs about a microsecond more there. So only modules with few parts are chosen.
+A call costs more there. So only modules with few parts are chosen.
 """
 
 from collections.abc import Callable, Iterator

@@ -31,12 +31,12 @@ def difference(
         differ = _outputs_differ(ours, theirs) & ~_is_rounding(_outputs_differ, other, theirs)
         if bool(differ.any()):
             share = float(_off_by(ours, theirs)[differ].max())
-            return f"the folded model's outputs differ by up to {share:.2g} of a sample's largest in float32"
+            return f"the folded model's outputs differ by up to {share:.2g} of a sample's largest"
     for ours, theirs, other in zip(found[1], reference[1], gradients, strict=True):
         differ = _gradients_differ(ours, theirs) & ~_is_rounding(_gradients_differ, other, theirs)
         if bool(differ.any()):
             cosine = float(cosines(ours, theirs)[differ].min())
-            return f"the folded model's gradients differ, cosine {cosine:.3f} in float32"
+            return f"the folded model's gradients differ, cosine {cosine:.3f}"
     return None
 
 

@@ -255,6 +255,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a broken image": ({"given": Broken()}, "expected samples 0 to 7 of data to be readable.* truncated file"),
     "no samples": ({"given": []}, "expected at least one sample in data, got none"),
     "triples": ({"given": [(1, 2, 3)]}, "expected data to give pairs"),
+    "starts that are given by classes": ({"attacks": "safe-pgd-targeted-9x2"}, "to name a preset .*, got 'safe-pgd-t"),
     "an unknown attack": ({"attacks": "pdg"}, "expected attacks to name a preset .*, got 'pdg'"),
     "no attack": ({"attacks": []}, "expected at least one attack"),
     "another budget": (

@@ -202,8 +202,6 @@ def outcome(robust: int, distance: float = math.inf, digest: str = "a", error: s
         ("black-box", [outcome(5)], [outcome(5, digest="b")], "as strong"),
         ("black-box", [outcome(5)], [outcome(8, digest="b")], "weaker"),
         ("black-box", [outcome(0, 1.0)], [outcome(0, 1.02, digest="b")], "weaker"),
-        ("random", [outcome(5), outcome(9), outcome(7)], [outcome(9), outcome(9), outcome(12)], "as strong"),
-        ("random", [outcome(5), outcome(9), outcome(7)], [outcome(10), outcome(4), outcome(11)], "weaker"),
         ("gradient", [outcome(5)], [outcome(0, error="E")], "fails"),
         ("gradient", [outcome(0, error="E")], [outcome(0, error="E")], "fails on plain"),
         ("gradient", [outcome(0, error="E")], [outcome(5)], "plain fails"),
@@ -221,7 +219,6 @@ def test_verdicts(rule: str, plain: list[Outcome], fast: list[Outcome], expected
     ("rule", "plain", "fast", "expected"),
     [
         ("gradient", [10, 10, 14], [14, 14, 14], "within spread"),
-        ("random", [10, 10, 14], [14, 14, 14], "as strong"),
         ("gradient", [10, 10, 14], [15, 15, 15], "weaker"),
         ("gradient", [10, 10, 14], [12, 12, 19], "as strong"),
     ],
