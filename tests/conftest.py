@@ -3,7 +3,8 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -17,6 +18,7 @@ from tests.support.own_process import put_last, pytest_pyfunc_call  # noqa: F401
 from tests.support.tools import fingerprint
 from tests.support.watch import Watch
 
+PROJECT = Path(__file__).parent / "project"
 # foolbox has numba compile for half a minute what runs for seconds here; read when numba is imported.
 os.environ.setdefault("NUMBA_OPT", "0")
 # The models are tiny, and the runner uses a process per core.
@@ -41,9 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     put_last(items)
-    for item in items:  # hypothesis is twice as slow if lines are counted, and what it runs runs elsewhere too
-        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
-            item.add_marker(pytest.mark.no_cover)
+    for item in items:  # what they run in the package runs elsewhere too
+        is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        if is_property or item.path.is_relative_to(PROJECT):
+            item.add_marker(pytest.mark.uncounted)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
@@ -54,6 +57,21 @@ def pytest_collection_finish() -> None:
     """Thousands of tests and what they import stay until the end: no search for garbage has to look at them again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Coverage stands still in tests, fixtures included, that take twice their time under it.
+
+    It goes on after AutoAttack's look for dynamic defences, which ends whatever traces.
+    """
+    trace = sys.gettrace()
+    if item.get_closest_marker("uncounted"):
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(trace)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -73,15 +91,6 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def trace_kept() -> Iterator[None]:
-    """AutoAttack's look for dynamic defences ends whatever traces: coverage, say."""
-    trace = sys.gettrace()
-    yield
-    if sys.gettrace() is None:  # what traces now may be another one, after a test with `no_cover`
-        sys.settrace(trace)
 
 
 @pytest.fixture(autouse=True)

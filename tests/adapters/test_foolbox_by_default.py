@@ -119,7 +119,7 @@ def test_no_minimum_norm_attack_is_left_out() -> None:
 
 
 # numba's compiler takes twice its time if lines are counted.
-COMPILED = {"L2BrendelBethgeAttack": pytest.mark.no_cover}
+COMPILED = {"L2BrendelBethgeAttack": pytest.mark.uncounted}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=COMPILED.get(name, ())) for name in GRADIENT])
