@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from benchmarks.shared.heap import keep_freed_memory
 from benchmarks.shared.networks import VisionTransformer, settle_statistics
 from benchmarks.shared.report import OUT, Part, Report, Table
+from benchmarks.speed.people_limits import must_hold
 from digits import DigitsNet
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison import Timing, measure_in_turn
@@ -273,9 +274,10 @@ def main(
             with console.status(model.name), ProcessPoolExecutor(1, get_context("spawn"), begin) as process:
                 row = process.submit(measure_at, MODELS.index(model), repeats).result()
                 rows[f"{model.name}, batch {model.batch}"] = row
-            report.add("people", Part([table_of(rows)], rows), show=False)
+            report.add("people", Part([table_of(rows), must_hold(rows)], rows), show=False)
     report.finish()
-    table_of(rows).show(console)
+    for table in (table_of(rows), must_hold(rows)):
+        table.show(console)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import pytest
 import torch
 import typer
 
-from benchmarks.speed import audits, people, recommended
+from benchmarks.speed import audits, people, people_limits, recommended
+from benchmarks.speed.limits import PASS, SHORT
 from fastadv_adapters.networks.auditing import Auditor
 
 
@@ -43,6 +44,25 @@ def test_models_of_people_are_timed(tmp_path: Path) -> None:
     assert row["forward"] > 0
     assert row["start steps"] == pytest.approx(row["start seconds"] / row["milliseconds"]["plain"] * 1e3)
     assert row["start steps"] > 1
+    page = (tmp_path / "people.md").read_text(encoding="utf-8")
+    assert "| MLP 784-128-10, batch 16 | gradient pass, added | at most 0.10 ms |" in page
+
+
+def test_what_is_short_has_its_reason() -> None:
+    row = {"ratio": {"default": 1.26, "float32": 0.9}, "forward": 1.0, "milliseconds": {"default": 2.0, "plain": 1.95}}
+    rows = {"digits net, width 32, batch 32": row, "convnext_atto, 96, batch 16": row, "nfnet_l0, 96, batch 8": row}
+    lines = people_limits.must_hold(rows).rows
+    assert [(line[1], line[2], line[4], bool(line[5])) for line in lines] == [
+        ("gradient pass", "at least 1.30x", SHORT, True),
+        ("in float32", "at least 0.95x", SHORT, True),
+        ("without gradient", "at least 1.15x", SHORT, True),
+        ("gradient pass", "at least 1.20x", PASS, False),
+        ("in float32", "at least 0.95x", SHORT, True),
+        ("without gradient", "at least 0.95x", PASS, False),
+        ("gradient pass, added", "at most 0.10 ms", PASS, False),
+        ("without gradient", "at least 0.95x", PASS, False),
+    ]
+    assert {model.name.split(", ")[0] for model in people.MODELS} >= {n.split(",")[0] for n in people_limits.GRADIENT}
 
 
 def test_what_compare_recommends_is_measured_again() -> None:
