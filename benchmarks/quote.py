@@ -80,9 +80,12 @@ def quote(page: str, name: str, table: str) -> str:
 
 
 def _from(folder: Path, text: str) -> str:
-    """Pictures that lie beside the results, as they are reached from another folder."""
-    way = Path(os.path.relpath(OUT, folder)).as_posix()
-    return re.sub(r"\]\(([\w-]+\.png)\)", rf"]({way}/\1)", text)
+    """Links to what lies beside the results, and above them, as they lead there from another folder."""
+
+    def way(found: re.Match[str]) -> str:
+        return f"]({Path(os.path.relpath(OUT / found[1], folder)).as_posix()})"
+
+    return re.sub(r"\]\(([\w-]+\.png|\.\./[^)]+)\)", way, text)
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ class FastAttackModel(Shell):
             enough for it to pay in the first gradient pass; otherwise float32.
         fuse_bn: fold batch norm into the layer before it, or else make it a scale and a shift; False leaves it as is.
         channels_last: images laid out channels-last; ``"auto"``: on CPU and CUDA, if there are 2-d or 3-d convolutions.
-        loss_scale: ``"per-sample"``: each sample's gradient at the logits is scaled by its own power of two;
-            ``"per-call"``: all by the same one; a number: by that; None: not at all.
+        loss_scale: ``"per-sample"``: each sample's gradient is scaled by its own power of two where it enters half
+            precision; ``"per-call"``: all by the same one; a number: by that; None: not at all.
         decisions: whose values a forward pass returns. ``"auto"``: without a gradient the plain model's classes, in
             full precision; with one the fast network's values, but the twin's while an attack of torchattacks, foolbox,
             AutoAttack or adv-lib runs that reads decisions off gradient passes (DeepFool, C&W, FAB, DDN, FMN, ...).

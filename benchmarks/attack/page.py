@@ -20,6 +20,10 @@ OURS = tuple(way.name for way in WAYS if way.ours)
 THEIRS = tuple(way.name for way in WAYS if way.theirs)
 RIVALS = tuple(way.name for way in WAYS if not way.ours)
 
+MADE = """\
+Written by `python -m benchmarks.attack.strength` with adv-lib installed (`pip install --no-deps adv-lib`);
+[back](index.md). Without adv-lib, `SafePGD` in L1 is compared with its other losses alone."""
+
 INTRODUCTION = """\
 The tables compare `SafePGD` with its default loss with other attacks, at equal numbers of steps. These are APGD with
 both of its losses (CE and DLR) and PGD of torchattacks, the same two APGD of adv-lib, and `SafePGD` with other
@@ -83,8 +87,8 @@ def compared(cells: Mapping[str, Mapping[str, object]]) -> list[Compared]:
 def write_page(cells: Mapping[str, Mapping[str, object]], out: Path, *, images: int) -> None:
     """Write the page."""
     found = compared(cells)
-    text = ["# Attack strength", "", "Written by `python -m benchmarks.attack.strength`; [back](index.md).", ""]
-    text += [_intro(found, images), "", _summary(found).markdown(), _every(found).markdown()]
+    tables = [_summary(found).markdown(), _every(found).markdown()]
+    text = ["# Attack strength", "", MADE, "", _intro(found, images), "", *tables]
     out.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 
 

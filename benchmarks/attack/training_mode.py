@@ -94,8 +94,9 @@ def table(records: list[dict[str, Any]]) -> Table:
         f"Share of the test images that the network in eval mode gets right, clean and attacked at eps {EPS}, with one "
         "restart. The last two columns are attacks that judge, on the network in that mode. The rows are attacks while "
         "training: PGD on the network in eval mode; in training mode; likewise, with the running statistics put back "
-        "after each attack; on a FastAttackModel of with_batch_statistics. Settings: steps of attacks while training, "
-        "judging steps of those that judge. [How it works](../how-it-works.md#attacks-in-training-mode) says more."
+        "after each attack; on a FastAttackModel of with_batch_statistics. In the settings, *steps* is the number "
+        "of steps of attacks while training, *judging* that of the attacks that judge. "
+        "[How it works](../how-it-works.md#attacks-in-training-mode) says more."
     )
     return Table("Trained with attacks in either mode", ("attacks while training", "seed", *VERDICTS), rows, note)
 

@@ -82,6 +82,7 @@ class Report:
         first: key of the part that stands first on the page, if it is there.
         results: all numbers, by key.
         picture: a file in the same folder, shown on the page.
+        explained: a line at the top, on where the columns are explained.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Report:
     first: str = ""
     results: dict[str, Any] = field(default_factory=dict)
     picture: Path | None = None
+    explained: str = ""
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
@@ -116,6 +118,7 @@ class Report:
         heads = [f"- {head}: " + ", ".join(f"{k} {v}" for k, v in told.items()) for head, told in self._heads.items()]
         picture = [f"![{self.title}]({self.picture.name})", ""] if self.picture else []
         made = f"Made by `{self.command}`; all numbers are in `{self.name}.json`."
+        made += f" {self.explained}" if self.explained else ""
         keys = sorted(self._tables, key=lambda key: key != self.first)
         tables = [table.markdown() for key in keys for table in self._tables[key]]
         page = [f"# {self.title}", "", made, "", *heads, "", *picture, *tables]

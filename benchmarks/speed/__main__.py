@@ -22,6 +22,7 @@ from benchmarks.shared.rows import choose, every_row
 from benchmarks.speed.cases import SCALES, Size, cases
 from benchmarks.speed.parts import PARTS, Bench, Settings
 
+EXPLAINED = "[How to read the tables](../performance.md#how-to-read-the-tables)."
 console = Console(width=None if sys.stdout.isatty() else 180)  # a log is read later, and elsewhere
 
 
@@ -107,7 +108,7 @@ def main(
     settings = Settings(scale, networks, rows, parts, steps, repeats, time, seed, keeps, alone)
     name, hardware = ("bench-gpu", "a GPU") if place.type == "cuda" else ("bench", "a processor")
     title, command = f"Attacks on {hardware}: every way, in turn", f"make {name}"
-    report = Report(name, title, command, asdict(settings), place, out, console, first="limits")
+    report = Report(name, title, command, asdict(settings), place, out, console, first="limits", explained=EXPLAINED)
     with cold_compiler():
         Bench(settings, chosen, report).run(wanted)
     draw_results(report)

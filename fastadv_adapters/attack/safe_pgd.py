@@ -43,8 +43,8 @@ class SafePGD(LeftOut):
         eps: the largest perturbation, in units of x and of the norm.
         alpha: the size of every step in the same units; None for steps that fall from ``2 * eps`` (``eps`` for
             ``"l1"``) in a straight line towards 0, see :attr:`step_sizes`. With None in ``"l1"``, if there
-            are 6 steps or more, the first half walks in a larger ball, which shrinks from 2.5 eps to ``eps``; only what
-            lies within ``eps`` is a candidate.
+            are 6 steps or more, the first half walks in a larger ball, which shrinks from 2.5 eps to ``eps``, by steps
+            longer by the same factor; only what lies within ``eps`` is a candidate.
         steps: gradient steps per restart, at least 0.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: whether each restart begins at a random point of the ball. If not, all restarts would be the
@@ -129,7 +129,11 @@ class SafePGD(LeftOut):
 
     @property
     def step_sizes(self) -> tuple[float, ...]:
-        """The size of each step, in units of x and of the norm; see :func:`fastadv_adapters.attack.step_sizes`."""
+        """The size of each step, in units of x and of the norm; see :func:`fastadv_adapters.attack.step_sizes`.
+
+        In the larger ball of the first default steps in ``"l1"`` (see ``alpha``) a step is longer than this, by as much
+        as the ball is larger than ``eps``.
+        """
         return step_sizes(self.norm, eps=self.eps, steps=self.steps, alpha=self.alpha)
 
     def __repr__(self) -> str:

@@ -16,7 +16,9 @@ LEAST_ROWS = 8
 
 
 def step_sizes(norm: Norm, *, eps: float, steps: int, alpha: float | None) -> tuple[float, ...]:
-    """The size of each step, in units of the inputs and of the norm.
+    """The size of each step in the ball of radius eps, in units of the inputs and of the norm.
+
+    In a larger ball (:func:`radii`) steps are longer by the same factor.
 
     Args:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
@@ -36,7 +38,7 @@ def radii(norm: Norm, *, steps: int, alpha: float | None) -> tuple[float, ...]:
 
     There an iterate near the sphere can hardly move: what one coordinate gains another one loses. So the first steps
     walk in a larger ball, which shrinks to eps over the first half of them (Croce and Hein 2021, arXiv:2103.01208,
-    section 3.2, where it shrinks twice).
+    section 3.2, where it shrinks twice). A step there is :func:`step_sizes`' times the same factor.
     """
     if norm != "l1" or alpha is not None or steps < ENOUGH:
         return (1.0,) * steps

@@ -1,9 +1,9 @@
 """How gradients are scaled on the way into half precision, unscaled and filtered on the way out, and what is counted.
 
-Backpropagation is linear, and in eval mode samples do not see each other. So each sample's gradient at the logits may
-be multiplied by its own power of two, which brings its largest entry to where half precision is precise, and the
-gradient at the input divided by it in float32: exactly the same gradient, without the underflow (loss scaling after
-Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, here per sample and with powers of two only).
+Backpropagation is linear, and in eval mode samples do not see each other. So each sample's gradient may be multiplied,
+where it enters half precision, by its own power of two, which brings its largest entry to where half precision is
+precise, and the gradient at the input divided by it in float32: exactly the same gradient, without the underflow (loss
+scaling after Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, here per sample and with powers of two only).
 
 The same is written twice. On an accelerator (``on_device``) nothing may wait for the device, so exponents and counts
 are tensors there. On a processor (``on_host``) nothing waits, and reading the largest entries spares most operators.

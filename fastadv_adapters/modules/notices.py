@@ -12,7 +12,8 @@ class FastAttackWarning(UserWarning):
     """The fast model could not do all that was asked of it, and says what it does instead.
 
     Results after it are right as far as the self-check can tell; something is slower than it could be, or is scaled for
-    the whole call and not per sample. The exception is old-weights: results before it were those of old weights.
+    the whole call and not per sample. Results before it may be worse in two cases: before old-weights they were those
+    of old weights; before audit-failed, since the audit before it, gradients may have been too coarse.
     Each text ends with the anchor in ``docs/reliability.md`` that tells when it is given and what to do.
     """
 
