@@ -14,7 +14,7 @@ import torchattacks
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from common import ALPHA, EPS, STEPS, DigitsNet, batches, few_digits, verdict
+from common import ALPHA, EPS, STEPS, Digits, DigitsNet, batches, few_digits, verdict
 from fastadv_adapters import FastAttackModel
 
 
@@ -26,15 +26,9 @@ def same_everywhere(model: torch.nn.Module) -> bool:
     return all(torch.equal(flat, other) for other in found)
 
 
-def main(*, epochs: int = 4, images: int = 1408, width: int = 16) -> tuple[float, float]:
-    """Train in as many processes as torchrun has started (alone without it) and judge; returns the accuracies."""
-    if "RANK" in os.environ:  # torchrun has set it
-        dist.init_process_group("gloo")
-    else:
-        dist.init_process_group("gloo", init_method="tcp://localhost:0", rank=0, world_size=1)
+def train(model: DigitsNet, data: Digits, *, epochs: int) -> None:
+    """Train in all processes together. What DDP holds of the process group is free afterwards, before that ends."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(0)  # the same order of the images everywhere
-    data, model = few_digits(images), DigitsNet(width=width)
     ddp = DistributedDataParallel(model)
     attack = torchattacks.PGD(FastAttackModel(ddp), eps=EPS, alpha=ALPHA, steps=STEPS)  # <- fast (not `ddp`)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=5e-3)
@@ -45,6 +39,18 @@ def main(*, epochs: int = 4, images: int = 1408, width: int = 16) -> tuple[float
         optimizer.zero_grad()
         F.cross_entropy(ddp(adversarial), y[mine]).backward()
         optimizer.step()
+
+
+def main(*, epochs: int = 4, images: int = 1408, width: int = 16) -> tuple[float, float]:
+    """Train in as many processes as torchrun has started (alone without it) and judge; returns the accuracies."""
+    if "RANK" in os.environ:  # torchrun has set it
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("gloo", init_method="tcp://localhost:0", rank=0, world_size=1)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)  # the same order of the images everywhere
+    data, model = few_digits(images), DigitsNet(width=width)
+    train(model, data, epochs=epochs)
     same = same_everywhere(model)
     dist.destroy_process_group()
     if rank > 0:  # one verdict is enough
