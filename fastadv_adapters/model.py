@@ -222,8 +222,8 @@ class FastAttackModel(Shell):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the fast network's products run in; ``"auto"`` is settled at the first gradient pass."""
-        return self._networks.precision.dtype
+        """What products run in now, the widest of all kinds of calls; ``"auto"`` is settled at the first gradient."""
+        return self._networks.dtype
 
     @property
     def engine(self) -> RunBy:
@@ -275,7 +275,7 @@ class FastAttackModel(Shell):
     def extra_repr(self) -> str:
         """Name of the wrapped class and what it runs in."""
         precision = self._networks.precision
-        return f"{type(self.wrapped).__name__}, dtype={precision.dtype}, device={precision.device}"
+        return f"{type(self.wrapped).__name__}, dtype={self.dtype}, device={precision.device}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (), self._state()

@@ -4,6 +4,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,16 @@ class Audited(ABC):
     precision: Precision
     twin: Twin
     notes: list[str]
+    kinds: dict[Any, Kind]
     updates: int
     _trace: Trace | None
     _lock: threading.RLock
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What calls run in by now: after audits, and of several kinds of calls the widest."""
+        found = [kind.runs_in for kind in self.kinds.values()]
+        return max(found, key=lambda dtype: torch.finfo(dtype).bits, default=self.precision.dtype)
 
     @abstractmethod
     def network_in(self, dtype: torch.dtype) -> Fast:

@@ -41,6 +41,11 @@ class Kind:
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property
+    def runs_in(self) -> torch.dtype:
+        """What its products run in; in half precision the twin's have float32 as well."""
+        return torch.promote_types(self.dtype, torch.float32) if self.full else self.dtype
+
+    @property
     def apart(self) -> bool:
         """Whether each sample has a scale of its own."""
         ends, outputs = self.rows.ends, self.rows.at_outputs

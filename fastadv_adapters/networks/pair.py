@@ -118,7 +118,7 @@ class Networks(BuiltLater, Audited):
         self.choice = Choice(self._dtype, self.precision.dtype, device, self._settled)
         self._settled = None  # of this structure
         self.precision = replace(self.precision, dtype=self.choice.dtype)
-        self.kinds: dict[Any, Kind] = {}
+        self.kinds = {}
         self.looked = not self._live and not self.choice.open  # a twin with tensors of its own may be written to
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)

@@ -35,7 +35,7 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
         "updates": f"{'automatic' if options['auto_update'] else 'by update() only'}, {networks.updates} so far",
         "self-check": _check(networks),
         "in place": _in_place(len(networks.folded.in_place)),
-        "speed": _speed(precision.dtype in HALF),
+        "speed": _speed(networks.dtype in HALF),
     }
     lines = [f"FastAttackModel of {type(networks.source).__name__}"]
     lines += [f"  {name:<14} {value}" for name, value in facts.items()]
@@ -46,7 +46,9 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
 
 def _dtype(networks: Networks) -> str:
     dtype, why = _short(networks.precision.dtype), networks.choice.why
-    return f"{dtype} ({why})" if why else dtype
+    found = [_short(kind.runs_in) for kind in networks.kinds.values()]
+    moved = [f"{other} in {found.count(other)} of {len(found)} kinds of calls" for other in sorted({*found} - {dtype})]
+    return ", but ".join([f"{dtype} ({why})" if why else dtype, *moved])
 
 
 def _short(dtype: object) -> str:

@@ -126,7 +126,7 @@ COMPILED = {"L2BrendelBethgeAttack": pytest.mark.uncounted}
 def test_as_strong_by_default_as_on_the_plain_model(name: str, problem: Problem, plain: Any) -> None:
     norm, settings = GRADIENT[name]
     broken, size = problem.strength(problem.attack(name, settings, plain), norm)
-    assert broken >= 0.8 * IMAGES, "the test needs an attack that breaks most images"
+    assert broken >= 0.7 * IMAGES, "the test needs an attack that breaks most images"
     for dtype in (torch.bfloat16, torch.float16):
         ours = FastPyTorchModel(problem.net, (0, 1), dtype=dtype)
         for images in (

@@ -69,6 +69,8 @@ def test_what_half_precision_cannot_do_runs_in_float32_from_the_first_pass_on(dt
     assert (cosine(first, truth) > 0.95).all()  # the loss has seen the logits in half precision
     assert (cosine(second, truth) > 0.9999).all()
     assert "not good enough" in fast.summary()
+    assert fast.dtype == torch.float32
+    assert ", but float32 in 1 of 1 kinds of calls\n" in fast.summary()
     with torch.no_grad():  # and it goes on following
         model.first.weight.mul_(-1)
     assert (cosine(input_gradient(fast, x, y), input_gradient(model, x, y)) > 0.9999).all()
