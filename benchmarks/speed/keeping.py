@@ -191,7 +191,7 @@ def main(
     torch.manual_seed(0)
     settings = Settings(width, batch, repeats, warmup, dtype)
     place = torch.device(device)
-    command = f"python -m benchmarks.speed.keeping --dtype {dtype}"
+    command = f"python -m benchmarks.speed.keeping --dtype {dtype}" + (f" --threads {threads}" if threads else "")
     name = f"keeping-{dtype}"
     report = Report(name, "What is kept for the backward pass", command, asdict(settings), place, out, console)
     inner = max(width // 4, 1)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.shared.report import Table
-from benchmarks.speed.limits import Limit, least, most, times
+from benchmarks.speed.limits import Limit, least, most
 
 NEVER_SLOWER = 0.95
 WITH_BATCH_NORM = 1.15
@@ -60,13 +60,17 @@ def must_hold(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 def _limits(model: str, row: Mapping[str, Any]) -> Iterator[tuple[Limit, str]]:
     why = WHY.get(model, FIXED)
     if model in GRADIENT:
-        yield least("gradient pass", row["ratio"]["default"], GRADIENT[model], times), why
-        yield least("in float32", row["ratio"]["float32"], FLOAT32.get(model, NEVER_SLOWER), times), why
+        yield least("gradient pass", row["ratio"]["default"], GRADIENT[model], _times), why
+        yield least("in float32", row["ratio"]["float32"], FLOAT32.get(model, NEVER_SLOWER), _times), why
     else:
         added = row["milliseconds"]["default"] - row["milliseconds"]["plain"]
         yield most("gradient pass, added", added, MOST_ADDED, _milliseconds), why
     needed = WITH_BATCH_NORM if model.startswith(NORMALISED) else NEVER_SLOWER
-    yield least("without gradient", row["forward"], needed, times), FIXED
+    yield least("without gradient", row["forward"], needed, _times), FIXED
+
+
+def _times(value: float) -> str:
+    return f"{value:.3f}x"
 
 
 def _milliseconds(value: float) -> str:
