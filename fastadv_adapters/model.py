@@ -165,15 +165,15 @@ class FastAttackModel(Shell):
         full = self._full_precision or kind.full or read == "gradients"
         engine = networks.twin.engine if full else networks.engine_for(kind)
         judged = self._decisions == "auto" and not (full or with_gradient)
-        generation = networks.generation
         scaled = self._given["loss_scale"]
-        crossing = kind.crossing(networks.state, engine.precision.dtype, self._logits_dtype, scaled, full=full)  # type: ignore[arg-type]
+        dtype = (networks.twin.engine.native if full else None) or engine.precision.dtype
+        crossing = kind.crossing(networks.state, dtype, self._logits_dtype, scaled, full=full)  # type: ignore[arg-type]
         return Call(
             fast=engine.bind(arguments),
             twin=networks.judges.run(networks, key, arguments) if judged else networks.twin.engine.bind(arguments),
             exact_values=not full and (self._decisions == "exact" or bool(read)),
             crossing=crossing,
-            is_current=lambda: networks.generation == generation,
+            is_current=lambda made=networks.generation: networks.generation == made,  # type: ignore[misc]
             twin_is_current=networks.twin_is_current,
             audit=None if full or kind.dtype not in HALF else partial(networks.audit, kind, arguments, crossing),
         )

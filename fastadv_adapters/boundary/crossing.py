@@ -123,8 +123,12 @@ class Crossing:
             tips, scaled = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
             found = torch.autograd.grad(tips, wanted, scaled, retain_graph=keep, allow_unused=True)
         raw = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, wanted, strict=True)]
-        entered = [t for pair in pairs for t in pair] if self.can_overflow else None
+        entered = [t for pair in pairs for t in pair] if self._is_narrow(wanted) else None
         return Pulled(*self.state.finish(loss_scale, raw, shift, past, entered))
+
+    def _is_narrow(self, wanted: Sequence[Tensor]) -> bool:
+        """Whether gradients pass float16 on the way, or at the inputs themselves."""
+        return self.can_overflow or any(leaf.dtype == torch.float16 for leaf in wanted)
 
     def _scaled(self, pairs: Pairs, wanted: Sequence[Tensor], *, apart: bool) -> tuple[Pairs, Shift | None, LossScale]:
         """Gradients scaled for a way through the graph; by which powers of two, and how that was done."""
@@ -132,7 +136,7 @@ class Crossing:
         loss_scale: LossScale = "per-call" if together else self.loss_scale
         higher = self.rows.higher if together else 0
         grads = [g for _, g in pairs]
-        wide = not self.can_overflow and all(leaf.dtype != torch.float16 for leaf in wanted)
+        wide = not self._is_narrow(wanted)
         shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher, wide=wide)
         return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
 

@@ -25,16 +25,21 @@ _CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
 
 
-def alias(tensor: Tensor) -> Tensor:
-    """The same storage without history and without a gradient; a parameter stays a parameter."""
-    detached = tensor.detach()
-    return nn.Parameter(detached, requires_grad=False) if isinstance(tensor, nn.Parameter) else detached
+def alias(tensor: Tensor, *, frozen: bool = True) -> Tensor:
+    """The same storage without history; a parameter stays one, which wants a gradient as it did if it is not frozen."""
+    return _as_before(tensor, tensor.detach(), frozen)
 
 
-def clone(tensor: Tensor) -> Tensor:
-    """Own storage, no history, no gradient; a parameter stays a parameter."""
-    cloned = tensor.detach().clone()
-    return nn.Parameter(cloned, requires_grad=False) if isinstance(tensor, nn.Parameter) else cloned
+def clone(tensor: Tensor, *, frozen: bool = True) -> Tensor:
+    """Own storage, no history; a parameter stays one, which wants a gradient as it did if it is not frozen."""
+    return _as_before(tensor, tensor.detach().clone(), frozen)
+
+
+def _as_before(tensor: Tensor, own: Tensor, frozen: bool) -> Tensor:
+    if not isinstance(tensor, nn.Parameter):
+        return own
+    wants = tensor.requires_grad and not (frozen or own.is_inference())
+    return nn.Parameter(own, requires_grad=wants)
 
 
 def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -5,7 +5,7 @@ same gradient at the outputs. What counts in the end is how far a step along eit
 direction tells that in most cases, and a step is tried where it does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,7 +18,7 @@ from .trial import batched
 SAMPLES = 8
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
 GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
-MOVED = 1e-6  # relative: by so much inputs are moved to see which gradients are rounding
+MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
 OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
 STEP = 0.01  # of the range of the inputs, by which a step is tried
 
@@ -161,14 +161,19 @@ def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) 
 
 def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
     """Leave out what is rounding or chance, and try a step."""
-    moved = flat(problem.exact([_moved(t) if need else t for t, need in _pairs(problem)])).view_as(exact)
-    certain = cosines(moved, exact) > NEAR
+    certain = _stays(problem, exact, torch.cos) & _stays(problem, exact, torch.sin)
     zero = certain & (fast.abs().amax(1) == 0)
     rest = certain & ~zero
     if not bool(certain.any()):
         return Finding(len(fast), 0, float("nan"))
     gain = _gain(problem, fast, exact, rest) if bool(rest.any()) else float("nan")
     return Finding(len(fast), int(zero.sum()), _median(cosines(fast, exact)[rest]), gain)
+
+
+def _stays(problem: Problem, exact: Tensor, wave: Callable[[Tensor], Tensor]) -> Tensor:
+    """Which samples keep their exact gradient if the inputs move a little, by this pattern of signs; bool (N,)."""
+    tensors = [_moved(t, wave) if need else t for t, need in _pairs(problem)]
+    return cosines(flat(problem.exact(tensors)).view_as(exact), exact) > NEAR
 
 
 def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> float:
@@ -195,8 +200,8 @@ def _pairs(problem: Problem) -> list[tuple[Tensor, bool]]:
     return list(zip(problem.tensors, problem.needs, strict=True))
 
 
-def _moved(tensor: Tensor) -> Tensor:
-    signs = torch.arange(tensor.numel(), device=tensor.device).cos().view(tensor.shape)
+def _moved(tensor: Tensor, wave: Callable[[Tensor], Tensor]) -> Tensor:
+    signs = wave(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
     return tensor * (1 + MOVED * signs).to(tensor.dtype)
 
 

@@ -98,9 +98,10 @@ class Audited(ABC):
                 kind.dtype = dtype
                 yield self.network_in(dtype)
                 kind.wanting.add(dtype)
+            kind.full = True  # even in full precision the fast network computes something else for these samples
 
-    def _found_wanting(self, was: torch.dtype, finding: Finding, dtype: torch.dtype) -> None:
-        text = remarks.AUDIT.format(was, finding, dtype)
+    def _found_wanting(self, was: torch.dtype, finding: Finding, runs_in: str) -> None:
+        text = remarks.AUDIT.format(was, finding, runs_in)
         if text not in self.notes:
             self.notes.append(text)
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "audit-failed")

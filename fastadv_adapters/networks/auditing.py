@@ -12,7 +12,7 @@ from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
 from .fast import Fast
 from .glimpse import Glimpse, take_glimpse
-from .nearness import LOGITS_WITHIN
+from .nearness import COSINE_ABOVE, LOGITS_WITHIN
 from .overflowing import Overflown, find_overflown
 from .trial import overflow
 
@@ -28,7 +28,7 @@ class Auditor:
         mine: the fast network that the call runs in.
         anew: makes another one like it, from the weights as they are.
         update: brings all up to date, and says that the weights had been changed unnoticed.
-        others: the fast networks in the dtypes that may be tried instead, best first; the last is in full precision.
+        others: the fast networks in the dtypes that may be tried instead, best first; after the last the twin is left.
         tell: is told what was found to be too little, and what the kind of call runs in from now on.
         first: whether it is the first pass of its kind.
     """
@@ -40,7 +40,7 @@ class Auditor:
     anew: Callable[[], Fast]
     update: Callable[[], None]
     others: Callable[[], Iterator[Fast]]
-    tell: Callable[[Finding, torch.dtype], None]
+    tell: Callable[[Finding, str], None]
     first: bool
 
     def __call__(
@@ -55,7 +55,7 @@ class Auditor:
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
             # An overflow in the first pass is cured by the scale of the next one.
             judged = self._judge(tensors, needs, grads, pulled)
-            if judged is not None and self._are_weights_old(judged[0], outputs):
+            if judged is not None and self._are_weights_old(judged[0], tensors, outputs):
                 self.update()
                 pulled = (
                     self.mine.engine.bind(self.arguments).record(tensors, needs, self.crossing).pull(grads, keep=False)
@@ -69,12 +69,13 @@ class Auditor:
                 return pulled
             else:
                 finding = judged[1]
+            engine, crossing, runs_in = self.twin, self.crossing, "full precision, on the model's twin,"
             for other in self.others():
-                crossing = self._crossing(other)
-                if not other.precision.half or self._is_good(other, needs, judged and judged[0], overflown):
+                if self._is_good(other, needs, judged and judged[0], overflown):
+                    engine, crossing, runs_in = other.engine, self._crossing(other), str(other.precision.dtype)
                     break
-            better = other.engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
-        self.tell(finding, other.precision.dtype)  # last, since a warning may be an error
+            better = engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
+        self.tell(finding, runs_in)  # last, since a warning may be an error
         return better or pulled
 
     def glimpse(
@@ -106,7 +107,7 @@ class Auditor:
     def _is_good(
         self, other: Fast, needs: Sequence[bool], problem: Problem | None, overflown: Overflown | None
     ) -> bool:
-        """Whether this network in another half precision is good enough for the samples that were looked at."""
+        """Whether this network in another precision is good enough for the samples that were looked at."""
         if overflown is not None and overflow(self._values(other.eager(), overflown.tensors), overflown.exact):
             return False
         if problem is None:
@@ -114,14 +115,18 @@ class Auditor:
         # Eager, for a recording of these few samples would serve nothing else.
         found = other.eager().bind(self.arguments).record(problem.tensors, needs, self._crossing(other))
         gradients = found.pull(problem.grads, keep=False)
-        return gradients is not None and look(problem, gradients.gradients).good
+        if gradients is None:
+            return False
+        finding = look(problem, gradients.gradients)
+        return finding.good and (other.precision.half or not finding.cosine < COSINE_ABOVE)
 
-    def _are_weights_old(self, problem: Problem, outputs: Sequence[Tensor]) -> bool:
+    def _are_weights_old(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
         try:
             if is_near(self._own_values(problem, outputs), problem.values):
                 return False
-            return is_near(self._values(self.anew().eager(), problem.tensors), problem.values)
+            anew = self._values(self.anew().eager(), problem.tensors)
+            return is_near(anew, problem.values) and self._are_alone_the_same(problem, tensors)
         except Exception as error:  # the model takes batches of one size only
             if is_out_of_memory(error):
                 raise

@@ -91,7 +91,7 @@ class Trust:
         if self.passes is None:
             return True
         self.passes += 1
-        seen = self.samples > 1 or samples < 2
+        seen = samples < 2 * self.samples  # code may branch on how many there are
         return not seen or self.passes >= (PASSES if updates == self.updates else PASSES // 2)
 
     def looked(self, samples: int, updates: int) -> None:

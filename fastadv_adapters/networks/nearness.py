@@ -25,6 +25,8 @@ def difference(
     """
     if isinstance(found, str):
         return f"the folded model raised {found}"
+    if [t.shape for t in found[0]] != [t.shape for t in reference[0]]:
+        return "the folded model's outputs have other shapes"
     nothing: tuple[list[Tensor | None], list[Tensor | None]] = ([None] * len(reference[0]), [None] * len(reference[1]))
     outputs, gradients = nothing if moved is None or isinstance(moved, str) else moved
     for ours, theirs, other in zip(found[0], reference[0], outputs, strict=True):
@@ -77,7 +79,9 @@ def lost(gradient: Tensor, full: Tensor) -> bool:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """One row per sample, (N, entries)."""
+    """One row per sample, (N, entries); zeros if samples have no entries."""
+    if not tensor.numel():
+        return tensor.new_zeros(len(tensor), 1)
     return tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.view(1, 1)
 
 

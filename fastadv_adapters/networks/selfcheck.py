@@ -11,10 +11,12 @@ from ..boundary import START, Packed, Rows
 from ..folding import Trace
 from ..modules import HALF, Precision, ieee_float32, without_anomaly_mode
 from .kinds import Kind
-from .nearness import Outcome, difference
+from .nearness import Outcome, cosines, difference
 from .trial import Half, Trial, few
 
 HIGHEST = 12  # the exponent that is tried first where all samples are scaled together
+WIDENED_ABOVE = 0.8  # the cosine between gradients of a model in half precision and of the same with wider weights
+UNTRIED = 0  # in float16 that is the model's own: about what the plain model feeds in, so nothing new overflows
 
 
 @dataclass
@@ -111,6 +113,8 @@ def _check(
         if isinstance(half, str):
             verdict.half_error, verdict.tried = half, precision.dtype
     _check_folding(verdict, trial, single, found, reference)
+    if trial.in_half:
+        _check_widening(verdict, Trial(source, arguments, tensors, needs, full, in_half=False).plain(), reference)
     ends = half.ends if isinstance(half, Half) else None
     verdict.rows, verdict.samples_coupled = trial.rows(ends)
     if isinstance(half, Half) and not isinstance(found, str):
@@ -118,6 +122,8 @@ def _check(
         exponent = half.largest(found[1], HIGHEST if together else START)
         verdict.exponent = min(exponent, START)
         verdict.rows = replace(verdict.rows, higher=max(exponent - START, 0))
+    elif verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters()):
+        verdict.exponent = UNTRIED
     return verdict
 
 
@@ -156,6 +162,18 @@ def _check_folding(
         verdict.unexplained = True
     # On sequences BatchNorm1d normalises positions, not the outputs of a Linear: no fault, only not known from a trace.
     verdict.harmless = verdict.plan is not None and verdict.plan is without_linear
+
+
+def _check_widening(verdict: Verdict, native: Outcome, reference: tuple[list[Tensor], list[Tensor]]) -> None:
+    """Does a model whose weights are in half precision compute something else in a wider dtype, which its code asks?"""
+    if isinstance(native, str):
+        return
+    # Rounding alone leaves directions of 0.87 and better (a depthwise network with random weights).
+    found = [cosines(ours, theirs) for ours, theirs in zip(native[1], reference[1], strict=True)]
+    lowest = min((float(c.nanmedian()) for c in found if c.numel()), default=1.0)
+    if lowest < WIDENED_ABOVE:
+        verdict.unexplained, verdict.harmless = True, False
+        verdict.folding_error = f"in the dtype of its own weights the model's gradients have a cosine of {lowest:.2f}"
 
 
 def _agrees_unlowered(trial: Trial, plan: Trace | None, single: Precision) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class Trial:
         for tensor in (*engine.network.parameters(), *engine.network.buffers()):
             if tensor.is_floating_point():
                 signs = torch.arange(tensor.numel(), device=tensor.device).cos().view(tensor.shape).to(tensor.dtype)
-                tensor.mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
+                tensor.detach().mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
         return self._outcome(engine)
 
     def lowered(self) -> bool:
@@ -211,7 +212,7 @@ class Trial:
         return self._run(engine, leaves, ends)[1].below
 
     def _plain_engine(self) -> EagerEngine:
-        copied = in_one_block(copy_module(self.source, clone))
+        copied = in_one_block(copy_module(self.source, partial(clone, frozen=False)))
         if self.full.dtype == torch.float64:
             copied = copied.double()
         return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from ..modules import (
     write,
 )
 
+# Code of the model may ask whether weights want a gradient (transfer learning); none is ever computed for them.
+_alias, _clone = partial(alias, frozen=False), partial(clone, frozen=False)
+
 
 class Twin:
     """A copy of the source whose parameters are the source's own, as detached aliases.
@@ -41,7 +45,7 @@ class Twin:
         aliased = {id(p) for p in source.parameters()} if live else set()
         self._held = CopyHeld(tensors_in_containers(source))
         network = copy_module(
-            source, lambda tensor: alias(tensor) if id(tensor) in aliased else self._held.note(tensor, clone(tensor))
+            source, lambda tensor: _alias(tensor) if id(tensor) in aliased else self._held.note(tensor, _clone(tensor))
         )
         if not live:
             in_one_block(network)
@@ -81,9 +85,9 @@ class Twin:
                 continue
             if not self.live:
                 if not write(own, parameter):
-                    ours[name] = clone(parameter)  # type: ignore[assignment]
+                    ours[name] = _clone(parameter)  # type: ignore[assignment]
             elif not same_memory(own, parameter):
-                ours[name] = alias(parameter)  # type: ignore[assignment]
+                ours[name] = _alias(parameter)  # type: ignore[assignment]
 
 
 def writes_parameters(
@@ -111,5 +115,10 @@ def writes_parameters(
         if is_out_of_memory(error):
             raise
         return None
-    pairs = zip(source.parameters(), network.parameters(), strict=True)
-    return any(differ(theirs, ours) for theirs, ours in pairs)
+    theirs, ours = list(source.parameters()), list(network.parameters())
+    if len(theirs) != len(ours):
+        raise ValueError(
+            "expected a model that has made all its modules, got one that makes some in its first forward pass: run "
+            "the model once on an example batch"
+        )
+    return any(map(differ, theirs, ours))

@@ -12,7 +12,7 @@ from fastadv_adapters.boundary import DeviceState, HostState
 from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START
 from fastadv_adapters.networks import trial
 from fastadv_adapters.torchattacks import accelerate
-from tests.support.tools import attackable_net, batch, cosine, input_gradient, reference, small_net, steep
+from tests.support.tools import attackable_net, batch, cosine, head_of, input_gradient, reference, small_net, steep
 
 
 @pytest.fixture(autouse=True, params=[HostState, DeviceState])
@@ -247,3 +247,26 @@ def test_no_pass_loses_what_float16_of_the_models_own_does_not_hold(make: Any, d
         found = input_gradient(fast, x, y, weighted(weights))
         assert (cosine(found, truth) > 0.95).all()
     assert fast.gradient_stats.zero == 0
+
+
+def test_what_overflows_at_an_input_in_float16_lowers_the_scale() -> None:
+    net, (x, y) = steep().eval(), batch()
+    with torch.no_grad():
+        head_of(net).weight.mul_(100)
+    fast, truth = FastAttackModel(net, dtype=torch.float32), input_gradient(net, x, y, ramp)
+    for _ in range(3):
+        found = input_gradient(fast, x.half(), y, ramp)
+    assert 0 < fast.gradient_stats.nonfinite < 3 * len(x)
+    assert (cosine(found, truth) > 0.95).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_first_pass_through_float16_of_the_models_own_is_not_lost(autocast: bool, dtype: torch.dtype) -> None:
+    net, (x, y) = Cast(autocast=autocast).eval(), batch()
+    with torch.no_grad():
+        net.last.weight.mul_(3e5 / net.last.weight.abs().max())
+    truth, fast = input_gradient(net, x, y, ramp), FastAttackModel(net, dtype=dtype)
+    assert truth.isfinite().all()
+    assert (cosine(input_gradient(fast, x, y, ramp), truth) > 0.95).all()
+    assert fast.gradient_stats.nonfinite == 0

@@ -69,10 +69,13 @@ def test_recurrent_layers_are_followed_into_their_own_weights(make: Callable[[],
     before = frozen(x.requires_grad_()).detach()
     train_a_step(net, x.detach())
     assert torch.equal(frozen(x), before), "its weights are its own"
-    assert torch.equal(frozen.view(full_precision=True)(x), before)
+    # PyTorch takes another kernel for weights that want a gradient, as the twin's do.
+    torch.testing.assert_close(frozen.view(full_precision=True)(x).detach(), before, rtol=1e-5, atol=1e-6)
     agrees(frozen.update(), net, x)
 
 
+# Without AVX512 oneDNN has no LSTM in bfloat16: the model runs in float32 there, and says so.
+@pytest.mark.filterwarnings("ignore:.*in torch.bfloat16 it raised RuntimeError. could not create a primitive")
 @pytest.mark.parametrize(("kind", "dtype"), [(nn.LSTM, torch.bfloat16), (nn.GRU, torch.float16)])
 def test_recurrent_layers_in_half_precision(kind: type[nn.RNNBase], dtype: torch.dtype) -> None:
     net, x = Recurrent(kind).eval(), torch.rand(2, 3, 3)

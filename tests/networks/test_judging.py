@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.networks import judging
 from fastadv_adapters.networks.fast import Fast
+from fastadv_adapters.networks.judging import Trust
 from fastadv_adapters.networks.steadiness import watching_steadiness
 from tests.support.tools import attackable_net, batch, head_of, input_gradient, small_net
 
@@ -159,6 +160,15 @@ def test_what_is_off_by_more_than_rounding_or_is_no_logits_is_left_to_the_twin(m
         for _ in range(2):
             assert torch.equal(counted(x), plain(other, x))
             assert counted.asked == [16]
+
+
+def test_a_batch_that_is_twice_as_large_is_looked_at_again() -> None:
+    trust = Trust()
+    assert trust.is_due(1, 0)
+    trust.looked(1, 0)
+    assert [trust.is_due(samples, 0) for samples in (1, 2)] == [False, True]
+    trust.looked(6, 0)
+    assert [trust.is_due(samples, 0) for samples in (2, 11, 12)] == [False, False, True]
 
 
 def test_a_bound_widens_with_what_is_seen() -> None:
