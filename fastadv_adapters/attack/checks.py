@@ -169,7 +169,7 @@ def _accept_tensor(name: str, value: Any) -> None:
 def _accept_kind(x: Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(
-            f"expected x to be floating, got {x.dtype}. Convert it, and scale it to the bounds: x / 255, say"
+            f"expected x to be floating, got {x.dtype}. Convert it, and scale it to the bounds: x.float() / 255, say"
         )
     if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
         raise ValueError(f"expected x of shape (N, ...) with values per sample, got {tuple(x.shape)}. Add a dimension")

@@ -1,11 +1,14 @@
 """My model, measured: whether the fast one is faster and faithful, and what a pass keeps for the backward pass.
 
-``comparing`` makes an attack (``attacking``) on the plain model and on fast ones, in turn (``timing``), and looks how
-near gradients are to float64 (``fidelity``) and how many bytes they keep (``memory``). Each way is a ``row`` of the
-``result``, which is shown as a table (``showing``), drawn (``drawing``) and written whole (``writing``). ``device``
-describes what it ran on, ``progress`` tells what is being done. The benchmarks use the same clock.
+``comparing`` makes an attack (``attacking``), with the budget that it has (``budgets``), on the plain model and on fast
+ones, in turn (``timing``), and looks how near gradients are to float64 (``fidelity``) and how many bytes they keep
+(``memory``). Each way is a ``row`` of the ``result``, which is shown as a table (``showing``), drawn (``drawing``) and
+written whole (``writing``). ``device`` describes what it ran on, ``progress`` tells what is being done. The benchmarks
+use the same clock.
 """
 
+from .attacking import refuse_class
+from .budgets import MARGIN, Own, doubt_own, is_from, own_budget, reach
 from .comparing import compare
 from .device import describe_device, versions
 from .fidelity import row_cosines
@@ -16,18 +19,25 @@ from .timing import Timing, Way, measure_in_turn, reason, seconds_of, synchroniz
 from .writing import expect_picture, expect_writable, write_picture, write_whole
 
 __all__ = [
+    "MARGIN",
     "BytesKept",
     "Comparison",
+    "Own",
     "Row",
     "Timing",
     "Way",
     "bytes_kept",
     "compare",
     "describe_device",
+    "doubt_own",
     "expect_picture",
     "expect_writable",
+    "is_from",
     "measure_in_turn",
+    "own_budget",
+    "reach",
     "reason",
+    "refuse_class",
     "row_cosines",
     "seconds_of",
     "synchronize",

@@ -4,16 +4,16 @@ import copy
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attack import Norm, ball_around
+from ..attack import ball_around
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
+from .budgets import Budget
 
 Run = Callable[[Tensor, Tensor], Tensor]
 """Images (N, ...) and labels (N,) to adversarial images."""
@@ -22,25 +22,14 @@ STEPS = 10
 """Of the attack that is made if none is given."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How far the attack may go: ``eps`` in a norm, within bounds."""
-
-    eps: float
-    norm: Norm
-    bounds: tuple[float, float]
-
-
 class Attacker(ABC):
     """An attack that can be made on the plain model and on fast ones.
 
     Attributes:
         name: as it is shown.
-        has_budget: whether it attacks within the budget of the comparison, and not within one of its own.
     """
 
     name: str
-    has_budget = False
 
     @abstractmethod
     def on_plain(self, model: nn.Module) -> Run:
@@ -51,6 +40,17 @@ class Attacker(ABC):
         """The attack on a fast copy of the model, which is made here."""
 
 
+def refuse_class(attack: Any, argument: str) -> None:
+    """Raise TypeError for a class in the place of an attack; ``argument`` is what errors call it."""
+    if isinstance(attack, type):
+        name = attack.__name__
+        of_foolbox = any(base.__module__.startswith("foolbox.") for base in attack.__mro__)
+        made = f"{name}()" if of_foolbox else f"{name}(model, eps=...)"
+        raise TypeError(
+            f"expected an attack object in {argument}, got the class {name}: make the attack first, {made} say"
+        )
+
+
 def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
     """What makes this attack.
 
@@ -59,7 +59,7 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
         ValueError: a torchattacks attack on another model than the one that is compared.
     """
     if attack is None:
-        return _Called(_pgd(budget), f"PGD-{STEPS}", has_budget=True)
+        return _Called(_pgd(budget), f"PGD-{STEPS}")
     if _is_of(attack, "torchattacks.attack"):
         if attack.model is not model:
             raise ValueError(
@@ -84,10 +84,8 @@ def _is_of(attack: Any, module: str) -> bool:
 
 
 class _Called(Attacker):
-    def __init__(
-        self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], name: str, *, has_budget: bool = False
-    ) -> None:
-        self._attack, self.name, self.has_budget = attack, name, has_budget
+    def __init__(self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], name: str) -> None:
+        self._attack, self.name = attack, name
 
     def on_plain(self, model: nn.Module) -> Run:
         return lambda x, y: self._attack(model, x, y)
@@ -118,8 +116,6 @@ class _Torchattacks(Attacker):
 
 
 class _Foolbox(Attacker):
-    has_budget = True
-
     def __init__(self, attack: Any, budget: Budget) -> None:
         self._attack, self._budget, self.name = attack, budget, f"foolbox {type(attack).__name__}"
 

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from ..attack import (
     NONE_RIGHT,
     Norm,
-    accept_bounds,
     accept_classifier,
     accept_inputs,
     accept_logits,
-    accept_norm,
-    accept_size,
     differ,
     doubt_budget,
     doubt_images,
@@ -25,7 +22,8 @@ from ..attack import (
 from ..model import FastAttackModel
 from ..modules import HALF, accept_model, device_of, is_in_hardware, random_state_kept
 from ..options import FastAttackOptions
-from .attacking import Attacker, Budget, Run, attacker_for
+from .attacking import Attacker, Run, attacker_for, refuse_class
+from .budgets import Budget, budget_for, reach
 from .device import describe_device, versions
 from .fidelity import Agreement, Pass, agreement, gradient_pass, reference_pass
 from .leaving import lent_in_eval_mode, plain
@@ -64,8 +62,8 @@ def compare(
     y: Tensor | None = None,
     *,
     attack: Any = None,
-    eps: float = 8 / 255,
-    norm: Norm = "linf",
+    eps: float | None = None,
+    norm: Norm | None = None,
     bounds: tuple[float, float] = (0, 1),
     options: FastAttackOptions | None = None,
     repeats: int = 5,
@@ -90,8 +88,8 @@ def compare(
         attack: a torchattacks attack on ``model`` (a copy of the attack is run; yours stays as it is), a foolbox
             attack, a callable ``(model, x, y) -> adversarial``, or None for PGD with ten steps (Madry et al. 2018,
             arXiv:1706.06083).
-        eps: budget in units of ``x``, of PGD and of foolbox attacks; others have their own.
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``: of PGD, and of the distances that are reported.
+        eps: budget in units of ``x``. None: the attack's own; 8/255 for PGD and foolbox attacks, which take any.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``: of the budget, and of distances. None: the attack's own, or ``"linf"``.
         bounds: least and largest value of ``x``, of PGD and of foolbox attacks.
         options: of ``FastAttackModel``, for all fast models here; what they say is not varied.
         repeats: timed rounds, at least 1.
@@ -101,19 +99,21 @@ def compare(
         A :class:`Comparison`.
 
     Raises:
-        TypeError: a model that is no module, an attack that is none, inputs of another kind.
+        TypeError: a model that is no module, an attack that is none or a class, inputs of another kind.
         ValueError: inputs or labels out of range, a model that does not return logits or cannot be wrapped, an attack
-            on another model.
+            on another model, or with another eps or norm.
     """
     accept_model(model)
-    budget = Budget(accept_size("eps", eps), accept_norm(norm), accept_bounds(bounds))
+    refuse_class(attack, "attack")
+    budget = budget_for(attack, eps, norm, bounds)
     device = device_of(model)
     with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:
         y, logits = _accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
         notes = _doubts(study, logits)
         recommended = study.run(repeats, told.say)
-    setting = {"eps": budget.eps, "norm": norm, "bounds": list(budget.bounds), "repeats": repeats}
+        notes += study.doubt_distance()
+    setting = {**budget.record(), "repeats": repeats}
     name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
     return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions(), notes)
 
@@ -137,7 +137,7 @@ def _doubts(study: "_Study", logits: Tensor) -> list[str]:
     budget = study.budget
     wide = doubt_budget(budget.eps, budget.norm, budget.bounds, study.x[0].numel())
     doubts = [
-        wide if study.attacker.has_budget else None,
+        wide if budget.stated else None,
         None if bool((logits.argmax(1) == study.y).any()) else NONE_RIGHT,
         doubt_images(study.x, budget.bounds),
         doubt_logits(logits),
@@ -177,6 +177,17 @@ class _Study:
             if statistics.median(ratios) >= FASTER and quartiles(ratios)[0] >= 1:
                 return name
         return None
+
+    def doubt_distance(self) -> list[str]:
+        """A note if the attack on the plain model goes farther than the budget that is reported."""
+        budget, farthest = self.budget, self._effects["plain"].distance.nan_to_num(0, posinf=0).max().item()
+        rounding = torch.finfo(self.x.dtype).eps * max(map(abs, budget.bounds))
+        if not budget.stated or farthest <= reach(budget.eps, budget.bounds) + rounding:
+            return []
+        return [
+            f"images of the attack are up to {farthest:.4g} away in {budget.norm}, which is outside of eps "
+            f"{budget.eps:.4g}: look which eps and norm the attack has"
+        ]
 
     def _others(self) -> Iterator[tuple[str, FastAttackOptions]]:
         """Options that differ from the default ones in what they run in."""

@@ -24,7 +24,7 @@ class Comparison:
         recommended_row: the name of the row whose options are recommended; None to stay with the plain model.
         reference: dtype of the gradients that cosines and signs are taken with: float64 if the model and the device can
             compute in it, else that of the images.
-        setting: eps, norm, bounds, repeats.
+        setting: eps (None if neither the call nor the attack says it), norm, bounds, repeats.
         device: where it ran.
         versions: of what ran.
         notes: what to know beside the numbers: a budget, labels or outputs that are seldom meant.
@@ -129,7 +129,9 @@ class Comparison:
 
     @property
     def _title(self) -> str:
-        return f"{self.attack} on {self.samples} images, eps {self.setting['eps']:.4g} in {self.setting['norm']}"
+        eps, norm = self.setting["eps"], self.setting["norm"]
+        budget = f"eps {eps:.4g} in {norm}" if eps is not None else "with a budget of its own"
+        return f"{self.attack} on {self.samples} images, {budget}"
 
     @property
     def _legend(self) -> str:

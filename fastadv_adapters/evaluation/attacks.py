@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from ..attack import SafePGD, resolve_loss
+from ..comparison import is_from, refuse_class
 from .libraries import Foolbox, Function, Torchattack
 from .safe import Safe
 from .stages import Attack
@@ -31,7 +32,7 @@ def attacks_of(given: Any, *, random: bool) -> list[Attack]:
         random: whether the model draws random numbers.
 
     Raises:
-        TypeError, ValueError: nothing, an unknown name, or something that is no attack.
+        TypeError, ValueError: nothing, an unknown name, a class, or something that is no attack.
     """
     wanted = list(given) if isinstance(given, (list, tuple)) else [given]
     if not wanted:
@@ -69,11 +70,11 @@ def _existing(attack: Any) -> Attack:
         named = attack.loss.closed is not None or attack.loss.function is resolve_loss("dlr").function
         loss = attack.loss.name if named else attack.loss.function
         return Safe("SafePGD", {**settings, "loss": loss}, given=(attack.eps, attack.norm, attack.bounds))
+    refuse_class(attack, "attacks")
     kind = type(attack)
-    libraries = {base.__module__.split(".")[0] for base in kind.__mro__ if base.__name__ == "Attack"}
-    if "torchattacks" in libraries:
+    if is_from("torchattacks", attack):
         return Torchattack(kind.__name__, attack)
-    if "foolbox" in libraries:
+    if is_from("foolbox", attack):
         return Foolbox(kind.__name__, attack)
     if callable(attack):
         return Function(getattr(attack, "__name__", kind.__name__), attack)

@@ -49,7 +49,8 @@ def evaluate(
         attacks: ``"quick"``, ``"strong"`` or ``"standard"`` (AutoAttack); or a list of these, of names
             (``"apgd-t"``; ``"safe-pgd[-LOSS][-STEPS][xSTARTS]"``, as ``"safe-pgd-ce-50x2"``), of torchattacks, foolbox
             and ``SafePGD`` objects, and of callables ``(model, x, y)`` or ``(x, y)`` that return candidates.
-        eps: the budget, in units of x and of the norm; or several, for a curve.
+        eps: the budget, in units of x and of the norm; or several, for a curve. Attacks of torchattacks and callables
+            keep their own: images outside of eps do not count as broken, and the report says how many there are.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         bounds: the least and the largest value of an image.
         batch_size: samples that are attacked at once; SafePGD takes no fewer than 8. Its verdicts depend on this by

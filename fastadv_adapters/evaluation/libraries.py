@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..comparison import Own, own_budget
 from ..model import FastAttackModel
 from ..modules import need
 from .safe import described
@@ -34,6 +35,11 @@ class Torchattack(Attack):
     def description(self) -> str:
         """The class and its settings, as torchattacks prints them."""
         return re.sub(" at 0x[0-9a-f]+", "", f"torchattacks {self.attack!r}")
+
+    @property
+    def own(self) -> Own:
+        """The budget of the attack that was given."""
+        return own_budget(self.attack)
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack, whatever its budget is: a candidate outside of the evaluation's is no success."""
@@ -65,6 +71,11 @@ class Foolbox(Attack):
         given = ", ".join(f"{k}={v!r}" for k, v in vars(self.attack).items() if _is_plain(v))
         return f"foolbox {type(self.attack).__name__}({given})"
 
+    @property
+    def own(self) -> Own:
+        """The norm of the attack that was given."""
+        return own_budget(self.attack)
+
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack with this budget."""
         adapter = need("fastadv_adapters.foolbox", extra="foolbox")
@@ -90,8 +101,14 @@ class Function(Attack):
 
     @property
     def description(self) -> str:
-        """Where it is defined."""
-        return described(self.function)
+        """Where it is defined, and its eps if it has one."""
+        eps = self.own.eps
+        return described(self.function) + ("" if eps is None else f"(eps={eps:.6g})")
+
+    @property
+    def own(self) -> Own:
+        """The budget of the callable."""
+        return own_budget(self.function)
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The callable, whatever its budget is: a candidate outside of the evaluation's is no success."""

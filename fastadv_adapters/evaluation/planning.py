@@ -18,6 +18,7 @@ from ..attack import (
     doubt_images,
     doubt_logits,
 )
+from ..comparison import doubt_own
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
 from .attacks import attacks_of
@@ -113,6 +114,8 @@ def plan_of(asked: Asked) -> Plan:
         doubt_logits(judge.logits(x)),
     ]
     notes = [note for note in doubts if note is not None]
+    for attack in attacks:
+        notes += doubt_own(attack.name, attack.own, budgets, setting.norm)
     return Plan(samples, seen, setting, stages, _header(asked, setting, attacks, budgets, seen, notes))
 
 

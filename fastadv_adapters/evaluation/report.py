@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,11 @@ from .rows import CLEAN, Row
 from .store import Folder
 
 _Z = 1.959963984540054  # of the normal distribution, two-sided, 95 %
+
+_VAIN = (
+    "are not within eps and bounds of the evaluation, and do not count as broken: make it with the same eps, norm and "
+    "bounds, if it takes them"
+)
 
 Images = Callable[[], dict[int, tuple[Tensor, Tensor | None]]]
 
@@ -105,8 +111,14 @@ class Report:
 
     @property
     def denied(self) -> int:
-        """How many candidates an attack held to be adversarial, and the plain model classifies as labelled."""
+        """How many images within the budget an attack held to be adversarial, and the plain model does not."""
         return sum(row.denied for row in self.samples)
+
+    @property
+    def outside(self) -> dict[str, int]:
+        """How many images of an attack are not within eps and bounds, and so do not count; of all budgets together."""
+        counts = Counter(name for row in self.samples for name in row.outside)
+        return {name: counts[name] for name in self.header["settings"]["attacks"] if counts[name]}
 
     @property
     def random(self) -> bool:
@@ -131,7 +143,8 @@ class Report:
             "the model draws random numbers: verdicts are majorities of several passes": self.random,
             f"{left} samples are not finished": left,
         }
-        return [*self.header.get("notes", []), *(text for text, holds in said.items() if holds)]
+        vain = [f"{count} images of the attack {name} {_VAIN}" for name, count in self.outside.items()]
+        return [*self.header.get("notes", []), *vain, *(text for text, holds in said.items() if holds)]
 
     @property
     def quote(self) -> str:
@@ -148,8 +161,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """All that is known but the images, ready for JSON; keys are the names of the attributes."""
-        names = ("clean_accuracy", "robust_accuracy", "interval", "by_attack", "borderline", "denied", "random")
-        found = {name: getattr(self, name) for name in (*names, "complete", "quote", "notes")}
+        names = ("clean_accuracy", "robust_accuracy", "interval", "by_attack", "borderline", "denied", "outside")
+        found = {name: getattr(self, name) for name in (*names, "random", "complete", "quote", "notes")}
         found["curve"] = [[eps, accuracy] for eps, accuracy in self.curve.items()]
         return {**found, "header": self.header, "samples": [row.as_dict() for row in self.samples]}
 

@@ -28,9 +28,10 @@ class Row:
             them runs on a model of its own.
         backward: backward passes, likewise.
         seconds: its share of the time that attacks took.
-        denied: how many attacks claimed an adversarial that the plain model denies.
+        denied: how many attacks claimed an adversarial within the budget that the plain model denies.
         borderline: whether the verdict is within rounding: the two largest logits of the deciding candidate agree to
             about five digits.
+        outside: the attacks whose image was not within eps and bounds, so that it does not count, each once per budget.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Row:
     seconds: float
     denied: int
     borderline: bool
+    outside: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes, ready for JSON."""
@@ -55,8 +57,9 @@ class Row:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Row":
-        """The row with these attributes."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        """The row with these attributes; files of before lack ``outside``."""
+        found = {f.name: values[f.name] for f in fields(cls) if f.name != "outside"}
+        return cls(**found, outside=tuple(values.get("outside", ())))
 
 
 @dataclass
@@ -75,6 +78,7 @@ class Case:
         seconds: its share of the time so far.
         denied: how many claims the plain model has denied.
         borderline: whether a candidate was within rounding of the other verdict.
+        outside: the attacks whose candidate was not within eps and bounds.
     """
 
     index: int
@@ -88,6 +92,7 @@ class Case:
     seconds: float = 0.0
     denied: int = 0
     borderline: bool = False
+    outside: list[str] = field(default_factory=list)
 
     def add(self, forward: float | None, backward: float | None, seconds: float) -> None:
         """Count passes and time; None for passes that nobody counts."""
@@ -125,4 +130,5 @@ class Case:
             seconds=self.seconds,
             denied=self.denied,
             borderline=self.borderline,
+            outside=tuple(self.outside),
         )

@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ..comparison import MARGIN, reach
 from .confirming import SIZE
 from .data import Samples, Seen
 from .rows import Case, Row
@@ -16,9 +17,6 @@ from .store import Finished
 
 LATE = 5.0
 """After so many seconds samples are judged and written even if they are few."""
-
-MARGIN = 1e-5
-"""By so much more than eps, relatively, a change may measure, for attacks of other libraries round otherwise."""
 
 
 class Sink:
@@ -116,10 +114,13 @@ def _standing(
         verdicts = setting.judge.verdicts(found, y, stage.name, stage.eps, cases[0].index)
         distances = lengths(found, x)
         valid = _within(found, distances, stage.eps, setting)
-        broken = (verdicts.adversarial & valid).tolist()
+        inside, broken = valid.tolist(), (verdicts.adversarial & valid).tolist()
         predictions, near = verdicts.predictions.tolist(), (verdicts.borderline & valid).tolist()
         for i, (case, candidate, claimed) in enumerate(judged):
-            case.denied += claimed and not broken[i]
+            if inside[i]:
+                case.denied += claimed and not broken[i]
+            else:
+                case.outside.append(stage.name)
             if broken[i]:
                 case.borderline = near[i]
                 linf, l2, l1 = distances[i].tolist()
@@ -153,4 +154,4 @@ def _within(found: Tensor, distances: Tensor, eps: float, setting: Setting) -> T
     length = distances[:, ("linf", "l2", "l1").index(setting.norm)]
     flat = found.flatten(1)
     inside = (flat >= lower - slack).all(1) & (flat <= upper + slack).all(1)
-    return inside & (length <= eps * (1 + MARGIN) + 1e-6 * (upper - lower))
+    return inside & (length <= reach(eps, setting.bounds))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import Norm
+from ..comparison import Own
 from ..model import FastAttackModel
 from .confirming import Judge
 from .counting import Counter
@@ -77,6 +78,11 @@ class Attack(ABC):
     @abstractmethod
     def description(self) -> str:
         """Its settings, which an evaluation that goes on has to share."""
+
+    @property
+    def own(self) -> Own:
+        """What it says of a budget of its own."""
+        return Own()
 
     @abstractmethod
     def stage(self, setting: Setting, eps: float) -> Stage:

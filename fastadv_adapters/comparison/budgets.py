@@ -1,0 +1,166 @@
+"""The budget that an attack of the user's brings along, and what is said if another one is asked for."""
+
+import inspect
+import math
+import numbers
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ..attack import Norm, accept_bounds, accept_norm, accept_size
+
+EPS = 8 / 255
+"""Of attacks that take any budget, if none is given."""
+
+MARGIN = 1e-5
+"""By so much more than eps, relatively, a change may measure, for attacks of other libraries round otherwise."""
+
+_NORMS: dict[object, Norm] = {"linf": "linf", "l2": "l2", "l1": "l1", math.inf: "linf", 2: "l2", 1: "l1"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far an attack may go.
+
+    Attributes:
+        eps: in units of the images.
+        norm: of eps.
+        bounds: the least and the largest value of an image.
+        stated: whether eps is that of the attack: it was given, or the attack says so or takes any.
+    """
+
+    eps: float
+    norm: Norm
+    bounds: tuple[float, float]
+    stated: bool = True
+
+    def record(self) -> dict[str, Any]:
+        """As a comparison reports it, in the types of JSON."""
+        return {"eps": self.eps if self.stated else None, "norm": self.norm, "bounds": list(self.bounds)}
+
+
+@dataclass(frozen=True)
+class Own:
+    """What an attack says of its own budget; None where it says nothing.
+
+    Attributes:
+        eps: a number that it was made with.
+        norm: in which it measures.
+    """
+
+    eps: float | None = None
+    norm: Norm | None = None
+
+
+def own_budget(attack: Any) -> Own:
+    """The budget of an attack object, or of a callable with an attribute or a default value ``eps``."""
+    inside = list(getattr(attack, "_attacks", {}).values()) if is_from("torchattacks", attack) else []
+    if inside and not hasattr(attack, "eps"):  # a MultiAttack
+        first, *others = {own_budget(one) for one in inside}
+        return Own() if others else first
+    if is_from("foolbox", attack):  # which gets eps when it is called
+        return Own(norm=_norm_of_foolbox(attack))
+    names = ("eps", "max_epsilon") if is_from("torchattacks", attack) else ("eps",)
+    found = next((getattr(attack, name) for name in names if hasattr(attack, name)), _default(attack, "eps"))
+    eps = float(found) if isinstance(found, numbers.Real) else None
+    return Own(eps, None if eps is None else _norm_of(attack))
+
+
+def is_from(library: str, attack: Any) -> bool:
+    """Whether this is an attack object of torchattacks or foolbox."""
+    return any(b.__name__ == "Attack" and b.__module__.split(".")[0] == library for b in type(attack).__mro__)
+
+
+def budget_for(attack: Any, eps: float | None, norm: Norm | None, bounds: tuple[float, float]) -> Budget:
+    """The budget that an attack has in a comparison.
+
+    Args:
+        attack: an attack object, a callable, or None for an attack that takes any budget.
+        eps: what was asked for; None for the attack's own.
+        norm: likewise.
+        bounds: of the images.
+
+    Raises:
+        TypeError, ValueError: they are no budget, or not the attack's.
+    """
+    own = own_budget(attack)
+    if eps is not None:
+        eps = accept_size("eps", eps)
+        if own.eps is not None and not _same(own.eps, eps):
+            _refuse("eps", f"{own.eps:g}", f"{eps:g}")
+    if norm is not None and own.norm not in (None, accept_norm(norm)):
+        _refuse("norm", repr(own.norm), repr(norm))
+    stated = own.eps if eps is None else eps
+    known = stated is not None or attack is None or is_from("foolbox", attack)
+    length = accept_size("eps", EPS if stated is None else stated)
+    return Budget(length, accept_norm(norm or own.norm or "linf"), accept_bounds(bounds), known)
+
+
+def doubt_own(name: str, own: Own, budgets: Sequence[float], norm: Norm) -> list[str]:
+    """Notes if an attack does not have the budget of an evaluation.
+
+    Args:
+        name: of the attack.
+        own: what it says of its own budget.
+        budgets: of the evaluation.
+        norm: of these.
+    """
+    if own.norm not in (None, norm):
+        return [
+            f"the attack {name} measures eps in {own.norm}, and the evaluation in {norm}: these are different budgets. "
+            f"Take an attack in {norm}, or evaluate with norm={own.norm!r}"
+        ]
+    if own.eps is None:
+        return []
+    length, remedy = own.eps, "Make it with the same eps" + (", in a call for each" if len(budgets) > 1 else "")
+    others = [eps for eps in budgets if not _same(length, eps)]
+    ways = {
+        "it is weaker than that budget allows": [eps for eps in others if eps > length],
+        "what it finds beyond that does not count": [eps for eps in others if eps < length],
+    }
+    return [
+        f"the attack {name} has eps {length:g} of its own, and the evaluation eps {', '.join(f'{e:g}' for e in some)}: "
+        f"{what}. {remedy}"
+        for what, some in ways.items()
+        if some
+    ]
+
+
+def reach(eps: float, bounds: tuple[float, float]) -> float:
+    """How long a change may measure that is within eps, up to rounding."""
+    return eps * (1 + MARGIN) + 1e-6 * (bounds[1] - bounds[0])
+
+
+def _same(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=MARGIN)
+
+
+def _refuse(name: str, own: str, given: str) -> NoReturn:
+    raise ValueError(
+        f"expected {name} to be that of the attack, {own}, got {given}: leave {name} out, or make the attack with "
+        f"{given}"
+    )
+
+
+def _default(function: Any, name: str) -> Any:
+    """The value of a parameter that is not given: also one that ``functools.partial`` has set."""
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):  # nothing that is called, or nothing that shows how
+        return None
+    return None if parameter is None else parameter.default
+
+
+def _norm_of(attack: Any) -> Norm | None:
+    """That of an attack with an eps; those of torchattacks that do not say so are in L-infinity or named after L2."""
+    said = getattr(attack, "norm", None)
+    if isinstance(said, (str, int, float)):
+        return _NORMS.get(said.lower() if isinstance(said, str) else said)
+    return ("l2" if "L2" in type(attack).__name__ else "linf") if is_from("torchattacks", attack) else None
+
+
+def _norm_of_foolbox(attack: Any) -> Norm | None:
+    with suppress(ValueError):  # of attacks that are to be told
+        return _NORMS.get(getattr(getattr(attack, "distance", None), "p", None))
+    return None

@@ -1,0 +1,93 @@
+"""Attacks with another budget than the evaluation's: what they find outside does not count, and the report says so."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import foolbox
+import pytest
+import torchattacks
+from torch import Tensor
+
+from fastadv_adapters import Report
+from fastadv_adapters.evaluation import Row
+from tests.evaluation.runs import EPS, data, evaluated, lines, net
+
+
+def shifted(x: Tensor, y: Tensor, *, eps: float) -> Tensor:
+    """Far enough to be another class for some."""
+    return (x + eps).clamp(0, 1)
+
+
+def pgd(eps: float) -> Any:
+    return torchattacks.PGD(net(), eps=eps, alpha=eps, steps=3)
+
+
+def test_images_outside_of_eps_do_not_count_and_are_told_apart(tmp_path: Path) -> None:
+    report = evaluated(attacks=[pgd(16 * EPS), "safe-pgd-4"], output=tmp_path)
+    attacked = round(report.clean_accuracy * len(report.samples))
+    assert report.by_attack["PGD"] == report.clean_accuracy > report.robust_accuracy
+    assert report.outside == {"PGD": attacked}
+    assert report.denied == 0, "nothing that lies outside is a claim that the plain model denies"
+    assert all(row.outside == (() if row.broken_by == "clean" else ("PGD",)) for row in report.samples)
+    own, outside = report.notes
+    assert own.startswith(
+        f"the attack PGD has eps 0.128 of its own, and the evaluation eps {EPS}: what it finds beyond"
+    )
+    assert outside.startswith(f"{attacked} images of the attack PGD are not within eps and bounds of the evaluation")
+    assert "make it with the same eps" in outside
+    assert f"note: {outside}" in str(report)
+    report.to_json(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert written["outside"] == {"PGD": attacked}
+    assert [row["outside"] for row in written["samples"]] == [list(row.outside) for row in report.samples]
+    assert Report.load(tmp_path).samples == report.samples
+
+
+def test_the_same_budget_is_nothing_to_be_told() -> None:
+    report = evaluated(attacks=[pgd(EPS), foolbox.attacks.LinfPGD(steps=2), partial(shifted, eps=EPS)])
+    assert report.outside == {}
+    assert report.by_attack["PGD"] < report.clean_accuracy
+    assert not [note for note in report.notes if "eps" in note]
+
+
+def test_an_attack_that_is_weaker_than_the_budget_is_told() -> None:
+    report = evaluated(attacks=[pgd(EPS / 2), partial(shifted, eps=EPS / 4)])
+    assert report.outside == {}
+    first, second = report.notes
+    assert first.startswith(
+        f"the attack PGD has eps {EPS / 2:g} of its own, and the evaluation eps {EPS:g}: it is weaker"
+    )
+    assert second.startswith(f"the attack partial has eps {EPS / 4:g} of its own")
+    assert f"partial(eps={EPS / 4:g})" in report.quote
+
+
+def test_of_several_budgets_each_that_differs_is_told_and_images_are_counted_together() -> None:
+    report = evaluated(attacks=pgd(EPS), eps=[EPS / 4, EPS / 2, EPS, 2 * EPS])
+    attacked = round(report.clean_accuracy * len(report.samples))
+    assert report.outside == {"PGD": 2 * attacked}
+    assert sum(row.outside == ("PGD", "PGD") for row in report.samples) == attacked
+    assert [note.partition(": ")[0].rpartition("eps ")[2] for note in report.notes[:2]] == ["0.016", "0.002, 0.004"]
+
+
+@pytest.mark.parametrize("attack", [torchattacks.PGDL2(net(), steps=2), foolbox.attacks.L2PGD(steps=2)])
+def test_a_budget_in_another_norm_is_told(attack: Any) -> None:
+    report = evaluated(attacks=attack)
+    assert report.notes[0].startswith(
+        f"the attack {type(attack).__name__} measures eps in l2, and the evaluation in linf"
+    )
+    assert evaluated(attacks=attack, norm="l2", eps=1.0).outside == {}
+
+
+def test_rows_of_before_are_read() -> None:
+    values = evaluated(data(2)).samples[0].as_dict()
+    del values["outside"]
+    assert Row.of(values).outside == ()
+
+
+@pytest.mark.parametrize("kind", [torchattacks.PGD, foolbox.attacks.LinfDeepFoolAttack])
+def test_a_class_in_the_place_of_an_attack_is_an_error(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=f"expected an attack object in attacks, got the class {kind.__name__}: make"):
+        evaluated(attacks=["safe-pgd-2", kind], output=tmp_path)
+    assert lines(tmp_path) == []
