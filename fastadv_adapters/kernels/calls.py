@@ -1,13 +1,21 @@
-"""What surrounds a call of an operator: the dtype that it runs in, and whether a transform is at work."""
+"""What surrounds a call of an operator: the dtype and the library that it runs in, and whether a transform is at work."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
 def runs_in(input: Tensor) -> torch.dtype:
     """The dtype in which a convolution or product on a processor runs: that of autocast, or its input's."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+
+
+def is_onednn(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN runs this convolution; in bfloat16 it does not on processors without AVX512."""
+    # It looks at shapes, dtypes and devices alone.
+    like_input = input if input.dtype == weight.dtype else weight.new_empty(()).expand(input.shape)
+    moves = layer.stride, layer.padding, layer.dilation, False, (0,) * (input.ndim - 2), layer.groups
+    return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *moves).name == "Mkldnn")  # type: ignore[arg-type]
 
 
 def is_transformed() -> bool:

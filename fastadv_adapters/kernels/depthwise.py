@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .calls import runs_in
+from .calls import is_onednn, runs_in
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -79,7 +79,9 @@ def spreads(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
     if weight.dtype != runs_in(input) or type(weight) is not nn.Parameter:
         return False
     geometry = zip(layer.kernel_size, layer.padding, layer.dilation, strict=True)
-    return all(int(pad) <= by * (entries - 1) for entries, pad, by in geometry)
+    if any(int(pad) > by * (entries - 1) for entries, pad, by in geometry):
+        return False
+    return is_onednn(layer, input, weight)
 
 
 def lay_out(layer: nn.Module, shape: torch.Size, weight: Tensor) -> Spread:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .calls import runs_in
+from .calls import is_onednn, runs_in
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -120,7 +120,9 @@ def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
     if weight.dtype not in DTYPES or weight.dtype != runs_in(input):
         return False
     reach = zip(layer.kernel_size, layer.padding, strict=True)
-    return all(int(pad) < kernel for kernel, pad in reach) and input.is_contiguous(memory_format=torch.channels_last)
+    if any(int(pad) >= kernel for kernel, pad in reach) or not input.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return is_onednn(layer, input, weight)
 
 
 def lay_out(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Blocks:

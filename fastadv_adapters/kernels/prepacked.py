@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..modules import Precision
 from . import depthwise, few_channels, winograd
-from .calls import runs_in
+from .calls import is_onednn, runs_in
 from .depthwise import Spread
 from .few_channels import Blocks
 from .winograd import Winograd
@@ -142,14 +142,7 @@ def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
         return False
     if type(weight) is not nn.Parameter or not input.is_contiguous(memory_format=torch.channels_last):
         return False
-    return _is_onednn(layer, input, weight)
-
-
-def _is_onednn(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
-    # It looks at shapes, dtypes and devices alone.
-    like_input = input if input.dtype == weight.dtype else weight.new_empty(()).expand(input.shape)
-    geometry = layer.stride, layer.padding, layer.dilation, False, (0, 0), 1
-    return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *geometry).name == "Mkldnn")
+    return is_onednn(layer, input, weight)
 
 
 def _made(way: Way) -> Any:

@@ -15,6 +15,12 @@ from tests.kernels.test_shapes import step
 from tests.support.tools import settle
 
 
+@pytest.fixture(autouse=True)
+def _as_onednn_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed does not depend on the processor; on some oneDNN has no bfloat16."""
+    monkeypatch.setattr(few_channels, "is_onednn", lambda *args: True)
+
+
 def gradient(layer: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
     leaf = x.clone().requires_grad_()
     return torch.autograd.grad(layer(leaf), leaf, grad)[0]
@@ -122,3 +128,12 @@ def test_other_layers_are_left_alone(layer: nn.Conv2d, dtype: torch.dtype) -> No
     prepacked = getattr(layer, "prepacked", None)
     found = None if prepacked is None else prepacked.find(layer, x.requires_grad_(), layer.weight)
     assert not isinstance(found, few_channels.Blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_onednn_does_not_run_is_left_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    layer, x = nn.Conv2d(3, 8, 3).to(dtype).requires_grad_(False), torch.rand(2, 3, 8, 8, dtype=dtype)
+    assert taken(layer, x) == few_channels.is_onednn(layer, x, layer.weight)
+    monkeypatch.setattr(few_channels, "is_onednn", lambda *args: False)
+    assert not taken(layer, x)

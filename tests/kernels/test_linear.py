@@ -58,7 +58,8 @@ def test_as_near_to_float64_as_pytorchs(
         own.append([output, *torch.autograd.grad(output, leaf, grad.to(kind))])
     leaf = x.detach().requires_grad_()
     output = ours(layer)(leaf)
-    assert type(output.grad_fn).__name__ == "_MultiplyBackward"
+    if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert type(output.grad_fn).__name__ == "_MultiplyBackward"
     found = [output, *torch.autograd.grad(output, leaf, grad)]
     for near, exact, this in zip(*own, found, strict=True):
         assert this.shape == exact.shape

@@ -39,7 +39,7 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         return lay_out(layer, *args)
 
     # PyTorch runs oneDNN on small batches only with more than one thread.
-    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    monkeypatch.setattr(prepacked, "is_onednn", lambda *args: True)
     monkeypatch.setattr(prepacked, "LEAST", 0)
     monkeypatch.setattr(prepacked, "_lay_out", noted)
     return packed
@@ -190,11 +190,11 @@ def test_a_backward_pass_inside_the_model_is_differentiated_too(packs: list[nn.M
 def test_pytorch_is_asked_what_it_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     layer, x = nn.Conv2d(64, 128, 3), torch.rand(8, 64, 16, 16)
-    assert prepacked._is_onednn(layer, x, layer.weight) == torch.backends.mkldnn.is_available()
+    assert prepacked.is_onednn(layer, x, layer.weight) == torch.backends.mkldnn.is_available()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the flags mention graphics processors that are not there
         with torch.backends.mkldnn.flags(enabled=False):
-            chosen = prepacked._is_onednn(layer, x, layer.weight)
+            chosen = prepacked.is_onednn(layer, x, layer.weight)
     assert not chosen
 
 
@@ -211,7 +211,7 @@ def test_folded_weights_are_rounded_once_from_another_half_precision() -> None:
 
 def test_weights_that_are_laid_out_ahead_hold_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepacked, "LEAST", 0)
-    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    monkeypatch.setattr(prepacked, "is_onednn", lambda *args: True)
     held, layer = prepacked.Prepacked(), nn.Conv2d(4, 6, 3).requires_grad_(False)
     x = torch.rand(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
     packed = held.find(layer, x, layer.weight)

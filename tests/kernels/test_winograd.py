@@ -54,7 +54,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         transformed.append(layer)
         return transform(layer, *args)
 
-    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    monkeypatch.setattr(prepacked, "is_onednn", lambda *args: True)
     monkeypatch.setattr(prepacked, "LEAST", 0)
     monkeypatch.setattr(winograd, "ROWS", 0)
     monkeypatch.setattr(winograd, "ENOUGH", {1: 0.0, 2: 0.0})
@@ -364,7 +364,7 @@ def test_where_it_fails_weights_are_laid_out(everywhere: list[nn.Module], monkey
 
 def test_weights_of_an_update_do_not_fall_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that is still making the old ones does not leave them for later passes."""
-    monkeypatch.setattr(prepacked, "_is_onednn", lambda *args: True)
+    monkeypatch.setattr(prepacked, "is_onednn", lambda *args: True)
     monkeypatch.setattr(prepacked, "LEAST", 0)
     lay_out, layer, x = prepacked._lay_out, layer_of(4, 4), channels_last(3, 4, 8, 8)
     held = prepacked.Prepacked()
