@@ -15,6 +15,9 @@ from .rounding import has_float64
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """The dtypes of class labels."""
 
+BYTES = 8
+"""Values from 0 to more than this are those of bytes: normalised by mean and std, images end at 3 or so."""
+
 
 def accept_size(name: str, value: Any) -> float:
     """A budget or step size as a float.
@@ -222,7 +225,15 @@ def _accept_values(dtype: torch.dtype, least: float, largest: float, bounds: tup
         raise ValueError("expected x to be finite, got NaN or infinite values in it. Find out where they come from")
     lower, upper = (torch.tensor(b, dtype=dtype, device="cpu").item() for b in bounds)
     if least < lower or largest > upper:
+        if bounds == (0.0, 1.0) and least >= 0 and BYTES < largest <= 255:
+            advice = "Divide x by 255; or, if the model takes such values, pass bounds=(0, 255), and eps in these units"
+        else:
+            advice = (
+                "If x is normalised by mean and std, put the normalisation into the model "
+                "(nn.Sequential(Normalize, model)) and give images within bounds. If not, pass the bounds of your data "
+                "as bounds=(lower, upper), or clamp x"
+            )
         raise ValueError(
-            f"expected x within bounds ({bounds[0]:g}, {bounds[1]:g}), got values from {least:g} to {largest:g}. Pass "
-            f"the bounds of your data as bounds=(lower, upper), or clamp x"
+            f"expected x within bounds ({bounds[0]:g}, {bounds[1]:g}), got values from {least:g} to {largest:g}. "
+            f"{advice}"
         )

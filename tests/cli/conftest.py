@@ -23,6 +23,7 @@ class Net(nn.Sequential):
 made = Net()
 number = 3
 pair = (torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2]))
+like_bytes = (255 * pair[0], pair[1])
 
 def data():
     return torch.utils.data.TensorDataset(*pair)

@@ -59,6 +59,10 @@ def failed(result: Any, text: str) -> None:
         ((NET, *ON, "--norm", "l3"), "expected --norm to be one of"),
         ((NET, *ON, "--bounds", "0"), "expected two numbers as bounds, got '0'"),
         ((NET, *ON, "--bounds", "0,0.1"), "bounds of your data as --bounds lower,upper"),
+        (
+            (NET, "--data", "networks_of_a_user.py:like_bytes"),
+            "Divide x by 255; or, if the model takes such values, pass --bounds 0,255",
+        ),
         ((NET, *ON, "--device", "tpu9"), "expected a device that is there, got 'tpu9'"),
         ((NET, *ON, "--weights", "nothing.pt"), "expected a file of weights, got nothing.pt"),
         ((NET, *ON, "--weights", "data.npz"), "expected data.npz to hold weights"),
