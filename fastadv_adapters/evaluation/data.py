@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from ..attack import accept_inputs
 from ..modules import random_state_kept
+from .lookalikes import refuse_lookalikes
 
 AT_ONCE = 256
 """How many samples are read at once to look at them."""
@@ -65,6 +66,7 @@ def samples_of(data: Any, limit: int | None) -> Samples:
         TypeError: none of these.
         ValueError: there is no sample, or an item is no pair.
     """
+    refuse_lookalikes(data)
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         found = _of_tensors(*data)
     elif isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..attack import Norm
 from ..modules import need
 from ..options import FastAttackOptions
+from .lookalikes import with_one_data
 from .planning import Asked, Plan, plan_of
 from .progress import Progress
 from .report import Report
@@ -18,6 +19,7 @@ from .sharing import Sharing, sharing
 from .store import SHOWN, Finished, Folder, Writer
 
 
+@with_one_data
 def evaluate(
     model: nn.Module,
     data: Any,

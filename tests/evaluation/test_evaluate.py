@@ -276,7 +276,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"expected the model to take inputs of shape \(2, 2, 8, 8\)",
     ),
     "a tuple": ({"model": Pair(3 * 8 * 8, 10)}, "expected the model to return logits of .*, got tuple"),
-    "arrays": ({"given": tuple(part.numpy() for part in data(8))}, "expected data to give pairs .*, as tensors"),
     "no logits": ({"model": nn.Sequential(net(), nn.Unflatten(1, (5, 2)))}, "expected the model to return logits"),
     "the reference": ({"attacks": "square", "bounds": (-1, 1)}, r"expected bounds \(0, 1\) for square"),
 }
@@ -288,6 +287,39 @@ def test_bad_input_is_one_clear_error_and_nothing_is_written(name: str, tmp_path
     with pytest.raises(TypeError if name == "bytes" else ValueError, match=f"(?s){text}"):
         evaluated(**settings, output=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+X, Y = data(8)
+MISREAD: dict[str, tuple[Any, str]] = {
+    "arrays": (
+        (X.numpy(), Y.numpy()),
+        r"as a pair of tensors \(x, y\), got ndarray and ndarray: pass \(torch\.from_numpy",
+    ),
+    "a list of labels": ([X, Y.tolist()], r"as a pair of tensors .*, got Tensor and list: pass .*torch\.tensor\(y\)"),
+    "images alone": (X, r"images and labels, got one Tensor: pass them as one pair, evaluate\(model, \(x, y\).*\.\)$"),
+    "an array alone": (X.numpy(), r"images and labels, got one ndarray: .* pair.*; torch\.from_numpy makes"),
+    "a name": ("test.npz", r"as tensors, .*, got the str 'test\.npz': load it.* fastadv evaluate --data"),
+    "a path": (Path("test.npz"), r"as tensors, .*, got the \w*Path 'test\.npz': load it"),
+    "a dictionary": ({"x": X, "y": Y}, r"as a pair \(x, y\), got a dict with 'x', 'y': take"),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_what_would_be_misread_as_an_iterable_is_told_what_to_do(name: str, tmp_path: Path) -> None:
+    given, text = MISREAD[name]
+    with pytest.raises(TypeError, match=f"expected data (with )?{text}"):
+        evaluated(given, output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"), [((X, Y, "quick"), {}), ((X, Y), {"attacks": "quick"})], ids=["three", "two"]
+)
+def test_images_and_labels_are_one_argument(arguments: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    with pytest.raises(
+        TypeError, match=r"got a model and Tensor, Tensor.*: .* pair, evaluate\(model, \(x, y\), attacks"
+    ):
+        evaluate(net(), *arguments, eps=EPS, **settings)
 
 
 @pytest.mark.parametrize(
