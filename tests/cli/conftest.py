@@ -20,6 +20,10 @@ class Net(nn.Sequential):
         torch.manual_seed(0)
         super().__init__(nn.Flatten(), nn.Linear(12, 3))
 
+class Four(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(12, 4))
+
 made = Net()
 number = 3
 pair = (torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2]))

@@ -247,6 +247,15 @@ def test_without_its_libraries_the_command_says_what_to_install(
     assert "pip install 'fastadv_adapters[cli]'" in capsys.readouterr().err
 
 
+def test_without_autoattack_evaluate_names_attacks_that_need_nothing(
+    fastadv: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    result = fastadv("evaluate", "networks_of_a_user.py:Four", "--data", "data.npz")
+    failed(result, "got none: pip install 'fastadv_adapters[autoattack]', or --attacks quick\n")
+    assert fastadv("evaluate", "networks_of_a_user.py:Four", "--data", "data.npz", "--attacks", "quick").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -281,6 +290,7 @@ def test_help_is_no_failure(fastadv: Run) -> None:
             "folder for --no-resume, got a: go on with --resume",
         ),
         ("got None: pass output=FOLDER", "got None: pass --output FOLDER"),
+        ("pip install 'fastadv_adapters[autoattack]', or attacks=\"quick\"", "[autoattack]', or --attacks quick"),
         ("expected eps to be finite", "expected --eps to be finite"),
         ("expected bounds (lower, upper) with lower < upper", "expected --bounds (lower, upper) with lower < upper"),
         ("expected batch_size to be at least 1", "expected --batch-size to be at least 1"),
