@@ -136,7 +136,8 @@ def _attack(
     show = asked.progress and together.rank == 0
     notes = plan.header.get("notes", [])
     begun = max(finished, default=-1) + 1  # they are begun in order
-    with Progress(plan.samples.count, len(finished), broken, begun=begun, notes=notes, show=show) as shown:
+    counts = plan.samples.count, len(finished), broken
+    with Progress(*counts, begun=begun, notes=notes, source=asked.output, show=show) as shown:
         sink = Sink(together, write, shown.update, asked.callback)
         chunks: Any = together.chunks(todo)
         while chunks is not None:
