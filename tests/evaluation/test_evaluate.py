@@ -1,7 +1,7 @@
 """What ``evaluate`` finds: it depends neither on batches nor on order, and the plain model has the last word."""
 
-import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastadv_adapters import FastAttackModel, Report, SafePGD, evaluate
 from fastadv_adapters.evaluation import Row
-from fastadv_adapters.evaluation.report import wilson
 from tests.evaluation.runs import EPS, FLOAT32, data, evaluated, net, verdicts
 from tests.support.tools import attackable_net, fingerprint
 
@@ -214,15 +213,6 @@ def test_each_row_is_told_once() -> None:
     assert sorted(told, key=lambda row: row.index) == list(report.samples)
 
 
-def test_the_interval_is_that_of_wilson() -> None:
-    low, high = wilson(50, 100)
-    assert low == pytest.approx(0.4038, abs=1e-4)
-    assert high == pytest.approx(0.5962, abs=1e-4)
-    assert wilson(0, 10)[0] == 0
-    assert wilson(10, 10)[1] == 1
-    assert all(math.isfinite(end) for end in wilson(1, 1))
-
-
 def test_notes_are_part_of_a_report_and_of_its_json(tmp_path: Path) -> None:
     """What is seldom meant is allowed, and stands beside the number: also on the disk."""
     assert evaluated(data(8)).notes == []
@@ -279,6 +269,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no logits": ({"model": nn.Sequential(net(), nn.Unflatten(1, (5, 2)))}, "expected the model to return logits"),
     "the reference": ({"attacks": "square", "bounds": (-1, 1)}, r"expected bounds \(0, 1\) for square"),
 }
+
+
+def test_an_accuracy_that_guessing_has_is_noted(tmp_path: Path) -> None:
+    x, y = data(64)
+    guessed = torch.where(torch.arange(64) % 10 == 1, y, (y + 1) % 10)
+    quick = {"attacks": "safe-pgd-1", "output": tmp_path}
+    report = evaluated((x, guessed), **quick)
+    (note,) = (note for note in report.notes if "chance" in note)
+    assert note.startswith(
+        f"clean accuracy {100 * report.clean_accuracy:.1f} % is no better than chance for 10 classes"
+    )
+    assert Report.load(tmp_path).notes == report.notes
+    unfinished = replace(report, samples=report.samples[:-1])
+    assert not any("chance" in note for note in unfinished.notes), "what is wrong is finished before what stands"
+    old = replace(report, header={**report.header, "model": {"random": False}})
+    assert not any("chance" in note for note in old.notes), "who does not say how many classes there are"
+    assert not any("chance" in note for note in evaluated((x, y), "safe-pgd-1").notes)
 
 
 @pytest.mark.parametrize("name", WRONG)
