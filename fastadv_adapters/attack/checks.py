@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # private by name, see boundary/packing.py
 
 from ..boundary import Packed
+from ..modules import lacking_axis, lone_image
 from .rounding import has_float64
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -151,11 +152,17 @@ def accept_classifier(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if lack := lacking_axis(model, [x]):
+            raise ValueError(
+                f"expected images of shape {lack} (the model raised {type(error).__name__}: {error})"
+            ) from error
         raise ValueError(
             f"expected the model to take inputs of shape {tuple(x.shape)} and {x.dtype}, got {type(error).__name__}: "
             f"{error}: pass what the model was made for"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        if isinstance(logits, Tensor) and logits.ndim < 2 and (lack := lacking_axis(model, [x])):
+            raise ValueError(f"expected images of shape {lack}")
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"expected the model to return logits of shape ({len(x)}, C), C at least 2, got {got}: wrap a model that "
@@ -166,7 +173,9 @@ def accept_classifier(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
 
 def _accept_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it")
+        raise TypeError(
+            f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it: torch.as_tensor"
+        )
 
 
 def _accept_kind(x: Tensor) -> None:
@@ -182,7 +191,7 @@ def _accept_labels(x: Tensor, y: Tensor) -> None:
     if y.shape != x.shape[:1]:  # before the dtype: one-hot rows are often floating, and stay rows as integers
         raise ValueError(
             f"expected y of shape ({len(x)},), one label per sample of x, got {tuple(y.shape)}. Pass class indices, "
-            f"not one-hot rows, for the same samples as x"
+            f"not one-hot rows, for the same samples as x{lone_image(x, y)}"
         )
     if y.dtype not in LABELS:
         raise TypeError(

@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from ..attack import accept_inputs
-from ..modules import random_state_kept
+from ..modules import lone_image, random_state_kept
 from .lookalikes import refuse_lookalikes
 
 AT_ONCE = 256
@@ -128,7 +128,7 @@ def _of_tensors(x: Tensor, y: Tensor) -> Samples:
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise ValueError(
             f"expected as many labels as images in data, got shapes {tuple(x.shape)} and {tuple(y.shape)}: pass "
-            f"(N, ...) and (N,)"
+            f"(N, ...) and (N,){lone_image(x, y)}"
         )
 
     def read(index: Sequence[int]) -> tuple[Tensor, Tensor]:
