@@ -27,6 +27,7 @@ class Four(nn.Sequential):
 made = Net()
 number = 3
 pair = (torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2]))
+arrays = (pair[0].numpy(), pair[1].numpy())
 like_bytes = (255 * pair[0], pair[1])
 
 def data():

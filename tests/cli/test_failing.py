@@ -59,6 +59,7 @@ def failed(result: Any, text: str) -> None:
         ((NET, *ON, "--norm", "l3"), "expected --norm to be one of"),
         ((NET, *ON, "--bounds", "0"), "expected two numbers as bounds, got '0'"),
         ((NET, *ON, "--bounds", "0,0.1"), "bounds of your data as --bounds lower,upper"),
+        ((NET, "--data", "networks_of_a_user.py:arrays"), "a pair of tensors (x, y), got ndarray and ndarray: pass"),
         (
             (NET, "--data", "networks_of_a_user.py:like_bytes"),
             "Divide x by 255; or, if the model takes such values, pass --bounds 0,255",
