@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import foolbox
@@ -30,9 +31,17 @@ class Giving(nn.Module):
         return self.form(self.net(x))
 
 
+@dataclass
+class Output:
+    """What some libraries return."""
+
+    logits: Tensor
+
+
 FORMS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "pair": (lambda logits: (logits, logits), r"tuple: wrap Giving in a module .* logits alone, model\(x\)\[0\] say"),
     "dict": (lambda logits: {"loss": logits, "logits": logits}, r"dict: wrap .*, model\(x\)\['logits'\] say"),
+    "data class": (lambda logits: Output(logits), r"Output: wrap .*, model\(x\)\.logits say"),
     "other keys": (lambda logits: OrderedDict(out=logits), r"OrderedDict: wrap .*, model\(x\)\['out'\] say"),
 }
 
