@@ -16,12 +16,13 @@ from .modules import (
     EngineName,
     RunBy,
     Shell,
+    accept_answer,
     accept_engine,
     accept_model,
     accept_options,
     accept_tensors,
     read_by_caller,
-    shapes,
+    refused,
 )
 from .networks import Networks, key_of
 from .report import summarise
@@ -119,7 +120,7 @@ class FastAttackModel(Shell):
 
         Raises:
             TypeError: no input is a floating-point tensor.
-            ValueError: an input on another device.
+            ValueError: an input on another device; or no logits for a library of attacks that has called.
             RuntimeError: the model's own error (or another type), with the shapes that it refused.
         """
         followed = self._given["auto_update"] or self._networks.unfinished
@@ -129,15 +130,16 @@ class FastAttackModel(Shell):
         accept_tensors(arguments.tensors, self._networks.precision.device if followed else self.device)
         try:
             try:
-                return self._run(arguments)
+                output = self._run(arguments)
             except UnbalancedFoldError as error:
                 self._networks.unfold(error.args)
-                return self._run(arguments)
+                output = self._run(arguments)
         except Exception as error:
             if type(error) not in COMMON_ERRORS:
                 raise
-            given = shapes(arguments.tensors)
-            raise type(error)(f"{type(self.wrapped).__name__} refused an input of shape {given}: {error}") from error
+            told = refused(self.wrapped, arguments.tensors, error)
+            raise type(error)(f"{type(self.wrapped).__name__} refused an input of shape {told}") from error
+        return accept_answer(output, self.wrapped, arguments.tensors)
 
     def _run(self, arguments: Packed) -> Any:
         networks, tensors = self._networks, arguments.tensors
@@ -146,8 +148,7 @@ class FastAttackModel(Shell):
                 networks.look_once(arguments, [t.requires_grad for t in tensors])
         if is_transformed(tensors):
             return networks.twin.engine.bind(arguments)(tensors).tree()
-        enabled = torch.is_grad_enabled()
-        needs = [enabled and t.requires_grad for t in tensors]
+        needs = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
         with_gradient = True in needs
         key = key_of(arguments, needs)
         if with_gradient or (self._decisions == "fast" and not self._full_precision):
@@ -274,8 +275,7 @@ class FastAttackModel(Shell):
 
     def extra_repr(self) -> str:
         """Name of the wrapped class and what it runs in."""
-        precision = self._networks.precision
-        return f"{type(self.wrapped).__name__}, dtype={self.dtype}, device={precision.device}"
+        return f"{type(self.wrapped).__name__}, dtype={self.dtype}, device={self._networks.precision.device}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (), self._state()

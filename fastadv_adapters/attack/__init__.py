@@ -5,18 +5,19 @@ with ``objectives`` (another class, or just a higher loss) over ``targets``, mad
 ``directions``, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them. Samples
 whose iterates come again (``cycles``) rest until the next start (``resting``). ``looking`` is shared by ``search`` and
 ``stream``, through which samples pass one by one (``flow``). ``doubts`` notes
-what is allowed and seldom meant.
+what is allowed and seldom meant; ``shares`` knows how sure a share of samples is.
 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """
 
 from .balls import Ball, Norm, accept_norm, ball_around
 from .checks import accept_bounds, accept_classifier, accept_count, accept_inputs, accept_logits, accept_size
-from .doubts import NONE_RIGHT, differ, doubt_budget, doubt_images, doubt_logits
+from .doubts import NONE_RIGHT, differ, doubt_accuracy, doubt_budget, doubt_images, doubt_logits
 from .flow import Departed, Entrants, Way
 from .losses import Loss, LossFunction, LossName, resolve_loss
 from .objectives import left_class
 from .safe_pgd import SafePGD
+from .shares import wilson
 from .steps import LEAST_ROWS, step_sizes
 from .stream import stream_of
 
@@ -41,6 +42,7 @@ __all__ = [
     "accept_size",
     "ball_around",
     "differ",
+    "doubt_accuracy",
     "doubt_budget",
     "doubt_images",
     "doubt_logits",
@@ -48,4 +50,5 @@ __all__ = [
     "resolve_loss",
     "step_sizes",
     "stream_of",
+    "wilson",
 ]

@@ -10,10 +10,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # private by name, see boundary/packing.py
 
 from ..boundary import Packed
+from ..modules import lacking_axis, lone_image
 from .rounding import has_float64
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """The dtypes of class labels."""
+
+BYTES = 8
+"""Values from 0 to more than this are those of bytes: normalised by mean and std, images end at 3 or so."""
 
 
 def accept_size(name: str, value: Any) -> float:
@@ -148,11 +152,17 @@ def accept_classifier(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if lack := lacking_axis(model, [x]):
+            raise ValueError(
+                f"expected images of shape {lack} (the model raised {type(error).__name__}: {error})"
+            ) from error
         raise ValueError(
             f"expected the model to take inputs of shape {tuple(x.shape)} and {x.dtype}, got {type(error).__name__}: "
             f"{error}: pass what the model was made for"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        if isinstance(logits, Tensor) and logits.ndim < 2 and (lack := lacking_axis(model, [x])):
+            raise ValueError(f"expected images of shape {lack}")
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"expected the model to return logits of shape ({len(x)}, C), C at least 2, got {got}: wrap a model that "
@@ -163,7 +173,9 @@ def accept_classifier(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
 
 def _accept_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it")
+        raise TypeError(
+            f"expected {name} to be a torch.Tensor, got {type(value).__name__}. Convert it: torch.as_tensor"
+        )
 
 
 def _accept_kind(x: Tensor) -> None:
@@ -179,7 +191,7 @@ def _accept_labels(x: Tensor, y: Tensor) -> None:
     if y.shape != x.shape[:1]:  # before the dtype: one-hot rows are often floating, and stay rows as integers
         raise ValueError(
             f"expected y of shape ({len(x)},), one label per sample of x, got {tuple(y.shape)}. Pass class indices, "
-            f"not one-hot rows, for the same samples as x"
+            f"not one-hot rows, for the same samples as x{lone_image(x, y)}"
         )
     if y.dtype not in LABELS:
         raise TypeError(
@@ -222,7 +234,15 @@ def _accept_values(dtype: torch.dtype, least: float, largest: float, bounds: tup
         raise ValueError("expected x to be finite, got NaN or infinite values in it. Find out where they come from")
     lower, upper = (torch.tensor(b, dtype=dtype, device="cpu").item() for b in bounds)
     if least < lower or largest > upper:
+        if bounds == (0.0, 1.0) and least >= 0 and BYTES < largest <= 255:
+            advice = "Divide x by 255; or, if the model takes such values, pass bounds=(0, 255), and eps in these units"
+        else:
+            advice = (
+                "If x is normalised by mean and std, put the normalisation into the model "
+                "(nn.Sequential(Normalize, model)) and give images within bounds. If not, pass the bounds of your data "
+                "as bounds=(lower, upper), or clamp x"
+            )
         raise ValueError(
-            f"expected x within bounds ({bounds[0]:g}, {bounds[1]:g}), got values from {least:g} to {largest:g}. Pass "
-            f"the bounds of your data as bounds=(lower, upper), or clamp x"
+            f"expected x within bounds ({bounds[0]:g}, {bounds[1]:g}), got values from {least:g} to {largest:g}. "
+            f"{advice}"
         )

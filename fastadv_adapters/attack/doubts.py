@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .balls import Norm
+from .shares import wilson
 
 NONE_RIGHT = "no sample is right even without an attack: check labels, weights and what the model normalises"
 
@@ -18,6 +19,9 @@ SPAN = 0.02
 APART = 1e-4
 """By how much, relative to the largest logit, two passes of a model differ if it draws random numbers. (The checks of
 AutoAttack have the same number, absolute.)"""
+
+NEAR = 0.2
+"""By so much more than chance an accuracy is not chance any more."""
 
 SUM = 1e-2
 """By how much the sum of probabilities in half precision may differ from 1."""
@@ -55,6 +59,26 @@ def doubt_images(x: Tensor, bounds: tuple[float, float]) -> str | None:
     return (
         f"values of images lie within {least:.4g},{largest:.4g}, and bounds are {lower:g},{upper:g}: eps and bounds "
         f"are in units of the images"
+    )
+
+
+def doubt_accuracy(right: int, count: int, classes: int) -> str | None:
+    """A note if so many right samples are what guessing finds, as with weights that were not loaded.
+
+    There is one if the 95 % interval of the accuracy reaches down to chance, and samples are enough for it to end near
+    there. (With few samples it is wide, and says nothing.)
+
+    Args:
+        right: samples that are classified as labelled. If it is none, :data:`NONE_RIGHT` says more.
+        count: all samples, at least 1.
+        classes: how many there are.
+    """
+    least, most = wilson(right, count)
+    if not right or not least <= 1 / classes or most >= 1 / classes + NEAR:
+        return None
+    return (
+        f"clean accuracy {100 * right / count:.1f} % is no better than chance for {classes} classes: were the weights "
+        f"loaded (--weights), and do labels belong to them?"
     )
 
 

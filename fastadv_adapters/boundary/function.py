@@ -70,7 +70,7 @@ def _with_tensors(output: Packed) -> Packed:
         found = f"tensors inside a {output.hiding[0]}" if output.hiding else "one in which no tensor is seen"
         raise TypeError(
             f"expected an output of tensors, in tuples, lists, dicts, data classes or classes known to PyTorch, got "
-            f"{found}: return one of these, or register the class with torch.utils._pytree"
+            f"{found}: return one of these (attacks want logits), or register the class with torch.utils._pytree"
         )
     return output
 

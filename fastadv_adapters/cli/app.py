@@ -106,7 +106,7 @@ def evaluate_command(
     weights: given.Weights = None,
     data: given.Data = None,
     attacks: Annotated[
-        str, typer.Option(help="quick, strong, standard (AutoAttack), or names of attacks with commas.")
+        str, typer.Option(help="quick, strong, standard (AutoAttack; needs an extra), or names of attacks with commas.")
     ] = "standard",
     eps: Annotated[
         str, typer.Option(help="How far an attack may go: a number or a fraction; several with commas give a curve.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ..evaluation.lookalikes import refuse_lookalikes
 from ..modules import need
 from .locating import called, find
 
@@ -77,8 +78,10 @@ def first_of(data: Any, count: int) -> tuple[Tensor, Tensor]:
     """The first ``count`` samples as one batch.
 
     Raises:
+        TypeError: they are arrays of NumPy, or something else that only looks like data.
         ValueError: there is none, or they are no pairs of images of one shape and labels.
     """
+    refuse_lookalikes(data)
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         return data[0][:count], data[1][:count]
     data = data.dataset if isinstance(data, DataLoader) else data

@@ -15,6 +15,7 @@ from ..attack import (
     accept_inputs,
     accept_logits,
     differ,
+    doubt_accuracy,
     doubt_budget,
     doubt_images,
     doubt_logits,
@@ -134,11 +135,11 @@ def _accept_data(
 @torch.no_grad()
 def _doubts(study: "_Study", logits: Tensor) -> list[str]:
     """Notes on what is seldom meant."""
-    budget = study.budget
+    budget, right = study.budget, int((logits.argmax(1) == study.y).sum())
     wide = doubt_budget(budget.eps, budget.norm, budget.bounds, study.x[0].numel())
     doubts = [
         wide if budget.stated else None,
-        None if bool((logits.argmax(1) == study.y).any()) else NONE_RIGHT,
+        doubt_accuracy(right, len(study.x), logits.shape[1]) if right else NONE_RIGHT,
         doubt_images(study.x, budget.bounds),
         doubt_logits(logits),
         RANDOM if differ(logits, study.model(study.x)) else None,

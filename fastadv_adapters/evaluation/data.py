@@ -19,7 +19,8 @@ from torch.utils.data import (
 )
 
 from ..attack import accept_inputs
-from ..modules import random_state_kept
+from ..modules import lone_image, random_state_kept
+from .lookalikes import refuse_lookalikes
 
 AT_ONCE = 256
 """How many samples are read at once to look at them."""
@@ -65,6 +66,7 @@ def samples_of(data: Any, limit: int | None) -> Samples:
         TypeError: none of these.
         ValueError: there is no sample, or an item is no pair.
     """
+    refuse_lookalikes(data)
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         found = _of_tensors(*data)
     elif isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
@@ -126,7 +128,7 @@ def _of_tensors(x: Tensor, y: Tensor) -> Samples:
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise ValueError(
             f"expected as many labels as images in data, got shapes {tuple(x.shape)} and {tuple(y.shape)}: pass "
-            f"(N, ...) and (N,)"
+            f"(N, ...) and (N,){lone_image(x, y)}"
         )
 
     def read(index: Sequence[int]) -> tuple[Tensor, Tensor]:

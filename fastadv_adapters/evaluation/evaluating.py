@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..attack import Norm
 from ..modules import need
 from ..options import FastAttackOptions
+from .lookalikes import with_one_data
 from .planning import Asked, Plan, plan_of
 from .progress import Progress
 from .report import Report
@@ -18,6 +19,7 @@ from .sharing import Sharing, sharing
 from .store import SHOWN, Finished, Folder, Writer
 
 
+@with_one_data
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -135,7 +137,8 @@ def _attack(
     show = asked.progress and together.rank == 0
     notes = plan.header.get("notes", [])
     begun = max(finished, default=-1) + 1  # they are begun in order
-    with Progress(plan.samples.count, len(finished), broken, begun=begun, notes=notes, show=show) as shown:
+    counts = plan.samples.count, len(finished), broken
+    with Progress(*counts, begun=begun, notes=notes, source=asked.output, show=show) as shown:
         sink = Sink(together, write, shown.update, asked.callback)
         chunks: Any = together.chunks(todo)
         while chunks is not None:

@@ -135,7 +135,12 @@ def _header(
     model = setting.model
     header = {
         "settings": settings,
-        "model": {"class": type(model).__qualname__, "hash": model_hash(model), "random": setting.random},
+        "model": {
+            "class": type(model).__qualname__,
+            "hash": model_hash(model),
+            "random": setting.random,
+            "classes": setting.classes,
+        },
         "data": {"samples": len(seen.labels), "hash": seen.fingerprint},
         "versions": versions(attacks),
     } | ({"notes": notes} if notes else {})

@@ -23,21 +23,33 @@ class Progress:
         broken: how many of those do not stand.
         begun: how many had been begun when the call before was stopped, finished or not.
         notes: what is said first, for the report may be far away.
+        source: the folder that finished samples are read from; None if there is none.
         show: whether anything is shown.
     """
 
     def __init__(
-        self, total: int, done: int, broken: int, *, begun: int = 0, notes: Sequence[str] = (), show: bool
+        self,
+        total: int,
+        done: int,
+        broken: int,
+        *,
+        begun: int = 0,
+        notes: Sequence[str] = (),
+        source: object = None,
+        show: bool,
     ) -> None:
         self._total, self._before, self._broken_before, self._begun_before = total, done, broken, begun
         self._done = 0  # in this call
-        self._notes, self._show = notes, show
+        self._notes, self._source, self._show = notes, source, show
         self._bar: Any = None
         self._since = self._last = time.monotonic()
 
     def __enter__(self) -> "Progress":
         for note in self._notes if self._show else ():
             sys.stderr.write(f"evaluate: note: {note}\n")
+        if self._show and self._before == self._total:
+            sys.stderr.write(f"evaluate: already finished; report read from {self._source}\n")
+            self._show = False  # there is nothing else to tell
         if self._show and sys.stderr.isatty():
             self._bar = self._made()
             self.update(Count(0, 0, 0))

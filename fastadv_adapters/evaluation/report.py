@@ -1,7 +1,6 @@
 """What an evaluation found, with the numbers that can be quoted."""
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -10,13 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attack import NONE_RIGHT
+from ..attack import NONE_RIGHT, doubt_accuracy, wilson
 from ..comparison import write_whole
 from .pictures import draw_report, draw_triples
 from .rows import CLEAN, Row
 from .store import Folder
-
-_Z = 1.959963984540054  # of the normal distribution, two-sided, 95 %
 
 _VAIN = (
     "are not within eps and bounds of the evaluation, and do not count as broken: make it with the same eps, norm and "
@@ -24,14 +21,6 @@ _VAIN = (
 )
 
 Images = Callable[[], dict[int, tuple[Tensor, Tensor | None]]]
-
-
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953."""
-    share, square = successes / count, _Z**2 / count
-    middle = (share + square / 2) / (1 + square)
-    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / count / 4)
-    return (middle - half if successes else 0.0), (middle + half if successes < count else 1.0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,7 +133,9 @@ class Report:
             f"{left} samples are not finished": left,
         }
         vain = [f"{count} images of the attack {name} {_VAIN}" for name, count in self.outside.items()]
-        return [*self.header.get("notes", []), *vain, *(text for text, holds in said.items() if holds)]
+        by_chance = self._by_chance()
+        found = [text for text, holds in said.items() if holds] + ([by_chance] if by_chance else [])
+        return [*self.header.get("notes", []), *vain, *found]
 
     @property
     def quote(self) -> str:
@@ -210,6 +201,12 @@ class Report:
     def __repr__(self) -> str:
         accuracies = f"robust_accuracy={self.robust_accuracy:.4f}, clean_accuracy={self.clean_accuracy:.4f}"
         return f"Report({accuracies}, samples={len(self.samples)})"
+
+    def _by_chance(self) -> str | None:
+        """A note if nothing shows that the model knows the classes; of finished samples alone most may be wrong."""
+        classes = self.header["model"].get("classes")  # unknown in folders of earlier versions
+        right = sum(row.broken_by != CLEAN for row in self.samples)
+        return doubt_accuracy(right, len(self.samples), classes) if classes and self.complete else None
 
     def _copies(self) -> int:
         """How many samples have an image that came before."""

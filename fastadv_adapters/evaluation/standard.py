@@ -72,7 +72,8 @@ class Reference(Attack):
 def _attack(name: str, setting: Setting, eps: float) -> Any:
     """The attack as AutoAttack's standard version holds it ("rand" for random models), on its view."""
     version = "rand" if setting.random else "standard"
-    adversary = need("pyautoattack", extra="autoattack").AutoAttack(
+    library = need("pyautoattack", extra="autoattack", otherwise='attacks="quick"')
+    adversary = library.AutoAttack(
         setting.fast,
         norm=_NORMS[setting.norm],
         eps=eps,

@@ -1,4 +1,4 @@
-"""What surrounds a call of an operator: the dtype and the library that it runs in, and whether a transform is at work."""
+"""What surrounds a call of an operator: its dtype, the library that runs it, and whether a transform is at work."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ def is_onednn(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
     # It looks at shapes, dtypes and devices alone.
     like_input = input if input.dtype == weight.dtype else weight.new_empty(()).expand(input.shape)
     moves = layer.stride, layer.padding, layer.dilation, False, (0,) * (input.ndim - 2), layer.groups
-    return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *moves).name == "Mkldnn")  # type: ignore[arg-type]
+    return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *moves).name == "Mkldnn")
 
 
 def is_transformed() -> bool:

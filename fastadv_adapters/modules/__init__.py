@@ -8,11 +8,14 @@
 mode; ``checkpoints`` runs reentrant ones otherwise;
 ``batch_statistics`` makes a model compute as in training mode;
 ``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
-tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking.
+tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether
+it gets logits; ``axes`` tells which axis images lack.
 """
 
 from .anchor import Anchor
 from .anomalies import without_anomaly_mode
+from .answers import accept_answer
+from .axes import lacking_axis, lone_image, refused
 from .batch_statistics import with_batch_statistics
 from .callers import needs_exact_gradients, read_by_caller, reads_decisions
 from .checkpoints import without_reentrant_checkpoints
@@ -33,7 +36,6 @@ from .inputs import (
     is_out_of_memory,
     number_of_samples,
     refuse_unfit,
-    shapes,
 )
 from .layouts import differ, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
@@ -54,6 +56,7 @@ __all__ = [
     "Precision",
     "RunBy",
     "Shell",
+    "accept_answer",
     "accept_engine",
     "accept_model",
     "accept_options",
@@ -82,6 +85,8 @@ __all__ = [
     "is_trainer",
     "kind",
     "kind_of",
+    "lacking_axis",
+    "lone_image",
     "need",
     "needs_exact_gradients",
     "notify",
@@ -92,9 +97,9 @@ __all__ = [
     "read_by_caller",
     "reads_decisions",
     "refuse_unfit",
+    "refused",
     "resolve",
     "same_memory",
-    "shapes",
     "tensors_in",
     "tensors_in_containers",
     "with_batch_statistics",

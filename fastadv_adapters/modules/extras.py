@@ -4,8 +4,13 @@ import importlib
 from types import ModuleType
 
 
-def need(name: str, *, extra: str) -> ModuleType:
+def need(name: str, *, extra: str, otherwise: str = "") -> ModuleType:
     """The module of this name.
+
+    Args:
+        name: of the module.
+        extra: of this package, which brings it.
+        otherwise: what to do instead, if there is something.
 
     Raises:
         ImportError: it is not installed; the text names the extra of this package that brings it.
@@ -18,4 +23,5 @@ def need(name: str, *, extra: str) -> ModuleType:
         package = name.split(".")[0]
         raise ImportError(
             f"expected the package {package} to be installed, got none: pip install 'fastadv_adapters[{extra}]'"
+            f"{f', or {otherwise}' if otherwise else ''}"
         ) from error

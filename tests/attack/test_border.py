@@ -194,7 +194,17 @@ def replaced(x: Tensor, value: float) -> Tensor:
         ),
         (lambda x, y: (replaced(x, math.nan), y), ValueError, r"x to be finite, got NaN or infinite .* Find"),
         (lambda x, y: (replaced(x, math.inf), y), ValueError, r"x to be finite, got NaN or infinite .* Find"),
-        (lambda x, y: (replaced(x, 1.5), y), ValueError, r"x within bounds \(0, 1\), got .* to 1\.5\. Pass the bounds"),
+        (lambda x, y: (replaced(x, 1.5), y), ValueError, r"x within bounds \(0, 1\), got .* to 1\.5\. If x is normal"),
+        (
+            lambda x, y: (4 * x - 2, y),
+            ValueError,
+            r"x within .*\. If .*nn\.Sequential\(Normalize, model\).* pass the b",
+        ),
+        (
+            lambda x, y: (255 * x, y),
+            ValueError,
+            r"x within bounds \(0, 1\), got .*\. Divide x by 255; or, .*=\(0, 255\)",
+        ),
         (lambda x, y: (replaced(x, -0.25), y), ValueError, r"x within bounds \(0, 1\), got values from -0\.25 to"),
         (lambda x, y: (x.to("meta"), y), ValueError, r"x on cpu, where the model is, got meta\. Move it"),
         (lambda x, y: (x, y.to("meta")), ValueError, r"y on cpu, where x is, got meta\. Move it"),

@@ -20,9 +20,15 @@ class Net(nn.Sequential):
         torch.manual_seed(0)
         super().__init__(nn.Flatten(), nn.Linear(12, 3))
 
+class Four(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(12, 4))
+
 made = Net()
 number = 3
 pair = (torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2]))
+arrays = (pair[0].numpy(), pair[1].numpy())
+like_bytes = (255 * pair[0], pair[1])
 
 def data():
     return torch.utils.data.TensorDataset(*pair)

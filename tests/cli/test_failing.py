@@ -59,6 +59,11 @@ def failed(result: Any, text: str) -> None:
         ((NET, *ON, "--norm", "l3"), "expected --norm to be one of"),
         ((NET, *ON, "--bounds", "0"), "expected two numbers as bounds, got '0'"),
         ((NET, *ON, "--bounds", "0,0.1"), "bounds of your data as --bounds lower,upper"),
+        ((NET, "--data", "networks_of_a_user.py:arrays"), "a pair of tensors (x, y), got ndarray and ndarray: pass"),
+        (
+            (NET, "--data", "networks_of_a_user.py:like_bytes"),
+            "Divide x by 255; or, if the model takes such values, pass --bounds 0,255",
+        ),
         ((NET, *ON, "--device", "tpu9"), "expected a device that is there, got 'tpu9'"),
         ((NET, *ON, "--weights", "nothing.pt"), "expected a file of weights, got nothing.pt"),
         ((NET, *ON, "--weights", "data.npz"), "expected data.npz to hold weights"),
@@ -243,6 +248,15 @@ def test_without_its_libraries_the_command_says_what_to_install(
     assert "pip install 'fastadv_adapters[cli]'" in capsys.readouterr().err
 
 
+def test_without_autoattack_evaluate_names_attacks_that_need_nothing(
+    fastadv: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    result = fastadv("evaluate", "networks_of_a_user.py:Four", "--data", "data.npz")
+    failed(result, "got none: pip install 'fastadv_adapters[autoattack]', or --attacks quick\n")
+    assert fastadv("evaluate", "networks_of_a_user.py:Four", "--data", "data.npz", "--attacks", "quick").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -277,6 +291,7 @@ def test_help_is_no_failure(fastadv: Run) -> None:
             "folder for --no-resume, got a: go on with --resume",
         ),
         ("got None: pass output=FOLDER", "got None: pass --output FOLDER"),
+        ("pip install 'fastadv_adapters[autoattack]', or attacks=\"quick\"", "[autoattack]', or --attacks quick"),
         ("expected eps to be finite", "expected --eps to be finite"),
         ("expected bounds (lower, upper) with lower < upper", "expected --bounds (lower, upper) with lower < upper"),
         ("expected batch_size to be at least 1", "expected --batch-size to be at least 1"),

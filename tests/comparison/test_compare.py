@@ -247,6 +247,16 @@ def test_notes_stand_beside_the_verdict_and_in_the_json() -> None:
     assert compare(linear(), X, attack=signed, repeats=1).notes == []
 
 
+def test_an_accuracy_that_guessing_has_is_noted() -> None:
+    model, x = linear(), torch.rand(64, 1, 8, 8)
+    with torch.no_grad():
+        right = model(x).argmax(1)
+    guessed = torch.where(torch.arange(64) % 10 == 0, right, (right + 1) % 10)
+    (note,) = compare(model, x, guessed, repeats=1).notes
+    assert note.startswith("clean accuracy 10.9 % is no better than chance for 10 classes: were the weights loaded")
+    assert compare(model, x, right, repeats=1).notes == []
+
+
 def test_a_model_that_draws_random_numbers_is_noted() -> None:
     class Noisy(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

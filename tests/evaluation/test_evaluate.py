@@ -1,7 +1,7 @@
 """What ``evaluate`` finds: it depends neither on batches nor on order, and the plain model has the last word."""
 
-import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastadv_adapters import FastAttackModel, Report, SafePGD, evaluate
 from fastadv_adapters.evaluation import Row
-from fastadv_adapters.evaluation.report import wilson
 from tests.evaluation.runs import EPS, FLOAT32, data, evaluated, net, verdicts
 from tests.support.tools import attackable_net, fingerprint
 
@@ -215,15 +214,6 @@ def test_each_row_is_told_once() -> None:
     assert sorted(told, key=lambda row: row.index) == list(report.samples)
 
 
-def test_the_interval_is_that_of_wilson() -> None:
-    low, high = wilson(50, 100)
-    assert low == pytest.approx(0.4038, abs=1e-4)
-    assert high == pytest.approx(0.5962, abs=1e-4)
-    assert wilson(0, 10)[0] == 0
-    assert wilson(10, 10)[1] == 1
-    assert all(math.isfinite(end) for end in wilson(1, 1))
-
-
 def test_notes_are_part_of_a_report_and_of_its_json(tmp_path: Path) -> None:
     """What is seldom meant is allowed, and stands beside the number: also on the disk."""
     assert evaluated(data(8)).notes == []
@@ -280,10 +270,26 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"expected the model to take inputs of shape \(2, 2, 8, 8\)",
     ),
     "a tuple": ({"model": Pair(3 * 8 * 8, 10)}, "expected the model to return logits of .*, got tuple"),
-    "arrays": ({"given": tuple(part.numpy() for part in data(8))}, "expected data to give pairs .*, as tensors"),
     "no logits": ({"model": nn.Sequential(net(), nn.Unflatten(1, (5, 2)))}, "expected the model to return logits"),
     "the reference": ({"attacks": "square", "bounds": (-1, 1)}, r"expected bounds \(0, 1\) for square"),
 }
+
+
+def test_an_accuracy_that_guessing_has_is_noted(tmp_path: Path) -> None:
+    x, y = data(64)
+    guessed = torch.where(torch.arange(64) % 10 == 1, y, (y + 1) % 10)
+    quick = {"attacks": "safe-pgd-1", "output": tmp_path}
+    report = evaluated((x, guessed), **quick)
+    (note,) = (note for note in report.notes if "chance" in note)
+    assert note.startswith(
+        f"clean accuracy {100 * report.clean_accuracy:.1f} % is no better than chance for 10 classes"
+    )
+    assert Report.load(tmp_path).notes == report.notes
+    unfinished = replace(report, samples=report.samples[:-1])
+    assert not any("chance" in note for note in unfinished.notes), "what is wrong is finished before what stands"
+    old = replace(report, header={**report.header, "model": {"random": False}})
+    assert not any("chance" in note for note in old.notes), "who does not say how many classes there are"
+    assert not any("chance" in note for note in evaluated((x, y), "safe-pgd-1").notes)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -292,6 +298,39 @@ def test_bad_input_is_one_clear_error_and_nothing_is_written(name: str, tmp_path
     with pytest.raises(TypeError if name == "bytes" else ValueError, match=f"(?s){text}"):
         evaluated(**settings, output=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+X, Y = data(8)
+MISREAD: dict[str, tuple[Any, str]] = {
+    "arrays": (
+        (X.numpy(), Y.numpy()),
+        r"as a pair of tensors \(x, y\), got ndarray and ndarray: pass \(torch\.from_numpy",
+    ),
+    "a list of labels": ([X, Y.tolist()], r"as a pair of tensors .*, got Tensor and list: pass .*torch\.tensor\(y\)"),
+    "images alone": (X, r"images and labels, got one Tensor: pass them as one pair, evaluate\(model, \(x, y\).*\.\)$"),
+    "an array alone": (X.numpy(), r"images and labels, got one ndarray: .* pair.*; torch\.from_numpy makes"),
+    "a name": ("test.npz", r"as tensors, .*, got the str 'test\.npz': load it.* fastadv evaluate --data"),
+    "a path": (Path("test.npz"), r"as tensors, .*, got the \w*Path 'test\.npz': load it"),
+    "a dictionary": ({"x": X, "y": Y}, r"as a pair \(x, y\), got a dict with 'x', 'y': take"),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_what_would_be_misread_as_an_iterable_is_told_what_to_do(name: str, tmp_path: Path) -> None:
+    given, text = MISREAD[name]
+    with pytest.raises(TypeError, match=f"expected data (with )?{text}"):
+        evaluated(given, output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"), [((X, Y, "quick"), {}), ((X, Y), {"attacks": "quick"})], ids=["three", "two"]
+)
+def test_images_and_labels_are_one_argument(arguments: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    with pytest.raises(
+        TypeError, match=r"got a model and Tensor, Tensor.*: .* pair, evaluate\(model, \(x, y\), attacks"
+    ):
+        evaluate(net(), *arguments, eps=EPS, **settings)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,15 @@ def test_a_finished_evaluation_is_read_and_nothing_is_attacked(whole: Report, tm
     assert told == []
 
 
+def test_a_call_that_finds_all_finished_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for call in range(2):
+        evaluated(data(8), output=tmp_path, progress=True)
+        said = f"evaluate: already finished; report read from {tmp_path}\n"
+        assert (capsys.readouterr().err == said) == (call == 1)
+    evaluated(data(8), output=tmp_path)
+    assert capsys.readouterr().err == "", "nothing is told if no progress is asked for"
+
+
 def test_killed_at_random_moments_it_ends_as_if_let_alone(whole: Report, tmp_path: Path) -> None:
     generator = random.Random(0)
     for _ in range(3):

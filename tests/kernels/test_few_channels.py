@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.kernels import few_channels, shapes
+from fastadv_adapters.kernels.calls import is_onednn
 from tests.kernels.test_shapes import step
 from tests.support.tools import settle
 
@@ -134,6 +135,6 @@ def test_other_layers_are_left_alone(layer: nn.Conv2d, dtype: torch.dtype) -> No
 def test_what_onednn_does_not_run_is_left_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     layer, x = nn.Conv2d(3, 8, 3).to(dtype).requires_grad_(False), torch.rand(2, 3, 8, 8, dtype=dtype)
-    assert taken(layer, x) == few_channels.is_onednn(layer, x, layer.weight)
+    assert taken(layer, x) == is_onednn(layer, x, layer.weight)
     monkeypatch.setattr(few_channels, "is_onednn", lambda *args: False)
     assert not taken(layer, x)

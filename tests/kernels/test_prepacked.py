@@ -11,6 +11,7 @@ from torch import nn
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison.memory import bytes_kept
 from fastadv_adapters.kernels import prepacked
+from fastadv_adapters.kernels.calls import is_onednn
 from tests.kernels.test_shapes import DescendsItself, step
 from tests.support.tools import settle
 
@@ -190,11 +191,11 @@ def test_a_backward_pass_inside_the_model_is_differentiated_too(packs: list[nn.M
 def test_pytorch_is_asked_what_it_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     layer, x = nn.Conv2d(64, 128, 3), torch.rand(8, 64, 16, 16)
-    assert prepacked.is_onednn(layer, x, layer.weight) == torch.backends.mkldnn.is_available()
+    assert is_onednn(layer, x, layer.weight) == torch.backends.mkldnn.is_available()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the flags mention graphics processors that are not there
         with torch.backends.mkldnn.flags(enabled=False):
-            chosen = prepacked.is_onednn(layer, x, layer.weight)
+            chosen = is_onednn(layer, x, layer.weight)
     assert not chosen
 
 

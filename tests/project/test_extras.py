@@ -17,6 +17,11 @@ def test_a_library_that_is_missing_is_named_with_its_extra() -> None:
         need("not_there.inside", extra="cli")
 
 
+def test_what_to_do_without_it_stands_at_the_end() -> None:
+    with pytest.raises(ImportError, match=r"\[cli\]', or do without$"):
+        need("not_there", extra="cli", otherwise="do without")
+
+
 def test_an_import_that_fails_inside_a_library_is_its_own_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

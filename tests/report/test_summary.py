@@ -141,3 +141,14 @@ def test_counts_activations_in_place(layers: int, text: str) -> None:
     pairs = [layer for _ in range(layers) for layer in (nn.Conv2d(3, 3, 3), nn.ReLU())]
     fast = FastAttackModel(nn.Sequential(*pairs, nn.Flatten(), nn.Linear(3, 2)), dtype=torch.float32)
     assert f"  in place       {text}\n" in fast.summary()
+
+
+def test_a_fast_model_that_is_little_more_than_the_plain_one_shows_it() -> None:
+    """As README says: in these lines."""
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(2, 3, 2, 2, requires_grad=True)
+    fast = FastAttackModel(net)
+    fast(x).sum().backward()
+    lines = dict(line.split(maxsplit=1) for line in fast.summary().replace("batch norm", "batch-norm").splitlines()[1:])
+    assert lines["dtype"].startswith("float32 (")
+    assert lines["speed"].startswith("no half precision, so the gain is small")
+    assert lines["batch-norm"] == "none in this model"
