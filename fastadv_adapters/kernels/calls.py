@@ -1,8 +1,11 @@
-"""What surrounds a call of an operator: its dtype, the library that runs it, and whether a transform is at work."""
+"""What surrounds a call of an operator: processor, dtype, library, and whether a transform is at work."""
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether the processor has vectors of 16 numbers: which of two libraries or kernels is faster depends on it."""
 
 
 def runs_in(input: Tensor) -> torch.dtype:

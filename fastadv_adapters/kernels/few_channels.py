@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import calls
 from .calls import is_onednn, runs_in
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -115,6 +116,8 @@ def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
         return False
     if max(layer.dilation) > 1 or max(*layer.kernel_size, *layer.stride) == 1:
         return False
+    if not calls.HAS_AVX512 and max(*layer.kernel_size, *layer.stride) < 4 and weight.shape[1] > 1:
+        return False  # with vectors of 8 numbers PyTorch's own is faster
     if input.device.type != "cpu" or input.ndim != 4 or weight.requires_grad or type(weight) is not nn.Parameter:
         return False
     if weight.dtype not in DTYPES or weight.dtype != runs_in(input):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.kernels import few_channels, shapes
+from fastadv_adapters.kernels import calls, few_channels, shapes
 from fastadv_adapters.kernels.calls import is_onednn
 from tests.kernels.test_shapes import step
 from tests.support.tools import settle
@@ -20,6 +20,7 @@ from tests.support.tools import settle
 def _as_onednn_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed does not depend on the processor; on some oneDNN has no bfloat16."""
     monkeypatch.setattr(few_channels, "is_onednn", lambda *args: True)
+    monkeypatch.setattr(calls, "HAS_AVX512", True)
 
 
 def gradient(layer: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
@@ -134,7 +135,17 @@ def test_other_layers_are_left_alone(layer: nn.Conv2d, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_onednn_does_not_run_is_left_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    layer, x = nn.Conv2d(3, 8, 3).to(dtype).requires_grad_(False), torch.rand(2, 3, 8, 8, dtype=dtype)
+    layer, x = nn.Conv2d(3, 8, 5).to(dtype).requires_grad_(False), torch.rand(2, 3, 8, 8, dtype=dtype)
     assert taken(layer, x) == is_onednn(layer, x, layer.weight)
     monkeypatch.setattr(few_channels, "is_onednn", lambda *args: False)
     assert not taken(layer, x)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "pays"), [(3, 3, False), (3, 5, True), (1, 3, True)], ids=["3x3 of 3", "5x5", "3x3 of 1"]
+)
+def test_without_avx512_small_kernels_are_left_alone(
+    channels: int, kernel: int, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "HAS_AVX512", False)
+    assert taken(nn.Conv2d(channels, 8, kernel).requires_grad_(False), torch.rand(2, channels, 8, 8)) == pays

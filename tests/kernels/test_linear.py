@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.kernels import linear
+from fastadv_adapters.kernels import calls, linear
 from tests.kernels.test_shapes import step
 
 
@@ -24,6 +24,7 @@ def reorders(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     monkeypatch.setattr(linear, "_reorder", noted)
     monkeypatch.setattr(linear, "LEAST", 0)
+    monkeypatch.setattr(calls, "HAS_AVX512", True)
     monkeypatch.setattr(linear, "PRODUCTS", 0)
     return found
 
@@ -137,3 +138,11 @@ def test_without_gradient() -> None:
     layer, x = ours(nn.Linear(6, 4)), torch.randn(3, 6)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_without_avx512_products_in_float32_are_pytorchs(
+    reorders: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "HAS_AVX512", False)
+    ours(nn.Linear(12, 20))(torch.randn(3, 12))
+    assert not reorders
