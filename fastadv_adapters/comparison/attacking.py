@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attack import ball_around
+from ..attack import SafePGD, ball_around
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
 from .budgets import Budget
@@ -69,6 +69,11 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
         return _Torchattacks(attack)
     if _is_of(attack, "foolbox.attacks.base"):
         return _Foolbox(attack, budget)
+    if isinstance(attack, SafePGD):
+        raise TypeError(
+            "expected an attack that takes any model, got a SafePGD, which holds one: pass "
+            "lambda model, x, y: SafePGD(model, eps=...)(x, y)"
+        )
     if not callable(attack):
         raise TypeError(
             f"expected attack to be of torchattacks or foolbox, or a callable (model, x, y), got "

@@ -18,7 +18,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from digits import grey_digits, trained_net
-from fastadv_adapters import Comparison, FastAttackModel, compare
+from fastadv_adapters import Comparison, FastAttackModel, SafePGD, compare
 from fastadv_adapters.comparison import Row
 from fastadv_adapters.comparison.fidelity import Pass, agreement
 from fastadv_adapters.comparison.progress import Progress
@@ -301,6 +301,7 @@ class Pair(nn.Linear):
         ({"norm": "l3"}, ValueError, r"expected norm to be one of"),
         ({"bounds": (1, 0)}, ValueError, r"expected bounds \(lower, upper\)"),
         ({"attack": "PGD"}, TypeError, r"expected attack to be of torchattacks or foolbox, or a callable"),
+        ({"attack": SafePGD(linear(), eps=0.1)}, TypeError, r"that takes any model, got a SafePGD, which holds one"),
         (
             {"attack": torchattacks.FGSM(linear())},
             ValueError,
