@@ -113,7 +113,7 @@ def _standing(
         y = torch.tensor([case.label for case in cases], device=x.device)
         verdicts = setting.judge.verdicts(found, y, stage.name, stage.eps, cases[0].index)
         distances = lengths(found, x)
-        valid = _within(found, distances, stage.eps, setting)
+        valid = _within(found, x, stage.eps, setting)
         inside, broken = valid.tolist(), (verdicts.adversarial & valid).tolist()
         predictions, near = verdicts.predictions.tolist(), (verdicts.borderline & valid).tolist()
         for i, (case, candidate, claimed) in enumerate(judged):
@@ -140,18 +140,26 @@ def _for_a_while(source: Iterator[tuple[Case, Tensor, bool]]) -> Iterator[tuple[
             return
 
 
-def lengths(found: Tensor, x: Tensor) -> Tensor:
-    """Lengths of changes of x (N, ...) in the L-infinity, L2 and L1 norm, (N, 3), in float64 where there is one."""
+def lengths(found: Tensor, x: Tensor, *, less_rounding: bool = False) -> Tensor:
+    """Lengths of changes of x (N, ...) in the L-infinity, L2 and L1 norm, (N, 3), in float64 where there is one.
+
+    Args:
+        found: the changed x.
+        x: the images.
+        less_rounding: whether each entry is taken for as near to that of x as it may have been before it was rounded.
+    """
     wide = torch.float32 if x.device.type == "mps" else torch.float64
-    change = (found.to(wide) - x.to(wide)).flatten(1)
+    change = (found.to(wide) - x.to(wide)).abs().flatten(1)
+    if less_rounding:
+        change = (change - torch.finfo(found.dtype).eps * found.to(wide).abs().flatten(1)).clamp(min=0)
     return torch.stack([torch.linalg.vector_norm(change, order, 1) for order in (torch.inf, 2, 1)], 1)
 
 
-def _within(found: Tensor, distances: Tensor, eps: float, setting: Setting) -> Tensor:
+def _within(found: Tensor, x: Tensor, eps: float, setting: Setting) -> Tensor:
     """Which candidates lie within the budget and the bounds, up to rounding."""
     lower, upper = setting.bounds
     slack = MARGIN * (upper - lower)
-    length = distances[:, ("linf", "l2", "l1").index(setting.norm)]
+    length = lengths(found, x, less_rounding=True)[:, ("linf", "l2", "l1").index(setting.norm)]
     flat = found.flatten(1)
     inside = (flat >= lower - slack).all(1) & (flat <= upper + slack).all(1)
     return inside & (length <= reach(eps, setting.bounds))

@@ -1,5 +1,6 @@
 """Attacks with another budget than the evaluation's: what they find outside does not count, and the report says so."""
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import foolbox
 import pytest
+import torch
 import torchattacks
 from torch import Tensor
 
@@ -91,3 +93,15 @@ def test_a_class_in_the_place_of_an_attack_is_an_error(kind: Any, tmp_path: Path
     with pytest.raises(TypeError, match=f"expected an attack object in attacks, got the class {kind.__name__}: make"):
         evaluated(attacks=["safe-pgd-2", kind], output=tmp_path)
     assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_half_precision_rounds_is_within_eps(dtype: torch.dtype) -> None:
+    x, y = data()
+    given: Any = {"model": copy.deepcopy(net()).to(dtype), "eps": 0.15}
+    report = evaluated((x.to(dtype), y), [partial(shifted, eps=0.15)], **given)
+    assert report.outside == {}
+    assert report.robust_accuracy < report.clean_accuracy
+    farther = evaluated((x.to(dtype), y), [partial(shifted, eps=0.17)], **given)
+    assert farther.outside
+    assert farther.robust_accuracy == farther.clean_accuracy
