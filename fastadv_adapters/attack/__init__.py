@@ -12,10 +12,10 @@ Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's ow
 
 from .balls import Ball, Norm, accept_norm, ball_around
 from .checks import accept_bounds, accept_classifier, accept_count, accept_inputs, accept_logits, accept_size
-from .doubts import NONE_RIGHT, differ, doubt_accuracy, doubt_budget, doubt_images, doubt_logits
+from .doubts import NONE_RIGHT, differ, doubt_accuracy, doubt_budget, doubt_classes, doubt_images, doubt_logits
 from .flow import Departed, Entrants, Way
 from .losses import Loss, LossFunction, LossName, resolve_loss
-from .objectives import left_class
+from .objectives import undecided
 from .safe_pgd import SafePGD
 from .shares import wilson
 from .steps import LEAST_ROWS, step_sizes
@@ -44,11 +44,12 @@ __all__ = [
     "differ",
     "doubt_accuracy",
     "doubt_budget",
+    "doubt_classes",
     "doubt_images",
     "doubt_logits",
-    "left_class",
     "resolve_loss",
     "step_sizes",
     "stream_of",
+    "undecided",
     "wilson",
 ]

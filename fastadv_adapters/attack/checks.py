@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # private by name, see boundary/packing.py
 
 from ..boundary import Packed
-from ..modules import lacking_axis, lone_image
+from ..modules import is_out_of_memory, lacking_axis, lone_image
 from .rounding import has_float64
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -149,9 +149,9 @@ def accept_classifier(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     """
     try:
         logits: object = model(x)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if lack := lacking_axis(model, [x]):
             raise ValueError(
                 f"expected images of shape {lack} (the model raised {type(error).__name__}: {error})"

@@ -82,6 +82,13 @@ def doubt_accuracy(right: int, count: int, classes: int) -> str | None:
     )
 
 
+def doubt_classes(lost: int) -> str | None:
+    """A note if so many samples have no class by the plain model."""
+    if not lost:
+        return None
+    return f"logits of {lost} {'sample' if lost == 1 else 'samples'} are NaN or infinite: these count as wrong"
+
+
 def doubt_logits(logits: Tensor) -> str | None:
     """A note if logits (N, C) look like probabilities."""
     if not len(logits) or not bool(((logits >= 0) & (logits <= 1)).all()):
@@ -96,5 +103,6 @@ def doubt_logits(logits: Tensor) -> str | None:
 
 def differ(first: Tensor, second: Tensor) -> bool:
     """Whether logits (N, C) of two passes are of a model that draws random numbers."""
-    peak = first.abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
-    return bool((((first - second).abs() / peak) > APART).any())
+    peak = first.where(first.isfinite(), 0).abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
+    apart = (first - second).abs().nan_to_num(nan=0.0, posinf=torch.inf)  # a class may be left out, by -inf, in both
+    return bool((apart / peak > APART).any())

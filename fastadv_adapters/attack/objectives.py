@@ -30,7 +30,7 @@ class Objective(Protocol):
         """
 
     def judge(self, outputs: Packed, targets: Targets, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Which samples are adversarial, and which have lost finite outputs, which is no success."""
+        """Which samples are adversarial, and which have lost their outputs to NaN or infinity, which is no success."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,9 @@ class AnotherClass:
         return values, [direction]
 
     def judge(self, outputs: Packed, targets: Targets, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Decisions, and whether a logit is NaN or infinite."""
+        """Decisions, and whether there is none."""
         logits, labels = outputs.tensors[0], targets.tree
-        lost = (logits.abs().amax(1) < torch.inf).logical_not_()  # NaN is not less either
-        predicted = logits.argmax(1)
+        predicted, lost = logits.argmax(1), undecided(logits)
         hit = predicted == labels if self.targeted else predicted != labels
         return hit > lost, lost
 
@@ -92,14 +91,14 @@ class OneRival:
         return margin(outputs.tensors[0].detach(), labels), [direction]
 
     def judge(self, outputs: Packed, targets: Targets, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Decisions, whichever class they are for, and whether a logit is NaN or infinite."""
-        return left_class(outputs.tensors[0], targets.tree[0])
+        """Decisions, whichever class they are for, and whether there is none."""
+        logits, lost = outputs.tensors[0], undecided(outputs.tensors[0])
+        return (logits.argmax(1) != targets.tree[0]) > lost, lost
 
 
-def left_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which samples are adversarial, and which have a logit that is NaN or infinite, which is no success."""
-    lost = (logits.abs().amax(1) < torch.inf).logical_not_()  # NaN is not less either
-    return (logits.argmax(1) != labels) > lost, lost
+def undecided(logits: Tensor) -> Tensor:
+    """Which samples have no class: a logit is NaN, or the largest is infinite. -inf says that a class is left out."""
+    return logits.amax(1).isfinite().logical_not_()
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attack import (
-    NONE_RIGHT,
-    Norm,
-    accept_classifier,
-    accept_inputs,
-    accept_logits,
-    differ,
-    doubt_accuracy,
-    doubt_budget,
-    doubt_images,
-    doubt_logits,
-)
+from ..attack import Norm
 from ..model import FastAttackModel
 from ..modules import HALF, accept_model, device_of, is_in_hardware, random_state_kept
 from ..options import FastAttackOptions
 from .attacking import Attacker, Run, attacker_for, refuse_class
 from .budgets import Budget, budget_for, reach
+from .data import accept_data, are_right, doubts
 from .device import describe_device, versions
 from .fidelity import Agreement, Pass, agreement, gradient_pass, reference_pass
 from .leaving import lent_in_eval_mode, plain
@@ -48,11 +38,6 @@ CONFIRMING = 2
 
 NEARLY = 0.95
 """The default options are recommended if they reach this share of the best speed: the simplest is best."""
-
-RANDOM = (
-    "the model draws random numbers: gradients and verdicts change from pass to pass, of the plain model too; evaluate "
-    "takes the majority of several passes"
-)
 
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
@@ -109,42 +94,14 @@ def compare(
     budget = budget_for(attack, eps, norm, bounds)
     device = device_of(model)
     with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:
-        y, logits = _accept_data(model, x, y, budget, device)
+        y, logits = accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
-        notes = _doubts(study, logits)
+        notes = doubts(model, study.x, y, logits, budget)
         recommended = study.run(repeats, told.say)
         notes += study.doubt_distance()
     setting = {**budget.record(), "repeats": repeats}
     name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
     return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions(), notes)
-
-
-def _accept_data(
-    model: nn.Module, x: Tensor, y: Tensor | None, budget: Budget, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The labels, and the model's logits; raises for what cannot be attacked."""
-    given = torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None and isinstance(x, Tensor) else y
-    largest = accept_inputs(x, given, device, budget.bounds)
-    if not len(x):
-        raise ValueError("expected at least one sample, got none: pass a batch to be attacked")
-    with torch.no_grad():
-        logits = accept_logits(accept_classifier(model, x), len(x), largest)
-    return (logits.argmax(1) if y is None else plain(y).to(torch.int64)), logits
-
-
-@torch.no_grad()
-def _doubts(study: "_Study", logits: Tensor) -> list[str]:
-    """Notes on what is seldom meant."""
-    budget, right = study.budget, int((logits.argmax(1) == study.y).sum())
-    wide = doubt_budget(budget.eps, budget.norm, budget.bounds, study.x[0].numel())
-    doubts = [
-        wide if budget.stated else None,
-        doubt_accuracy(right, len(study.x), logits.shape[1]) if right else NONE_RIGHT,
-        doubt_images(study.x, budget.bounds),
-        doubt_logits(logits),
-        RANDOM if differ(logits, study.model(study.x)) else None,
-    ]
-    return [note for note in doubts if note is not None]
 
 
 class _Study:
@@ -248,7 +205,7 @@ class _Study:
             raise ValueError(f"expected the attack to return a tensor of shape {tuple(x.shape)}, got {got}: return x'")
         adversarial = adversarial.detach().to(x)
         with torch.no_grad():
-            robust = self.model(adversarial).argmax(1) == self.y
+            robust = are_right(self.model(adversarial), self.y)
         robust |= ~adversarial.flatten(1).isfinite().all(1)  # no image
         apart = (adversarial.double() - x.double()).flatten(1)
         return Effect(robust, torch.linalg.vector_norm(apart, ORDER[self.budget.norm], 1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attack import accept_classifier, differ, left_class
+from ..attack import accept_classifier, differ, undecided
 from .seeds import seed_of, seeded
 
 SIZE = 32
@@ -26,8 +26,8 @@ class Verdicts:
 
     Attributes:
         logits: (N, C), of the first pass.
-        predictions: classes.
-        adversarial: whether the class is another one than the label, by finite logits.
+        predictions: classes; -1 where there is none, since a logit is NaN or the largest is infinite.
+        adversarial: whether that is not the label.
         borderline: whether that is within rounding.
     """
 
@@ -79,29 +79,24 @@ class Judge:
     def verdicts(self, x: Tensor, y: Tensor, *names: object) -> Verdicts:
         """What it makes of inputs (N, ...) with these labels; ``names`` seed its random numbers."""
         parts = [self._part(x[i : i + SIZE], y[i : i + SIZE], names) for i in range(0, len(x), SIZE)]
-        logits, predictions, adversarial, borderline = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Verdicts(logits, predictions, adversarial, borderline)
+        return Verdicts(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _part(self, x: Tensor, y: Tensor, names: tuple[object, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        votes = torch.zeros_like(y)
-        asked = []
-        for number in range(self.passes):
-            logits = self._logits(x, (*names, number))
-            adversarial, _ = left_class(logits, y)
-            votes += adversarial
-            asked.append(logits)
+        asked = [self._logits(x, (*names, number)) for number in range(self.passes)]
+        found = [logits.argmax(1).where(~undecided(logits), -1) for logits in asked]
+        votes = torch.stack([classes != y for classes in found]).sum(0)
         broken = 2 * votes > self.passes
         # The prediction is one of a pass that agrees with the majority.
-        predictions = asked[0].argmax(1)
-        for logits in asked:
-            adversarial, _ = left_class(logits, y)
-            predictions = torch.where((predictions != y) == broken, predictions, logits.argmax(1))
+        predictions = found[0]
+        for classes in found:
+            predictions = torch.where((predictions != y) == broken, predictions, classes)
         if self.passes > 1:
             borderline = (2 * votes - self.passes).abs() <= 1
         else:
             own = asked[0].gather(1, y[:, None]).squeeze(1)
             rival = asked[0].scatter(1, y[:, None], -torch.inf).amax(1)
-            borderline = (own - rival).abs() <= self.clearance * asked[0].abs().amax(1)
+            largest = asked[0].where(asked[0].isfinite(), 0).abs().amax(1)
+            borderline = (own - rival).abs() <= self.clearance * largest
         return asked[0], predictions, broken, borderline
 
     def _logits(self, x: Tensor, names: tuple[object, ...]) -> Tensor:

@@ -159,7 +159,14 @@ def _pair(item: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
         raise ValueError(f"expected data to give pairs (x, y), got {kind}: give images and labels alone, as tensors")
-    x, y = (torch.as_tensor(part) for part in item)
+    try:
+        x, y = (torch.as_tensor(part) for part in item)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = " and ".join(type(part).__name__ for part in item)
+        raise ValueError(
+            f"expected data to give pairs (x, y) of tensors or numbers, got {kinds} ({error}): read images before, and "
+            f"make tensors of them"
+        ) from error
     return x, y
 
 

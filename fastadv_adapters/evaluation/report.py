@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attack import NONE_RIGHT, doubt_accuracy, wilson
+from ..attack import NONE_RIGHT, doubt_accuracy, doubt_classes, wilson
 from ..comparison import write_whole
 from .pictures import draw_report, draw_triples
 from .rows import CLEAN, Row
@@ -133,8 +133,8 @@ class Report:
             f"{left} samples are not finished": left,
         }
         vain = [f"{count} images of the attack {name} {_VAIN}" for name, count in self.outside.items()]
-        by_chance = self._by_chance()
-        found = [text for text, holds in said.items() if holds] + ([by_chance] if by_chance else [])
+        found = [text for text, holds in said.items() if holds]
+        found += [text for text in (self._by_chance(), doubt_classes(self._lost())) if text]
         return [*self.header.get("notes", []), *vain, *found]
 
     @property
@@ -207,6 +207,10 @@ class Report:
         classes = self.header["model"].get("classes")  # unknown in folders of earlier versions
         right = sum(row.broken_by != CLEAN for row in self.samples)
         return doubt_accuracy(right, len(self.samples), classes) if classes and self.complete else None
+
+    def _lost(self) -> int:
+        """How many samples, or their adversarials, have no class by the plain model."""
+        return sum(-1 in (row.clean, row.prediction) for row in self.samples)
 
     def _copies(self) -> int:
         """How many samples have an image that came before."""

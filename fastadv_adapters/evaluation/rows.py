@@ -17,10 +17,11 @@ class Row:
         index: its place in the data.
         hash: of the image, its dtype and shape.
         label: the class that it should have.
-        clean: the class that the plain model gives the image itself.
+        clean: the class that the plain model gives the image itself; -1 if it has none, for a logit is NaN or the
+            largest is infinite.
         broken_by: the attack that broke it, ``"clean"`` if it is misclassified as it is, None if it stands.
         eps: the smallest of the budgets at which it broke, 0 if it is misclassified as it is, None if it stands.
-        prediction: the class that the plain model gives the adversarial, or the image itself if it stands.
+        prediction: the class that the plain model gives the adversarial, or the image itself if it stands; likewise.
         linf: the largest change of a coordinate in the adversarial, None if there is none.
         l2: the Euclidean length of the change, likewise.
         l1: the sum of absolute changes, likewise.

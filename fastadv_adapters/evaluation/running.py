@@ -90,9 +90,9 @@ def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setti
     x, y = samples.read(index)
     x, y = x.detach().to(judge.device), y.to(judge.device, torch.int64)
     verdicts = judge.verdicts(x, y, "clean", index[0])
-    # Neither the label nor a class with a broken logit is a rival.
-    order = verdicts.logits.scatter(1, y[:, None], -torch.inf).argsort(stable=True, dim=1, descending=True)[:, :-1]
-    values = (t.tolist() for t in (y, verdicts.predictions, order, verdicts.adversarial, verdicts.borderline))
+    order = verdicts.logits.nan_to_num(nan=-torch.inf).argsort(stable=True, dim=1, descending=True)
+    others = order[order != y[:, None]].view(len(y), -1)  # the label is no rival of itself
+    values = (t.tolist() for t in (y, verdicts.predictions, others, verdicts.adversarial, verdicts.borderline))
     for i, image, label, prediction, rivals, wrong, near in zip(index, x, *values, strict=True):
         case = Case(i, seen.hashes[i], image, label, prediction, rivals)
         if wrong:

@@ -34,22 +34,25 @@ class Finding:
         zero: how many have a gradient in full precision alone.
         cosine: the median of the cosine between fast and exact gradients; NaN if there was nothing to compare.
         gain: what a step along the fast gradients gains of what one along the exact ones does; NaN if none was tried.
+        overflown: how many have outputs that are finite in full precision alone.
     """
 
     samples: int
     zero: int
     cosine: float
     gain: float = float("nan")
+    overflown: int = 0
 
     @property
     def good(self) -> bool:
         """Whether attacks are as strong by these gradients as by exact ones."""
-        if self.zero:
+        if self.zero or self.overflown:
             return False
         return not self.cosine < NEAR or self.gain >= GAINS
 
     def __str__(self) -> str:
-        parts = [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
+        parts = [f"outputs of {self.overflown} samples overflow"] if self.overflown else []
+        parts += [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
         if self.cosine == self.cosine:
             parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}")
         if self.gain == self.gain:
@@ -67,7 +70,7 @@ class Problem:
         needs: which of them want a gradient.
         grads: what came in at the outputs.
         apart: whether each output belongs to one sample, and to no other.
-        index: which samples of the pass these are; None for all of them.
+        index: which samples these are of the pass, or of the problem that this is a part of; None for all.
         values: the outputs in full precision, once gradients have been asked for.
     """
 
@@ -180,7 +183,7 @@ def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> float:
     """What a small step along the signs of one gradient gains, as a share of what it gains along the other."""
     gains = [problem.gain(direction) for direction in (fast, exact)]
     if gains[0].ndim == 0:
-        return float(gains[0] / gains[1])
+        return float(gains[0] / gains[1]) if bool(gains[1] > 0) else float("nan")
     ours, theirs = (g[rest & (gains[1] > 0)] for g in gains)
     return float((ours / theirs).median()) if len(ours) else float("nan")
 

@@ -53,7 +53,6 @@ class Auditor:
     ) -> Pulled:
         """The gradients of the pass: as they came, or better ones."""
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
-            # An overflow in the first pass is cured by the scale of the next one.
             judged = self._judge(tensors, needs, grads, pulled)
             if judged is not None and self._are_weights_old(judged[0], tensors, outputs):
                 self.update()
@@ -64,7 +63,7 @@ class Auditor:
                 judged = self._judge(tensors, needs, grads, pulled)
             overflown = find_overflown(self.twin.bind(self.arguments), tensors, outputs)
             if overflown is not None:
-                finding = Finding(len(overflown), len(overflown), float("nan"))
+                finding = Finding(len(overflown), 0, float("nan"), overflown=len(overflown))
             elif judged is None or judged[1].good:
                 return pulled
             else:
@@ -168,6 +167,7 @@ class Auditor:
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled
     ) -> tuple[Problem, Finding] | None:
         """Look at a few samples, and at all of them if a few may not be enough; None if the model cannot be asked."""
+        # An overflow in the first pass is cured by the scale of the next one.
         found, broken = pulled.gradients, pulled.broken if self.first else None
         apart = self._are_rows(found)
         known = broken is not None and apart and broken.shape == found[0].shape[:1]
