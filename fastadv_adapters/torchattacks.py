@@ -41,10 +41,10 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
     One fast copy is made per wrapped model. Each attack gets a view of it that suits that attack, unless ``options``
     say otherwise: ``decisions="exact"`` for those that read decisions off gradient passes (C&W, DeepFool, SparseFool,
     FAB, EAD, JSMA) or compare their logits with clean ones (TPGD); gradients in full precision for EAD and JSMA, which
-    amplify rounding; and float64 logits, which do not saturate, for all but FAB, which fails on them, Jitter, whose
-    noise would be another, and black-box attacks (SPSA, Square, OnePixel, Pixle). These decide by the plain model's
-    classes. On a processor their logits may differ in the last digits; with ``decisions="exact"`` they return the very
-    images that they return on the plain model.
+    amplify rounding, unless you give ``decisions`` yourself; and float64 logits, which do not saturate, for all but
+    FAB, which fails on them, Jitter, whose noise would be another, and black-box attacks (SPSA, Square, OnePixel,
+    Pixle). These decide by the plain model's classes. On a processor their logits may differ in the last digits; with
+    ``decisions="exact"`` they return the very images that they return on the plain model.
 
     LGV still trains a copy of the plain model; the models that it has collected are attacked through fast copies.
 

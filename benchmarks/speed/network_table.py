@@ -41,7 +41,8 @@ def network_table(measurement: Measurement, verdicts: Mapping[str, str], device:
         for row in measurement.rows
         if row.key in measurement.found
     ]
-    return Table(title, columns, rows, _note(measurement) + batch_advice(measurement.case.batch, device))
+    note = _note(measurement, judged=bool(verdicts)) + batch_advice(measurement.case.batch, device)
+    return Table(title, columns, rows, note)
 
 
 def _line(measurement: Measurement, row: Row, verdict: str, gpu: bool) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ def _memory(found: Found, gpu: bool) -> str:
     return "" if found.memory is None else f"{found.memory / (1e9 if gpu else 1e6):.3g}"
 
 
-def _note(measurement: Measurement) -> str:
+def _note(measurement: Measurement, *, judged: bool) -> str:
     work, rates, steps = measurement.work, measurement.rates, measurement.steps
     floors = []
     for dtype, rate in rates.flops_per_s.items():
@@ -93,6 +94,7 @@ def _note(measurement: Measurement) -> str:
         f"{how}{more}. A step is {work.flops / 1e9:.4g} GFLOP; convolutions, products "
         f"and attention read and write {work.elements / 1e6:.4g} million entries in it, copied at "
         f"{rates.bytes_per_s / 1e9:.4g} GB/s. So the limit is {'; '.join(floors)}; the larger counts. First: building, "
-        "compiling or capturing, and the first attack. Verdict: of this way on the confident digits network."
+        "compiling or capturing, and the first attack."
+        + (" Verdict: of this way on the confident digits network." if judged else "")
         + (f" {_EARLY}" if any(row.eps != EPS for row in measurement.rows) else "")
     )

@@ -12,7 +12,16 @@ Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's ow
 
 from .balls import Ball, Norm, accept_norm, ball_around
 from .checks import accept_bounds, accept_classifier, accept_count, accept_inputs, accept_logits, accept_size
-from .doubts import NONE_RIGHT, differ, doubt_accuracy, doubt_budget, doubt_classes, doubt_images, doubt_logits
+from .doubts import (
+    LOADED,
+    NONE_RIGHT,
+    differ,
+    doubt_accuracy,
+    doubt_budget,
+    doubt_classes,
+    doubt_images,
+    doubt_logits,
+)
 from .flow import Departed, Entrants, Way
 from .losses import Loss, LossFunction, LossName, resolve_loss
 from .objectives import undecided
@@ -23,6 +32,7 @@ from .stream import stream_of
 
 __all__ = [
     "LEAST_ROWS",
+    "LOADED",
     "NONE_RIGHT",
     "Ball",
     "Departed",

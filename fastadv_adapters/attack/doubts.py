@@ -10,6 +10,8 @@ from .shares import wilson
 
 NONE_RIGHT = "no sample is right even without an attack: check labels, weights and what the model normalises"
 
+LOADED = "were the weights loaded"
+
 STEP = 0.1 / 255
 """A tenth of what two neighbouring bytes are apart, as a share of the bounds."""
 
@@ -45,8 +47,8 @@ def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinate
         )
     if norm == "linf" and 0 < eps < across * STEP:
         return (
-            f"eps {eps:g} is no tenth of a step of images in bytes within {lower:g},{upper:g}: eps is in units of the "
-            f"images (8, not 8/255, if they end at 255)"
+            f"eps {eps:g} is less than a tenth of the step from one byte to the next in images within "
+            f"{lower:g},{upper:g}: eps is in units of the images (8, not 8/255, if they end at 255)"
         )
     return None
 
@@ -77,8 +79,8 @@ def doubt_accuracy(right: int, count: int, classes: int) -> str | None:
     if not right or not least <= 1 / classes or most >= 1 / classes + NEAR:
         return None
     return (
-        f"clean accuracy {100 * right / count:.1f} % is no better than chance for {classes} classes: were the weights "
-        f"loaded (--weights), and do labels belong to them?"
+        f"clean accuracy {100 * right / count:.1f} % is no better than chance for {classes} classes: {LOADED}, and do "
+        f"labels belong to them?"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..attack import Norm
+from ..attack import LOADED, Norm
 from ..comparison import Comparison, compare, expect_picture, expect_writable, write_whole
 from ..evaluation import Report, evaluate
 from . import arguments as given
@@ -95,6 +96,7 @@ def compare_command(
             repeats=repeats,
         )
         found.print()
+        _ask_for_weights(found.notes, weights)
         _write(found, json_file, plot)
         if not found.faithful:
             sys.exit(FALLS_SHORT)
@@ -154,6 +156,7 @@ def evaluate_command(
             limit=limit,
         )
         _report(report, required, json_file, plot, triples)
+        _ask_for_weights(report.notes, weights)
 
 
 @app.command("report")
@@ -237,6 +240,12 @@ def _report(
     if short:
         record(f"falls short: {'; '.join(short)}")
         sys.exit(FALLS_SHORT)
+
+
+def _ask_for_weights(notes: Sequence[str], weights: Path | None) -> None:
+    """Name the option if a note doubts that weights were loaded."""
+    if weights is None and is_first() and any(LOADED in note for note in notes):
+        typer.echo("note: the command was given no --weights")
 
 
 def _can_be_written(json_file: Path | None, *pictures: Path | None) -> None:

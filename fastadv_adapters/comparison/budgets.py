@@ -16,6 +16,9 @@ EPS = 8 / 255
 MARGIN = 1e-5
 """By so much more than eps, relatively, a change may measure, for attacks of other libraries round otherwise."""
 
+ROUNDING = 1e-6
+"""By so much more it may measure, as a share of the bounds, for images round too, whatever eps is."""
+
 _NORMS: dict[object, Norm] = {"linf": "linf", "l2": "l2", "l1": "l1", math.inf: "linf", 2: "l2", 1: "l1"}
 
 
@@ -91,10 +94,10 @@ def budget_for(attack: Any, eps: float | None, norm: Norm | None, bounds: tuple[
             _refuse("eps", f"{own.eps:g}", f"{eps:g}")
     if norm is not None and own.norm not in (None, accept_norm(norm)):
         _refuse("norm", repr(own.norm), repr(norm))
-    stated = own.eps if eps is None else eps
-    known = stated is not None or attack is None or is_from("foolbox", attack)
-    length = accept_size("eps", EPS if stated is None else stated)
-    return Budget(length, accept_norm(norm or own.norm or "linf"), accept_bounds(bounds), known)
+    length = own.eps if eps is None else eps
+    stated = length is not None or attack is None or is_from("foolbox", attack)
+    length = accept_size("eps", EPS if length is None else length)
+    return Budget(length, accept_norm(norm or own.norm or "linf"), accept_bounds(bounds), stated)
 
 
 def doubt_own(name: str, own: Own, budgets: Sequence[float], norm: Norm) -> list[str]:
@@ -129,7 +132,7 @@ def doubt_own(name: str, own: Own, budgets: Sequence[float], norm: Norm) -> list
 
 def reach(eps: float, bounds: tuple[float, float]) -> float:
     """How long a change may measure that is within eps, up to rounding."""
-    return eps * (1 + MARGIN) + 1e-6 * (bounds[1] - bounds[0])
+    return eps * (1 + MARGIN) + ROUNDING * (bounds[1] - bounds[0])
 
 
 def _same(first: float, second: float) -> bool:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from ..modules import first_line
+
 
 @dataclass(frozen=True)
 class Way:
@@ -157,5 +159,4 @@ class _Rounds:
 
 def reason(error: Exception) -> str:
     """An error in one short line: its type and the first line of its text."""
-    text = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {text[0]}".replace("|", "/")[:160]
+    return first_line(error).replace("|", "/")[:160]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boundary import Crossing, Packed, Pulled, Tape, UnbalancedFoldError
-from ..modules import Precision, is_out_of_memory, random_state_kept
+from ..modules import Precision, first_line, is_out_of_memory, random_state_kept
 from .compiled import CompileEngine, GiveUp
 from .eager import EagerEngine, EagerRun
 from .recording import Recorder, Recording
@@ -124,7 +124,7 @@ class ReplayEngine(EagerEngine):
         """Run eager from now on."""
         self.name = "eager"
         self._forget()
-        reason = str(error) if isinstance(error, CannotRecordError) else f"recording it raised {_in_words(error)}"
+        reason = str(error) if isinstance(error, CannotRecordError) else f"recording it raised {first_line(error)}"
         self._give_up(reason)
 
 
@@ -229,7 +229,3 @@ class ReplayTape:
                 return None
             self._engine.held = None  # a recorded backward pass reuses the memory of what it has read
             return self._recording.backward(grads)
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]

@@ -16,9 +16,11 @@ from .rows import CLEAN, Row
 from .store import Folder
 
 _VAIN = (
-    "are not within eps and bounds of the evaluation, and do not count as broken: make it with the same eps, norm and "
-    "bounds, if it takes them"
+    "not within eps and bounds of the evaluation, which does not count as broken: make the attack with the same eps, "
+    "norm and bounds, if it takes them"
 )
+_COPIES = "counts, and the interval takes it for a new one"
+_CALLED, _DENIED = "that an attack called adversarial", "right by the plain model, which does not count as broken"
 
 Images = Callable[[], dict[int, tuple[Tensor, Tensor | None]]]
 
@@ -124,18 +126,21 @@ class Report:
     def notes(self) -> list[str]:
         """What to know beside the numbers, as settings that are seldom meant and what was found by the way."""
         left, twice = int(self.header["data"]["samples"]) - len(self.samples), self._copies()
-        said = {
-            NONE_RIGHT: self.clean_accuracy == 0,
-            f"{twice} samples have the image of another: each counts, and the interval takes them for new ones": twice,
-            f"{self.borderline} verdicts are within rounding": self.borderline,
-            f"{self.denied} adversarials were claimed and denied by the plain model": self.denied,
-            "the model draws random numbers: verdicts are majorities of several passes": self.random,
-            f"{left} samples are not finished": left,
-        }
-        vain = [f"{count} images of the attack {name} {_VAIN}" for name, count in self.outside.items()]
-        found = [text for text, holds in said.items() if holds]
-        found += [text for text in (self._by_chance(), doubt_classes(self._lost())) if text]
-        return [*self.header.get("notes", []), *vain, *found]
+        said = [
+            NONE_RIGHT if self.clean_accuracy == 0 else None,
+            _told(twice, "sample has the image of another: it", "samples have the image of another: each", _COPIES),
+            _told(self.borderline, "verdict is", "verdicts are", "within rounding"),
+            _told(self.denied, f"image {_CALLED} is", f"images {_CALLED} are", _DENIED),
+            "the model draws random numbers: verdicts are majorities of several passes" if self.random else None,
+            _told(left, "sample is", "samples are", "not finished"),
+            self._by_chance(),
+            doubt_classes(self._lost()),
+        ]
+        vain = [
+            _told(n, f"image of the attack {name} is", f"images of the attack {name} are", _VAIN)
+            for name, n in self.outside.items()
+        ]
+        return [*self.header.get("notes", []), *(text for text in (*vain, *said) if text is not None)]
 
     @property
     def quote(self) -> str:
@@ -221,3 +226,8 @@ class Report:
 
     def _share(self, holds: Callable[[Row], bool]) -> float:
         return sum(map(holds, self.samples)) / len(self.samples)
+
+
+def _told(count: int, one: str, many: str, rest: str) -> str | None:
+    """How many there are, in words; None if there is none."""
+    return f"{count} {one if count == 1 else many} {rest}" if count else None

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules import has_hooks
+from ..modules import first_line, has_hooks
 
 
 class _Sized(fx.Proxy):
@@ -60,7 +60,7 @@ class Tracer(fx.Tracer):
             try:
                 return forward(*args, **kwargs)
             except Exception as error:
-                self.failed[name] = f"{type(error).__name__}: {error}".split("\n")[0]
+                self.failed[name] = first_line(error)
                 self._forget_after(last)
         return self.create_proxy("call_module", name, args, kwargs)
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules import clone, copy_module, has_hooks
+from ..modules import clone, copy_module, first_line, has_hooks
 from .centring import Stream, find_stream
 from .rectified import find_rectified
 from .tracer import Tracer, is_leaf
@@ -151,7 +151,7 @@ def _graphs(root: nn.Module, names: dict[int, str], opaque: dict[str, str]) -> I
     try:
         graph = tracer.trace(root)
     except Exception as error:
-        opaque[names[id(root)]] = f"{type(error).__name__}: {error}".split("\n")[0]
+        opaque[names[id(root)]] = first_line(error)
         failed = [root]
     else:
         yield root, graph

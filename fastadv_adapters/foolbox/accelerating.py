@@ -36,7 +36,8 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
     and wrappers stay. The attack gets a view of the copy that suits it, unless ``options`` say otherwise:
     ``decisions="exact"`` if it reads decisions off gradient passes (every ``MinimizationAttack``) or compares their
     logits with clean ones (``VirtualAdversarialAttack``); gradients in full precision for ``EADAttack``, which
-    amplifies rounding; and float64 logits, which do not saturate, for foolbox's own gradient descent and DDN.
+    amplifies rounding, unless you give ``decisions`` yourself; and float64 logits, which do not saturate, for foolbox's
+    own gradient descent and DDN.
 
     Args:
         attack: a foolbox attack; it stays as it is. (Called on a model that is fast already, the new one leaves that

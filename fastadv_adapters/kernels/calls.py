@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+DTYPES = (torch.float32, torch.bfloat16)
+"""In which weights of a processor are laid out, or its gradients computed otherwise."""
+
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """Whether the processor has vectors of 16 numbers: which of two libraries or kernels is faster depends on it."""
 

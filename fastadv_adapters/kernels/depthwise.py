@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .calls import is_onednn, runs_in
-
-DTYPES = (torch.float32, torch.bfloat16)
+from .calls import DTYPES, is_onednn, runs_in
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}
 
@@ -31,6 +29,7 @@ class Spread:
         bias, stride, padding, dilation: of the layer.
         forward: its weight.
         turned: the same, turned round; made by the first backward pass.
+        exact: whether :meth:`gradient` may be used now; else PyTorch's own runs. Here always.
     """
 
     bias: Tensor | None
@@ -66,7 +65,7 @@ class Spread:
         return _CONVOLVE[grad.ndim](spread, self.turned, None, ones, padding, self.dilation, len(weight))
 
 
-def spreads(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
+def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
     """Whether a layer is of this kind, on a processor, with a frozen weight in the dtype that it runs in."""
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or isinstance(layer.padding, str):
         return False
@@ -85,7 +84,7 @@ def spreads(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
 
 
 def lay_out(layer: nn.Module, shape: torch.Size, weight: Tensor) -> Spread:
-    """What is kept of a layer for which :func:`spreads` holds."""
+    """What is kept of a layer for which :func:`fits` holds."""
     return Spread(layer.bias, layer.stride, layer.padding, layer.dilation, weight)  # type: ignore[arg-type]
 
 

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import calls
-from .calls import is_onednn, runs_in
-
-DTYPES = (torch.float32, torch.bfloat16)
+from .calls import DTYPES, is_onednn, runs_in
 
 _AT_ONCE = 16
 """Channels that oneDNN computes together; with more than a quarter of it no block of four places has room."""
 
 _WITH_STRIDE = 48
-"""As many pay with a stride: places next to each other are read by the same outputs."""
+"""With a stride, blocks of up to so many channels pay: places next to each other are read by the same outputs."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Blocks:
         forward: its weight.
         rows, columns: the blocks.
         backward: the weight of the convolution that gives the gradient; made by the first backward pass.
+        exact: whether :meth:`gradient` may be used now; else PyTorch's own runs. Here always.
     """
 
     bias: Tensor | None

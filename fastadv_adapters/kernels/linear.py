@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..modules import become
 from . import calls
-from .calls import is_transformed, runs_in
+from .calls import DTYPES, is_transformed, runs_in
 
 LEAST = 2**17
 """Weights with fewer entries are reordered in less time than a Function takes to be called."""
@@ -28,7 +28,7 @@ class LaidOut:
     """The weight of one layer as its passes want it.
 
     Attributes:
-        bias: of the layer.
+        bias, dtype: of the layer.
         forward: the weight for the forward pass.
         backward: that for the backward pass, once there has been one.
     """
@@ -91,7 +91,7 @@ class Kept:
 def _fits(layer: nn.Linear, input: Tensor) -> bool:
     """Whether oneDNN is faster here, on a frozen weight that is in the right dtype."""
     weight = layer.weight
-    if weight.numel() < LEAST or weight.dtype not in (torch.float32, torch.bfloat16) or weight.requires_grad:
+    if weight.numel() < LEAST or weight.dtype not in DTYPES or weight.requires_grad:
         return False
     if type(weight) is not nn.Parameter or type(input) not in (Tensor, nn.Parameter) or input.device.type != "cpu":
         return False

@@ -20,15 +20,13 @@ from torch import Tensor, nn
 
 from ..modules import Precision
 from . import depthwise, few_channels, winograd
-from .calls import is_onednn, runs_in
+from .calls import DTYPES, is_onednn, runs_in
 from .depthwise import Spread
 from .few_channels import Blocks
 from .winograd import Winograd
 
 LEAST = 2**16
 """Weights with fewer entries are reordered in less time than it takes to call these operators."""
-
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class LaidOut:
         geometry, bias, dtype: of the layer.
         forward: the weights for the forward pass.
         backward: those for the backward pass, once there has been one.
+        exact: whether :meth:`gradient` may be used now; else PyTorch's own runs. Here always.
     """
 
     geometry: Geometry
@@ -109,14 +108,14 @@ class Prepacked:
         if way not in kept:
             try:
                 with torch.no_grad():
-                    kept[way] = _made(way)(layer, input.shape, weight)
+                    kept[way] = _maker(way)(layer, input.shape, weight)
             except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
                 self._refused.add(way)
                 return None
         return kept[way]
 
     def _way(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Way | None:
-        if depthwise.spreads(layer, input, weight):
+        if depthwise.fits(layer, input, weight):
             return "depthwise"
         if few_channels.fits(layer, input, weight):
             return "few channels"
@@ -131,21 +130,22 @@ def is_laid_out(layer: nn.Module, precision: Precision) -> bool:
         return False
     large = layer.groups == 1 and layer.weight.numel() >= LEAST
     runs = precision.device.type == "cpu" and precision.channels_last and torch.backends.mkldnn.is_available()
-    return large and runs and precision.dtype in _DTYPES
+    return large and runs and precision.dtype in DTYPES
 
 
 def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch would run oneDNN here, channels-last, on a large frozen weight that is in the right dtype."""
     if input.device.type != "cpu" or weight.numel() < LEAST or layer.groups != 1 or input.ndim != 4:
         return False
-    if weight.dtype not in _DTYPES or weight.dtype != runs_in(input) or weight.requires_grad:
+    if weight.dtype not in DTYPES or weight.dtype != runs_in(input) or weight.requires_grad:
         return False
     if type(weight) is not nn.Parameter or not input.is_contiguous(memory_format=torch.channels_last):
         return False
     return is_onednn(layer, input, weight)
 
 
-def _made(way: Way) -> Any:
+def _maker(way: Way) -> Any:
+    """The function that makes the weights for this way."""
     if way == "depthwise":
         return depthwise.lay_out
     if way == "few channels":

@@ -83,7 +83,7 @@ class Winograd:
 
     @property
     def exact(self) -> bool:
-        """Whether the products are those of float32 now."""
+        """Whether :meth:`gradient` may be used now, for products are those of float32; else PyTorch's own runs."""
         return _products_are_float32()
 
     def convolve(self, input: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from .axes import lacking_axis
 
 LIBRARIES = ("torchattacks", "foolbox", "pyautoattack", "autoattack")
 _BETWEEN = ("torch.nn.modules.module", "torchattacks.attack", "fastadv_adapters.foolbox.models")
-"""Modules whose frames stand between a model and the attack that calls it. (By ``torchattacks.attack`` attacks of users
-call it too, which may take more than logits.)"""
+"""Modules whose frames stand between a model and the attack that calls it. (Attacks of users also call the model
+through ``torchattacks.attack``; they may take more than logits.)"""
 
 
 def accept_answer(output: Any, model: nn.Module, tensors: Sequence[Tensor]) -> Any:

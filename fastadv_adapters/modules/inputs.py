@@ -187,6 +187,11 @@ def shapes(tensors: Sequence[Tensor]) -> str:
     return ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
 
 
+def first_line(error: BaseException) -> str:
+    """An error as notes tell it: its type and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error is one of memory, on any device, and so says nothing of the model that raised it."""
     texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")

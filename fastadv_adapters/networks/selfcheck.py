@@ -31,7 +31,7 @@ class Verdict:
         instead: the dtype in which it runs instead.
         exponent: how large gradients at the outputs may be, as a power of two, before they overflow on the way back.
         folding_error: in which way the network, folded as planned, differs from the wrapped model in float32.
-        harmless: whether that is mended by not folding into Linear layers.
+        harmless: whether that is mended by taking out no means, or by not folding into Linear layers.
         unexplained: whether it differs though nothing is folded.
         samples_coupled: whether one sample's output depends on another sample.
         rows: where half precision ends, and what has a row per sample.
@@ -128,7 +128,7 @@ def _check(
 
 
 def _check_folding(
-    verdict: Verdict, trial: "Trial", single: Precision, found: Outcome, reference: tuple[list[Tensor], list[Tensor]]
+    verdict: Verdict, trial: Trial, single: Precision, found: Outcome, reference: tuple[list[Tensor], list[Tensor]]
 ) -> None:
     """Find the most daring way of folding that computes what the wrapped model computes."""
     if single.channels_last and not trial.repeats(reference, draws=1):
@@ -173,7 +173,9 @@ def _check_widening(verdict: Verdict, native: Outcome, reference: tuple[list[Ten
     lowest = min((float(c.nanmedian()) for c in found if c.numel()), default=1.0)
     if lowest < WIDENED_ABOVE:
         verdict.unexplained, verdict.harmless = True, False
-        verdict.folding_error = f"in the dtype of its own weights the model's gradients have a cosine of {lowest:.2f}"
+        verdict.folding_error = (
+            f"in the dtype of its own weights the model's gradients have a cosine of {lowest:.2f} with those in float32"
+        )
 
 
 def _agrees_unlowered(trial: Trial, plan: Trace | None, single: Precision) -> bool:

@@ -31,6 +31,7 @@ from ..modules import (
     Precision,
     clone,
     copy_module,
+    first_line,
     in_one_block,
     is_out_of_memory,
     random_state_kept,
@@ -125,7 +126,7 @@ class Trial:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return f"{type(error).__name__}: {error}".split("\n")[0]
+            return first_line(error)
 
     def _find_ends(self, engine: EagerEngine, folded: Folded, leaves: list[Tensor]) -> Ends | None:
         """Where half precision ends in this call, if nothing behind that is in half precision."""
@@ -229,7 +230,7 @@ class Trial:
         except Exception as error:
             if is_out_of_memory(error):  # says nothing of the model
                 raise
-            return f"{type(error).__name__}: {error}".split("\n")[0]
+            return first_line(error)
         return [o.detach() for o in outputs], list(grads)
 
     @contextmanager

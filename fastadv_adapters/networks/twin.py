@@ -105,6 +105,9 @@ def writes_parameters(
         arguments: of the call.
         tensors: in the place of those of the call.
         counting: makes a context for a run on these tensors.
+
+    Raises:
+        ValueError: the first forward pass adds parameters.
     """
     trial = Twin(source, precision, live=False)
     network = trial.engine.network

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from fastadv_adapters import compare
 from fastadv_adapters.cli.data import ImageFolder, data_named
@@ -125,13 +126,29 @@ def test_a_folder_of_images_gives_each_class_in_turn(fastadv: Run, folder: Path)
 def test_evaluate_doubts_a_budget_as_wide_as_the_bounds(fastadv: Run) -> None:
     what = ("evaluate", NET, "--data", "data.npz", "--attacks", "safe-pgd-2", "--no-progress")
     assert "note: eps 8 turns any image within 0,1 into any other" in fastadv(*what, "--eps", "8").stdout
-    assert "note: eps 0.03 is no tenth of a step" in fastadv(*what, "--eps", "0.03", "--bounds", "0,255").stdout
+    assert "note: eps 0.03 is less than a tenth of the" in fastadv(*what, "--eps", "0.03", "--bounds", "0,255").stdout
     assert "and bounds are 0,255" in fastadv(*what, "--eps", "8", "--bounds", "0,255").stdout
     assert "and bounds are" not in fastadv(*what).stdout
     for wide in (("--eps", "8/255,1"), ("--eps", "3.5", "--norm", "l2"), ("--eps", "12", "--norm", "l1")):
         assert "note: eps" in fastadv(*what, *wide).stdout
     for fine in (("--eps", "8/255"), ("--eps", "3.4", "--norm", "l2"), ("--eps", "8", "--bounds", "0,255")):
         assert "note: eps" not in fastadv(*what, *fine).stdout
+
+
+def test_a_note_that_doubts_weights_names_the_option_if_it_was_not_given(fastadv: Run) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(90, 3, 2, 2)
+    right = net(x).argmax(1)
+    torch.save(net.state_dict(), "w.pt")
+    np.savez("guessed.npz", x=x.numpy(), y=torch.where(torch.arange(90) % 3 == 0, right, (right + 1) % 3).numpy())
+    np.savez("right.npz", x=x.numpy(), y=right.numpy())
+    asks = "note: the command was given no --weights"
+    for command in (("compare", NET, "--repeats", "1"), ("evaluate", NET, "--attacks", "safe-pgd-1", "--no-progress")):
+        guessed = fastadv(*command, "--data", "guessed.npz").stdout
+        assert "were the weights loaded, and do labels belong to them?" in " ".join(guessed.split())
+        assert asks in guessed
+        assert asks not in fastadv(*command, "--data", "guessed.npz", "--weights", "w.pt").stdout
+        assert asks not in fastadv(*command, "--data", "right.npz").stdout
 
 
 def test_bytes_are_scaled_to_the_bounds(fastadv: Run, folder: Path) -> None:

@@ -38,7 +38,7 @@ def test_images_outside_of_eps_do_not_count_and_are_told_apart(tmp_path: Path) -
         f"the attack PGD has eps 0.128 of its own, and the evaluation eps {EPS}: what it finds beyond"
     )
     assert outside.startswith(f"{attacked} images of the attack PGD are not within eps and bounds of the evaluation")
-    assert "make it with the same eps" in outside
+    assert "make the attack with the same eps" in outside
     assert f"note: {outside}" in str(report)
     report.to_json(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

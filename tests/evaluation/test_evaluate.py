@@ -156,6 +156,9 @@ def test_the_plain_model_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(FastAttackModel, "forward", lying)
     report = evaluated(attacks=claimed, model=fast)
     assert report.denied == round(report.clean_accuracy * len(report.samples))
+    assert f"{report.denied} images that an attack called adversarial are right by the plain model" in str(report)
+    one = replace(report, samples=tuple(row for row in report.samples if row.denied)[:1])
+    assert "note: 1 image that an attack called adversarial is right by the plain model" in str(one)
     assert report.robust_accuracy > 0
 
 

@@ -220,6 +220,8 @@ def test_limits_are_held_against_what_was_measured() -> None:
     assert outcome("fastest right way") == PASS
     results["correctness"] = {"recipe": {"verdict": RIGHT}}
     assert outcome("fastest right way") == SHORT
+    results["correctness"] = {}
+    assert outcome("fastest way that is not ours (recipe; right or wrong not judged)") == SHORT
     assert outcome("early stop: fewer") == "not measured"
     assert {line["outcome"] for line in limits_part(results, gpu=True).record} >= {"not measured"}
 

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 CPU = torch.device("cpu")
 PLAIN_ROW = Row(PLAIN, "torchattacks", torch.float32, torchattacks_pgd)
 OURS = Row("ours-eager-float32", "ours", torch.float32, ours, ours=True)
+JUDGED = "Verdict: of this way on the confident digits network."
 Build = Callable[[nn.Module, Setup], Prepared]
 
 
@@ -79,7 +80,9 @@ def test_networks_are_measured_apart(tmp_path: Path) -> None:
         assert set(network["rows"]) == {PLAIN, *keys.split(",")}
         assert all(len(told["all_s"]) == 2 for told in network["rows"].values())
     assert found["networks"]["vit"]["rows"][OURS.key]["update"]["median_s"] > 0
-    assert "one after the other" in (tmp_path / "bench.md").read_text(encoding="utf-8")
+    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert "one after the other" in page
+    assert JUDGED in page
 
 
 def test_the_first_network_gets_every_row_and_the_others_the_core(
@@ -92,6 +95,9 @@ def test_the_first_network_gets_every_row_and_the_others_the_core(
     found = run_bench(f"{options} --rows lean", tmp_path)["networks"]
     assert list(found["resnet18"]["rows"]) == [PLAIN, "rare", OURS.key]
     assert list(found["vit"]["rows"]) == [PLAIN, OURS.key]
+    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert "| not judged |" in page
+    assert JUDGED not in page
 
 
 def test_results_are_written_after_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
