@@ -98,7 +98,7 @@ class OneRival:
 
 def undecided(logits: Tensor) -> Tensor:
     """Which samples have no class: a logit is NaN, or the largest is infinite. -inf says that a class is left out."""
-    return logits.amax(1).isfinite().logical_not_()
+    return (logits.amax(1).abs() < torch.inf).logical_not_()  # NaN is not less either
 
 
 @dataclass(frozen=True)
