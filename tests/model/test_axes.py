@@ -62,6 +62,18 @@ def test_the_labels_of_one_image_may_be_left_out() -> None:
             compare(model, COLOUR, repeats=1, progress=False)
 
 
+class First(nn.Module):
+    """Has a second convolution, which it does not call."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.other = first, nn.Conv1d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.first(x)
+        return output
+
+
 class Last(nn.Module):
     """The mean over the last axis."""
 
@@ -75,21 +87,86 @@ class Last(nn.Module):
         (nn.Conv2d(1, 4, 3), (28, 28, 28), "(N, 1, H, W), got (N, 28, 28): add the channel axis with x.unsqueeze(1)"),
         (nn.Conv1d(2, 4, 3), (2, 9), "(N, 2, L), got (2, 9): add the batch axis with x.unsqueeze(0)"),
         (nn.Conv3d(1, 4, 3), (5, 9, 9, 9), "(N, 1, D, H, W), got (N, 9, 9, 9): add the channel axis"),
-        (nn.Conv2d(3, 4, 3), (6, 9, 9), "(N, 3, H, W), got (N, 9, 9): add the batch axis with x.unsqueeze(0), or the"),
+        (
+            nn.Conv2d(3, 4, 3),
+            (6, 9, 9),
+            "(N, 3, H, W), got (N, 9, 9): add the channel axis with x.unsqueeze(1).repeat(1, 3, 1, 1)",
+        ),
+        (nn.Conv2d(3, 4, 3).double(), (3, 9, 9), "(N, 3, H, W), got (3, 9, 9): add the batch axis with x.unsqueeze(0)"),
+        (nn.Conv2d(1, 4, 12), (6, 9, 9), ""),
         (nn.Conv2d(3, 4, 3), (6, 3, 9, 9), ""),
         (nn.Conv2d(3, 4, 3), (6, 9), ""),
         (nn.Linear(9, 4), (6, 9, 9), ""),
     ],
 )
 def test_the_first_convolution_tells(model: nn.Module, shape: tuple[int, ...], text: str) -> None:
-    found = lacking_axis(nn.Sequential(nn.Identity(), model, nn.Conv1d(1, 1, 1)), [torch.rand(shape)])
+    found = lacking_axis(First(model), [torch.rand(shape)])
     if isinstance(model, nn.Linear):
         found = lacking_axis(model, [torch.rand(shape)])
     assert (found or "").startswith(text)
     assert bool(found) == bool(text)
 
 
-def test_a_model_that_adds_the_axis_is_left_alone() -> None:
-    model = nn.Sequential(nn.Unflatten(1, (1, 8)), net(1))
-    evaluated(model, GREY, LABELS)
-    assert passed(model, GREY, LABELS).shape == (6, 10)
+class Tokens(nn.Module):
+    """Takes tokens (N, L, 12), and has a convolution inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Linear(12, 16), nn.Conv2d(16, 8, 1), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.embed(x).transpose(1, 2).unflatten(2, (4, 4))
+        logits: Tensor = self.head(self.mix(z).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("model", "fit", "unfit"),
+    [
+        (nn.Sequential(nn.Unflatten(1, (1, 8)), net(1)), (6, 8, 8), (6, 8, 9)),
+        (Tokens().eval(), (6, 16, 12), (6, 15, 12)),
+        (Tokens().eval(), (16, 16, 12), (16, 16, 13)),
+    ],
+)
+def test_a_model_that_adds_the_axis_is_left_alone(
+    model: nn.Module, fit: tuple[int, ...], unfit: tuple[int, ...]
+) -> None:
+    """Also if it fails for another reason."""
+    evaluated(model, torch.rand(fit), torch.arange(fit[0]) % 10)
+    assert passed(model, torch.rand(fit), LABELS).shape == (fit[0], 10)
+    with pytest.raises(RuntimeError, match="refused an input of shape") as found:
+        passed(model, torch.rand(unfit), LABELS)
+    assert "expected images" not in str(found.value)
+
+
+def test_looking_for_the_axis_changes_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), Noisy(), Counting())
+    state, before = torch.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}
+    assert lacking_axis(model, [GREY]) is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(part.training for part in model.modules())
+    assert model[-1].calls == []
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+class Counting(nn.Module):
+    """Notes its calls."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.calls.append(len(x))
+        return x
