@@ -1,6 +1,7 @@
 """What is given for data by mistake and can be iterated over, so that it would be misread: told what to do instead."""
 
 import functools
+import numbers
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -13,7 +14,7 @@ R = TypeVar("R")
 POSITIONAL = 3
 """Of the arguments of ``evaluate``, so many come without a name: model, data and attacks."""
 
-CONVERT = "pass (torch.from_numpy(x), torch.from_numpy(y)), and torch.tensor(y) if y is a list"
+CONVERT = "pass (torch.from_numpy(x), torch.from_numpy(y)), and torch.tensor of what is a list"
 
 
 def refuse_lookalikes(data: Any) -> None:
@@ -32,7 +33,7 @@ def refuse_lookalikes(data: Any) -> None:
             f"expected data with images and labels, got one {_kind(data)}: pass them as one pair, "
             f"evaluate(model, (x, y), attacks, eps=...){converted}"
         )
-    is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and any(map(_is_array, data))
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and (any(map(_is_array, data)) or _labels(data[1]))
     if is_pair and not all(isinstance(part, Tensor) for part in data):
         kinds = " and ".join(map(_kind, data))
         raise TypeError(f"expected data as a pair of tensors (x, y), got {kinds}: {CONVERT}")
@@ -56,6 +57,11 @@ def with_one_data(function: Callable[P, R]) -> Callable[P, R]:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor) or hasattr(value, "__array__")
+
+
+def _labels(value: Any) -> bool:
+    """Whether it is a list of numbers: no sample (x, y), whose image would be a number."""
+    return isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(v, numbers.Number) for v in value)
 
 
 def _kind(value: Any) -> str:
