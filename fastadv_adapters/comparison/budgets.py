@@ -1,11 +1,11 @@
 """The budget that an attack of the user's brings along, and what is said if another one is asked for."""
 
-import inspect
 import math
 import numbers
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from ..attack import Norm, accept_bounds, accept_norm, accept_size
@@ -57,16 +57,22 @@ class Own:
 
 
 def own_budget(attack: Any) -> Own:
-    """The budget of an attack object, or of a callable with an attribute or a default value ``eps``."""
+    """The budget of an attack object, or of a callable with an attribute ``eps`` or a ``partial`` that sets it.
+
+    A default value ``eps`` of a function is none: that of an optimiser, say, has this name too.
+    """
     inside = list(getattr(attack, "_attacks", {}).values()) if is_from("torchattacks", attack) else []
+    if is_from("torchattacks", attack) and any(one.normalization_used is not None for one in (attack, *inside)):
+        return Own()  # of normalised images, for which its eps is in other units
     if inside and not hasattr(attack, "eps"):  # a MultiAttack
         first, *others = {own_budget(one) for one in inside}
         return Own() if others else first
     if is_from("foolbox", attack):  # which gets eps when it is called
         return Own(norm=_norm_of_foolbox(attack))
     names = ("eps", "max_epsilon") if is_from("torchattacks", attack) else ("eps",)
-    found = next((getattr(attack, name) for name in names if hasattr(attack, name)), _default(attack, "eps"))
-    eps = float(found) if isinstance(found, numbers.Real) else None
+    given = attack.keywords.get("eps") if isinstance(attack, partial) else None
+    found = next((getattr(attack, name) for name in names if hasattr(attack, name)), given)
+    eps = float(found) if not isinstance(found, bool) and isinstance(found, numbers.Real) else None
     return Own(eps, None if eps is None else _norm_of(attack))
 
 
@@ -146,21 +152,13 @@ def _refuse(name: str, own: str, given: str) -> NoReturn:
     )
 
 
-def _default(function: Any, name: str) -> Any:
-    """The value of a parameter that is not given: also one that ``functools.partial`` has set."""
-    try:
-        parameter = inspect.signature(function).parameters.get(name)
-    except (TypeError, ValueError):  # nothing that is called, or nothing that shows how
-        return None
-    return None if parameter is None else parameter.default
-
-
 def _norm_of(attack: Any) -> Norm | None:
-    """That of an attack with an eps; those of torchattacks that do not say so are in L-infinity or named after L2."""
+    """That of an attack with an eps, if it says so; torchattacks' own are else in L-infinity, or named after L2."""
     said = getattr(attack, "norm", None)
-    if isinstance(said, (str, int, float)):
+    if isinstance(said, (str, int, float)) and not isinstance(said, bool):
         return _NORMS.get(said.lower() if isinstance(said, str) else said)
-    return ("l2" if "L2" in type(attack).__name__ else "linf") if is_from("torchattacks", attack) else None
+    kind = type(attack)
+    return ("l2" if "L2" in kind.__name__ else "linf") if kind.__module__.startswith("torchattacks.") else None
 
 
 def _norm_of_foolbox(attack: Any) -> Norm | None:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,9 +102,10 @@ class Function(Attack):
 
     @property
     def description(self) -> str:
-        """Where it is defined, and its eps if it has one."""
+        """Where it is defined, and its eps if it has one or a default value of that name."""
         eps = self.own.eps
-        return described(self.function) + ("" if eps is None else f"(eps={eps:.6g})")
+        found = _default(self.function, "eps") if eps is None else eps
+        return described(self.function) + (f"(eps={float(found):.6g})" if isinstance(found, numbers.Real) else "")
 
     @property
     def own(self) -> Own:
@@ -130,6 +132,14 @@ def takes_model(function: Callable[..., Any]) -> bool:
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len([p for p in positional if p.default is p.empty]) == 3
+
+
+def _default(function: Callable[..., Any], name: str) -> Any:
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):  # nothing that shows how it is called
+        return None
+    return None if parameter is None else parameter.default
 
 
 def _copied(attack: Any) -> Any:

@@ -49,6 +49,23 @@ MODEL = linear()
 FGSM = partial(torchattacks.FGSM, MODEL)
 
 
+class Steps(torchattacks.attack.Attack):  # type: ignore[misc]
+    """An attack of the user's own in torchattacks' manner, in whichever norm."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__("Steps", MODEL)
+        self.__dict__.update(eps=1.0, **settings)
+
+
+class DerivedL2(torchattacks.PGD):  # type: ignore[misc]
+    """Another one; what its name means is unknown."""
+
+
+def normalised(attack: Any) -> Any:
+    attack.set_normalization_used([0.3], [0.25])
+    return attack
+
+
 @pytest.mark.parametrize(
     ("attack", "own"),
     [
@@ -65,8 +82,19 @@ FGSM = partial(torchattacks.FGSM, MODEL)
         (foolbox.attacks.BinarizationRefinementAttack(), Own()),  # raises if it is asked for its distance
         (Object(0.1, float("inf")), Own(0.1, "linf")),
         (Object("much", "l2"), Own()),
-        (brighter, Own(0.2)),
+        (normalised(torchattacks.PGDL2(MODEL, eps=2)), Own()),
+        (normalised(SafePGD(MODEL, eps=0.1)), Own()),
+        (normalised(torchattacks.MultiAttack([FGSM(eps=0.1), FGSM(eps=0.1)])), Own()),
+        (torchattacks.MultiAttack([normalised(FGSM(eps=0.1)), normalised(FGSM(eps=0.1))]), Own()),
+        (Steps(), Own(1.0)),
+        (Steps(norm="L2"), Own(1.0, "l2")),
+        (DerivedL2(MODEL, eps=0.1), Own(0.1)),
+        (Object(0.1, True), Own(0.1)),
+        (Object(True, "l2"), Own()),
+        (brighter, Own()),  # its default value may be anything's
         (partial(brighter, eps=0.3), Own(0.3)),
+        (partial(brighter, eps=True), Own()),
+        (partial(brighter, y=Y), Own()),
         (unsaid, Own()),
         (print, Own()),
         (None, Own()),
@@ -104,7 +132,11 @@ def test_notes_name_the_attack_its_budget_and_the_one_that_was_asked_for() -> No
         (torchattacks.PGDL2(MODEL, eps=2, steps=1), {}, 2, "l2"),
         (foolbox.attacks.L2FastGradientAttack(), {}, EPS, "l2"),
         (foolbox.attacks.L2FastGradientAttack(), {"eps": 0.3}, 0.3, "l2"),
-        (brighter, {}, 0.2, "linf"),
+        (partial(brighter, eps=0.2), {}, 0.2, "linf"),
+        (brighter, {}, None, "linf"),
+        (brighter, {"eps": 0.3}, 0.3, "linf"),
+        (normalised(torchattacks.FGSM(MODEL, eps=0.1)), {"eps": 0.1 / 0.25}, 0.1 / 0.25, "linf"),
+        (Steps(forward=lambda x, y: x), {"norm": "l2"}, 1, "l2"),
         (unsaid, {}, None, "linf"),
         (unsaid, {"eps": 0.2, "norm": "linf"}, 0.2, "linf"),
     ],
@@ -143,7 +175,7 @@ def test_images_outside_of_the_budget_that_is_reported_are_noted() -> None:
     (note,) = compare(MODEL, X, Y, attack=unsaid, eps=0.1, repeats=1, progress=False).notes
     assert note.startswith("images of the attack are up to 0.2 away in linf, which is outside of eps 0.1")
     half, x = linear().bfloat16(), X.bfloat16()
-    assert compare(half, x, Y, attack=brighter, repeats=1, progress=False).notes == [], "it rounds"
+    assert compare(half, x, Y, attack=partial(brighter, eps=0.2), repeats=1, progress=False).notes == [], "it rounds"
 
 
 @pytest.mark.parametrize(

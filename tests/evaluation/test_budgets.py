@@ -82,6 +82,55 @@ def test_a_budget_in_another_norm_is_told(attack: Any) -> None:
     assert evaluated(attacks=attack, norm="l2", eps=1.0).outside == {}
 
 
+def ascended(model: Any, x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
+    """Its default value is that of an optimiser."""
+    return x.clone()
+
+
+class ThirdL2(torchattacks.attack.Attack):  # type: ignore[misc]
+    """An attack of the user's own, which does not say its norm where it is looked for."""
+
+    def __init__(self) -> None:
+        super().__init__("ThirdL2", net())
+        self.eps = 1.0
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The images themselves."""
+        return x.clone()
+
+
+def test_a_budget_that_may_be_in_other_units_is_not_doubted() -> None:
+    x, y = data()
+    inner, mean, std = net(), 0.3, 0.25
+    model = torch.nn.Sequential(Unscaled(mean, std), inner)
+    attack = torchattacks.PGD(model, eps=EPS, alpha=EPS, steps=3)
+    attack.set_normalization_used([mean], [std])
+    bounds = ((0 - mean) / std, (1 - mean) / std)
+    report = evaluated(((x - mean) / std, y), attack, model=model, eps=EPS / std, bounds=bounds)
+    assert report.outside == {}
+    assert report.robust_accuracy < report.clean_accuracy
+    assert not [note for note in report.notes if "eps" in note]
+    assert not [note for note in evaluated(attacks=ThirdL2(), norm="l2", eps=1.0).notes if "measures eps" in note]
+
+
+def test_the_default_value_of_a_callable_is_no_budget() -> None:
+    report = evaluated(attacks=ascended)
+    assert not [note for note in report.notes if "of its own" in note]
+    assert "ascended(eps=1e-08)" in report.quote
+
+
+class Unscaled(torch.nn.Module):
+    """Takes normalised images, and gives those in [0, 1]."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Back to [0, 1]."""
+        return x * self.std + self.mean
+
+
 def test_rows_of_before_are_read() -> None:
     values = evaluated(data(2)).samples[0].as_dict()
     del values["outside"]
