@@ -20,7 +20,7 @@ from .batch_statistics import with_batch_statistics
 from .callers import needs_exact_gradients, read_by_caller, reads_decisions
 from .checkpoints import without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
-from .copying import alias, clone, copy_module, in_one_block, tensors_in
+from .copying import alias, clone, copy_module, in_one_block, tensors_in, thaw
 from .extras import need
 from .holding import held_by, own_tensors, tensors_in_containers
 from .inputs import (
@@ -104,6 +104,7 @@ __all__ = [
     "same_memory",
     "tensors_in",
     "tensors_in_containers",
+    "thaw",
     "with_batch_statistics",
     "without_anomaly_mode",
     "without_reentrant_checkpoints",

@@ -25,21 +25,26 @@ _CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
 
 
-def alias(tensor: Tensor, *, frozen: bool = True) -> Tensor:
-    """The same storage without history; a parameter stays one, which wants a gradient as it did if it is not frozen."""
-    return _as_before(tensor, tensor.detach(), frozen)
+def alias(tensor: Tensor) -> Tensor:
+    """The same storage without history and without a gradient; a parameter stays a parameter."""
+    detached = tensor.detach()
+    return nn.Parameter(detached, requires_grad=False) if isinstance(tensor, nn.Parameter) else detached
 
 
-def clone(tensor: Tensor, *, frozen: bool = True) -> Tensor:
-    """Own storage, no history; a parameter stays one, which wants a gradient as it did if it is not frozen."""
-    return _as_before(tensor, tensor.detach().clone(), frozen)
+def clone(tensor: Tensor) -> Tensor:
+    """Own storage, no history, no gradient; a parameter stays a parameter."""
+    cloned = tensor.detach().clone()
+    return nn.Parameter(cloned, requires_grad=False) if isinstance(tensor, nn.Parameter) else cloned
 
 
-def _as_before(tensor: Tensor, own: Tensor, frozen: bool) -> Tensor:
-    if not isinstance(tensor, nn.Parameter):
-        return own
-    wants = tensor.requires_grad and not (frozen or own.is_inference())
-    return nn.Parameter(own, requires_grad=wants)
+def thaw(copied: nn.Module, source: nn.Module) -> None:
+    """Let parameters, and tensors in attributes, want a gradient where those of the source do: its code may ask."""
+    for theirs, ours in zip(source.modules(), copied.modules(), strict=True):
+        for held in ("_parameters", "__dict__"):
+            for name, tensor in getattr(theirs, held).items():
+                own = getattr(ours, held).get(name)
+                if isinstance(tensor, Tensor) and isinstance(own, Tensor) and not own.is_inference():
+                    own.requires_grad_(tensor.requires_grad)
 
 
 def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..boundary import Run, scale, state_on
+from ..boundary import LossScale, Run, scale, state_on
 from .nearness import cosines
 from .trial import batched
 
@@ -19,7 +19,6 @@ SAMPLES = 8
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
 GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
 MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
-OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
 STEP = 0.01  # of the range of the inputs, by which a step is tried
 
 Gradients = Sequence[Tensor | None]
@@ -35,6 +34,7 @@ class Finding:
         cosine: the median of the cosine between fast and exact gradients; NaN if there was nothing to compare.
         gain: what a step along the fast gradients gains of what one along the exact ones does; NaN if none was tried.
         overflown: how many have outputs that are finite in full precision alone.
+        off: by how much outputs are off, as a share of a sample's largest one, if that is more than rounding; else 0.
     """
 
     samples: int
@@ -42,16 +42,18 @@ class Finding:
     cosine: float
     gain: float = float("nan")
     overflown: int = 0
+    off: float = 0.0
 
     @property
     def good(self) -> bool:
         """Whether attacks are as strong by these gradients as by exact ones."""
-        if self.zero or self.overflown:
+        if self.zero or self.overflown or self.off:
             return False
         return not self.cosine < NEAR or self.gain >= GAINS
 
     def __str__(self) -> str:
         parts = [f"outputs of {self.overflown} samples overflow"] if self.overflown else []
+        parts += [f"outputs are off by {self.off:.0%} of a sample's largest one"] if self.off else []
         parts += [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
         if self.cosine == self.cosine:
             parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}")
@@ -106,8 +108,9 @@ class Problem:
         pairs = [(o, g) for o, g in zip(outputs, self.grads, strict=True) if g is not None and o.requires_grad]
         wanted = [leaf for leaf, need in zip(leaves, self.needs, strict=True) if need]
         # Gradients of confident samples come in at 1e-38 and below, which full precision does not bear either.
-        shift = state_on(wanted[0].device).shift_for("per-sample", [g for _, g in pairs], wanted)
-        scaled = [scale(g, shift, "per-sample").to(o.dtype) for o, g in pairs]
+        way: LossScale = "per-sample" if self.apart else "per-call"  # samples that reach each other share a scale
+        shift = state_on(wanted[0].device).shift_for(way, [g for _, g in pairs], wanted)
+        scaled = [scale(g, shift, way).to(o.dtype) for o, g in pairs]
         return list(torch.autograd.grad([o for o, _ in pairs], wanted, scaled, materialize_grads=True))
 
     def gain(self, direction: Tensor) -> Tensor:
@@ -213,30 +216,31 @@ def flat(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.detach().double().reshape(len(g), -1) for g in gradients], 1)
 
 
-def is_near(found: Sequence[Tensor], exact: Sequence[Tensor], *, within: float = OLD) -> bool:
-    """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one.
+def smallest(gradients: Sequence[Tensor], grads: Gradients, left_out: Tensor | None = None) -> Tensor:
+    """The indices of the samples that half precision loses first: those with the smallest gradients.
+
+    At most half of them have a gradient of zero: that may be all there is, in every precision, and then tells nothing.
+    For the same reason samples for which nothing came in are the last to be taken.
 
     Args:
-        found: outputs.
-        exact: those in full precision.
-        within: how far they may be off, as a share of the sample's largest one.
+        gradients: at the inputs.
+        grads: what came in at the outputs.
+        left_out: which samples are never taken, bool (N,).
     """
-    pairs = [(o, t) for o, t in zip(found, exact, strict=True) if t.is_floating_point() and t.numel()]
-    return all(float(off_by(ours, theirs)) <= within for ours, theirs in pairs)
-
-
-def off_by(ours: Tensor, theirs: Tensor) -> Tensor:
-    """How far the output of the median sample is off, as a share of its largest one; ()."""
-    off, size = (t.double().reshape(len(t) if t.ndim else 1, -1).abs().amax(1) for t in (ours - theirs, theirs))
-    return (off / size.clamp(min=1e-30)).nan_to_num(0.0).median()
-
-
-def smallest(gradients: Sequence[Tensor], left_out: Tensor | None = None) -> Tensor:
-    """The indices of the samples with the smallest gradients, which are the ones that half precision loses first."""
-    peaks = torch.stack([g.detach().reshape(len(g), -1).abs().amax(1) for g in gradients]).amax(0)
-    order = peaks.argsort()
+    peaks = _peaks(gradients)
+    zero = peaks == 0
+    peaks = peaks.where(~zero | (zero.cumsum(0) <= SAMPLES // 2), torch.inf)
+    came_in = [g for g in grads if g is not None and g.ndim and len(g) == len(peaks)]
+    if came_in:
+        peaks = peaks.where(_peaks(came_in) > 0, torch.inf)
+    order = peaks.argsort(stable=True)
     order = order if left_out is None else order[~left_out[order]]
     return order[:SAMPLES].sort().values
+
+
+def _peaks(tensors: Sequence[Tensor]) -> Tensor:
+    """The largest absolute value of each sample, (N,)."""
+    return torch.stack([t.detach().reshape(len(t), -1).abs().amax(1) for t in tensors]).amax(0)
 
 
 def _median(values: Tensor) -> float:

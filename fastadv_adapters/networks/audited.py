@@ -76,7 +76,9 @@ class Audited(ABC):
         if _is_never_to_wait(self.precision.device) and not (first or doubts):
             kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
             return pulled
-        return auditor(tensors, needs, grads, pulled, outputs)
+        pulled = auditor(tensors, needs, grads, pulled, outputs)
+        kind.passes = None if auditor.idle else kind.passes  # the next pass is looked at instead
+        return pulled
 
     def _made_anew(self, like: Fast) -> Fast:
         """Another network of the weights as they are; it rounds as this one does."""
@@ -98,6 +100,7 @@ class Audited(ABC):
                 kind.dtype = dtype
                 yield self.network_in(dtype)
                 kind.wanting.add(dtype)
+            self.twin.thaw()
             kind.full = True  # even in full precision the fast network computes something else for these samples
 
     def _found_wanting(self, was: torch.dtype, finding: Finding, runs_in: str) -> None:

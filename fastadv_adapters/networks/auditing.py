@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, number_of_samples, random_state_kept
-from .audit import SAMPLES, Finding, Gradients, Problem, is_near, look, smallest
+from .audit import SAMPLES, Finding, Gradients, Problem, look, smallest
 from .fast import Fast
 from .glimpse import Glimpse, take_glimpse
-from .nearness import COSINE_ABOVE, LOGITS_WITHIN
+from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, farthest, is_near, overflow
 from .overflowing import Overflown, find_overflown
-from .trial import overflow
 
 
 @dataclass
@@ -31,6 +30,7 @@ class Auditor:
         others: the fast networks in the dtypes that may be tried instead, best first; after the last the twin is left.
         tell: is told what was found to be too little, and what the kind of call runs in from now on.
         first: whether it is the first pass of its kind.
+        idle: whether nothing came in at the outputs of the pass, which then tells nothing.
     """
 
     arguments: Packed
@@ -42,6 +42,7 @@ class Auditor:
     others: Callable[[], Iterator[Fast]]
     tell: Callable[[Finding, str], None]
     first: bool
+    idle: bool = False
 
     def __call__(
         self,
@@ -52,6 +53,9 @@ class Auditor:
         outputs: Sequence[Tensor],
     ) -> Pulled:
         """The gradients of the pass: as they came, or better ones."""
+        self.idle = not any(bool(g.count_nonzero()) for g in grads if g is not None)
+        if self.idle:
+            return pulled
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
             judged = self._judge(tensors, needs, grads, pulled)
             if judged is not None and self._are_weights_old(judged[0], tensors, outputs):
@@ -61,6 +65,11 @@ class Auditor:
                     or pulled
                 )
                 judged = self._judge(tensors, needs, grads, pulled)
+            elif judged is not None and judged[1].good and self._are_values_far(judged[0], tensors, outputs):
+                judged = (
+                    judged[0],
+                    replace(judged[1], off=farthest(self._own_values(judged[0], outputs), judged[0].values)),
+                )
             overflown = find_overflown(self.twin.bind(self.arguments), tensors, outputs)
             if overflown is not None:
                 finding = Finding(len(overflown), 0, float("nan"), overflown=len(overflown))
@@ -70,7 +79,7 @@ class Auditor:
                 finding = judged[1]
             engine, crossing, runs_in = self.twin, self.crossing, "full precision, on the model's twin,"
             for other in self.others():
-                if self._is_good(other, needs, judged and judged[0], overflown):
+                if self._is_good(other, needs, judged and judged[0], overflown, values=finding.off > 0):
                     engine, crossing, runs_in = other.engine, self._crossing(other), str(other.precision.dtype)
                     break
             better = engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
@@ -88,7 +97,7 @@ class Auditor:
         """Look at the pass without waiting for the device; None if the model cannot be asked."""
         found = pulled.gradients
         apart = self._are_rows(found)
-        index = smallest(found) if apart and len(found[0]) > SAMPLES else None
+        index = smallest(found, grads) if apart and len(found[0]) > SAMPLES else None
         ours = [g.index_select(0, index) if index is not None else g if apart else g.reshape(1, -1) for g in found]
         with random_state_kept(tensors[0].device):
             try:
@@ -104,13 +113,15 @@ class Auditor:
         return len({len(g) for g in gradients}) == 1 and all(g.ndim > 1 for g in gradients)
 
     def _is_good(
-        self, other: Fast, needs: Sequence[bool], problem: Problem | None, overflown: Overflown | None
+        self, other: Fast, needs: Sequence[bool], problem: Problem | None, overflown: Overflown | None, *, values: bool
     ) -> bool:
         """Whether this network in another precision is good enough for the samples that were looked at."""
         if overflown is not None and overflow(self._values(other.eager(), overflown.tensors), overflown.exact):
             return False
         if problem is None:
             return True
+        if values and not is_near(self._values(other.eager(), problem.tensors), problem.values, within=FAR):
+            return False
         # Eager, for a recording of these few samples would serve nothing else.
         found = other.eager().bind(self.arguments).record(problem.tensors, needs, self._crossing(other))
         gradients = found.pull(problem.grads, keep=False)
@@ -118,6 +129,19 @@ class Auditor:
             return False
         finding = look(problem, gradients.gradients)
         return finding.good and (other.precision.half or not finding.cosine < COSINE_ABOVE)
+
+    def _are_values_far(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+        """Whether outputs are off by more than half precision rounds, of a model that gives the same again."""
+        try:
+            if is_near(self._own_values(problem, outputs), problem.values, within=FAR):
+                return False
+            with torch.no_grad():
+                again = self.twin.bind(self.arguments)([t.clone() for t in problem.tensors]).tensors
+            return is_near(again, problem.values, within=LOGITS_WITHIN) and self._are_alone_the_same(problem, tensors)
+        except Exception as error:  # the model takes batches of one size only
+            if is_out_of_memory(error):
+                raise
+            return False
 
     def _are_weights_old(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
@@ -173,7 +197,7 @@ class Auditor:
         known = broken is not None and apart and broken.shape == found[0].shape[:1]
         left_out = broken if broken is not None and known and bool(broken.any()) else None
         if apart and (len(found[0]) > SAMPLES or left_out is not None):
-            index = smallest(found, left_out)
+            index = smallest(found, grads, left_out)
             if not len(index):
                 return None
             few = self._look(self._problem(tensors, needs, grads, index), [g.index_select(0, index) for g in found])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .audit import NEAR, OLD, Problem, flat, off_by
-from .nearness import cosines
+from .audit import NEAR, Problem, flat
+from .nearness import OLD, cosines, off_by
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """How near two outcomes of the same call are: outputs by their size, gradients by their direction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
 COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
+
+OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
+FAR = 0.5  # likewise: far more than half precision rounds, so that a loss sees another model
 
 Outcome = tuple[list[Tensor], list[Tensor]] | str
 """Outputs and input gradients, or what was raised."""
@@ -71,6 +74,37 @@ def _gradients_differ(ours: Tensor, theirs: Tensor) -> Tensor:
 def cosines(ours: Tensor, theirs: Tensor) -> Tensor:
     """The cosine of each sample's two gradients, float64 (N,); NaN if one of them is not finite."""
     return torch.cosine_similarity(_normalised(ours), _normalised(theirs), dim=1)
+
+
+def is_near(found: Sequence[Tensor], exact: Sequence[Tensor], *, within: float = OLD) -> bool:
+    """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one.
+
+    Args:
+        found: outputs.
+        exact: those in full precision.
+        within: how far they may be off, as a share of the sample's largest one.
+    """
+    return farthest(found, exact) <= within
+
+
+def farthest(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """By how much outputs of the median sample are off, as a share of its largest one; of several outputs the most."""
+    pairs = [(o, t) for o, t in zip(found, exact, strict=True) if t.is_floating_point() and t.numel()]
+    return max((float(off_by(ours, theirs.detach())) for ours, theirs in pairs), default=0.0)
+
+
+def off_by(ours: Tensor, theirs: Tensor) -> Tensor:
+    """How far the output of the median sample is off, as a share of its largest one; ()."""
+    off, size = (
+        t.double().reshape(len(t) if t.ndim else 1, -1).abs().amax(1) for t in (ours.detach() - theirs, theirs)
+    )
+    return (off / size.clamp(min=1e-30)).nan_to_num(0.0).median()
+
+
+def overflow(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:
+    """Whether there is inf or NaN in outputs that is not in exact ones."""
+    pairs = zip(outputs, exact, strict=False)
+    return any(o.shape == e.shape and bool((e.isfinite() & ~o.isfinite()).any()) for o, e in pairs)
 
 
 def lost(gradient: Tensor, full: Tensor) -> bool:

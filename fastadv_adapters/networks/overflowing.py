@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..boundary import Run
 from ..modules import is_out_of_memory, number_of_samples
-from .trial import batched, overflow
+from .nearness import overflow
+from .trial import batched
 
 _SAMPLES = 8
 

@@ -271,25 +271,18 @@ class Networks(BuiltLater, Audited):
     def _adopt(self, verdict: Verdict) -> list[tuple[str, str]]:
         """Run from now on as the check has found to be right; returns what to say of it, with its place in the docs."""
         self.unfinished = True
-        said = []
+        said = verdict.said()
         differs = verdict.exponent < START and self.fast.name != "eager"  # the check is eager: others round otherwise
         self.state.start_at_most(verdict.exponent - STEP * differs)
         if verdict.layout_error is not None:
             self.precision = replace(self.precision, channels_last=False)
-            said.append((remarks.NOT_CHANNELS_LAST.format(verdict.layout_error), "not-channels-last"))
         if verdict.half_error is not None:
-            said.append((remarks.NOT_HALF.format(verdict.named, verdict.tried, verdict.half_error), "not-half"))
             self.precision = replace(self.precision, dtype=verdict.instead)
             self.choice.why = ""  # a note says it
-        if verdict.folding_error is not None:
-            text = remarks.DIFFERS if verdict.unexplained else remarks.NOT_FOLDED
-            text = text.format(verdict.folding_error, len(verdict.plan.producer) if verdict.plan else 0)
-            if verdict.harmless:
-                self.notes.append(text)
-            else:
-                said.append((text, "not-folded"))
+        if verdict.unexplained:
+            self.twin.thaw()
         self.notes += [text for text, _ in said]
-        if verdict.folding_error or said:
+        if said:
             self._trace = verdict.plan
             self.generation += 1
             self._copy_fast()
@@ -297,4 +290,4 @@ class Networks(BuiltLater, Audited):
             self.notes.append(remarks.COUPLED)
             said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
-        return said
+        return [(text, anchor) for text, anchor in said if anchor]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..boundary import START, Packed, Rows
 from ..folding import Trace
 from ..modules import HALF, Precision, ieee_float32, without_anomaly_mode
+from . import remarks
 from .kinds import Kind
 from .nearness import Outcome, cosines, difference
 from .trial import Half, Trial, few
@@ -53,10 +54,19 @@ class Verdict:
         """What is known from now on of calls of this kind, which run in this dtype."""
         return Kind(dtype, self.rows, coupled=self.samples_coupled, settled=settled, full=self.unexplained)
 
-    @property
-    def named(self) -> str:
-        """The dtype in which it runs instead, in words."""
-        return str(self.instead).removeprefix("torch.")
+    def said(self) -> list[tuple[str, str]]:
+        """What to say of it, each with its place in the docs; without one it is only noted."""
+        found = []
+        if self.layout_error is not None:
+            found.append((remarks.NOT_CHANNELS_LAST.format(self.layout_error), "not-channels-last"))
+        if self.half_error is not None:
+            instead = str(self.instead).removeprefix("torch.")
+            found.append((remarks.NOT_HALF.format(instead, self.tried, self.half_error), "not-half"))
+        if self.folding_error is not None:
+            text = remarks.DIFFERS if self.unexplained else remarks.NOT_FOLDED
+            text = text.format(self.folding_error, len(self.plan.producer) if self.plan else 0)
+            found.append((text, "") if self.harmless else (text, "not-folded"))
+        return found
 
 
 def check(

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +31,13 @@ from ..modules import (
     clone,
     copy_module,
     first_line,
+    generator_states,
     in_one_block,
     is_out_of_memory,
     random_state_kept,
+    thaw,
 )
-from .nearness import Outcome, difference, lost
+from .nearness import FAR, Outcome, difference, farthest, lost, overflow
 
 _SAMPLES = 4
 _HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
@@ -108,17 +109,21 @@ class Trial:
     def half(self, plan: Trace | None, precision: Precision, exact: Sequence[Tensor]) -> "Half | str":
         """The fast network in half precision, where that ends, and a run of it; or what was raised.
 
-        Outputs that overflow, though the ``exact`` ones do not, are an error too: no scale of gradients cures that.
+        Outputs that overflow, though the ``exact`` ones do not, are an error too: no scale of gradients cures that. So
+        are those that are far from them, unless the model draws random numbers: a loss would see another model.
         """
         try:
             folded = build_fast(self.source, plan, precision)
             engine = EagerEngine(folded.network, precision, convert=True)
             with self._gradients(0) as leaves:
+                drawn = generator_states(self.full.device)
                 ends = self._find_ends(engine, folded, leaves)
                 outputs, cuts = self._run(engine, leaves, ends)
                 wanted = [o for o in outputs if o.requires_grad]
                 if overflow(wanted, exact):
                     raise OverflowError("expected finite outputs, as in full precision, got inf or NaN")
+                if drawn == generator_states(self.full.device) and (off := farthest(wanted, exact)) > FAR:
+                    raise ArithmeticError(f"expected outputs near the exact ones, got ones off by {off:.0%} of these")
                 places = cuts.below or wanted
                 half = Half(ends, places, [leaf for leaf in leaves if leaf.requires_grad])
                 half.gradients(START)
@@ -213,7 +218,8 @@ class Trial:
         return self._run(engine, leaves, ends)[1].below
 
     def _plain_engine(self) -> EagerEngine:
-        copied = in_one_block(copy_module(self.source, partial(clone, frozen=False)))
+        copied = in_one_block(copy_module(self.source, clone))
+        thaw(copied, self.source)
         if self.full.dtype == torch.float64:
             copied = copied.double()
         return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
@@ -275,12 +281,6 @@ def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
     """Which tensors have a row per sample: those as long as the first that wants a gradient."""
     length = next((t.shape[:1] for t, need in zip(tensors, needs, strict=True) if need), tensors[0].shape[:1])
     return [t.ndim > 0 and t.shape[:1] == length for t in tensors]
-
-
-def overflow(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:
-    """Whether there is inf or NaN in outputs that is not in exact ones."""
-    pairs = zip(outputs, exact, strict=False)
-    return any(o.shape == e.shape and bool((e.isfinite() & ~o.isfinite()).any()) for o, e in pairs)
 
 
 def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,9 @@ from ..modules import (
     random_state_kept,
     same_memory,
     tensors_in_containers,
+    thaw,
     write,
 )
-
-# Code of the model may ask whether weights want a gradient (transfer learning); none is ever computed for them.
-_alias, _clone = partial(alias, frozen=False), partial(clone, frozen=False)
 
 
 class Twin:
@@ -41,11 +38,11 @@ class Twin:
     """
 
     def __init__(self, source: nn.Module, precision: Precision, *, live: bool) -> None:
-        self.live = live
+        self.live, self._source, self._thawed = live, source, False
         aliased = {id(p) for p in source.parameters()} if live else set()
         self._held = CopyHeld(tensors_in_containers(source))
         network = copy_module(
-            source, lambda tensor: _alias(tensor) if id(tensor) in aliased else self._held.note(tensor, _clone(tensor))
+            source, lambda tensor: alias(tensor) if id(tensor) in aliased else self._held.note(tensor, clone(tensor))
         )
         if not live:
             in_one_block(network)
@@ -77,6 +74,16 @@ class Twin:
         for follow in self._buffers:
             follow()
         self._held()
+        if self._thawed:
+            self.thaw()
+
+    def thaw(self) -> None:
+        """Let weights want a gradient as the source's do, from now on: its code was seen to ask for that.
+
+        Not for every model, because derivatives of second order would be computed for the weights as well.
+        """
+        self._thawed = True
+        thaw(self.engine.network, self._source)
 
     def _follow_parameters(self, theirs: dict[str, nn.Parameter | None], ours: dict[str, nn.Parameter | None]) -> None:
         for name, parameter in theirs.items():
@@ -85,9 +92,9 @@ class Twin:
                 continue
             if not self.live:
                 if not write(own, parameter):
-                    ours[name] = _clone(parameter)  # type: ignore[assignment]
+                    ours[name] = clone(parameter)  # type: ignore[assignment]
             elif not same_memory(own, parameter):
-                ours[name] = _alias(parameter)  # type: ignore[assignment]
+                ours[name] = alias(parameter)  # type: ignore[assignment]
 
 
 def writes_parameters(

@@ -100,8 +100,10 @@ def test_it_rounds_as_pytorch_does(channels: int, stride: int) -> None:
     grad = torch.randn_like(output)
     wanted = exact(layer, x, grad)
     (their_gradient,) = torch.autograd.grad(theirs, leaf, grad)
-    assert relative(output, wanted[0]) < 2 * relative(theirs.detach(), wanted[0])
-    assert relative(weights.gradient(grad, x.shape, layer.weight), wanted[1]) < 2 * relative(their_gradient, wanted[1])
+    least = 1e-6  # some kernels of PyTorch's round less than others
+    assert relative(output, wanted[0]) < 2 * relative(theirs.detach(), wanted[0]) + least
+    found = weights.gradient(grad, x.shape, layer.weight)
+    assert relative(found, wanted[1]) < 2 * relative(their_gradient, wanted[1]) + least
 
 
 def cook_toom(points: Sequence[float], outputs: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -48,6 +48,7 @@ def in_turn(rank: int, path: str) -> None:
         trained_by_ddp(rank)
         sharded(rank)
         Path(f"{path}-{rank}").touch()
+        distributed.barrier()  # a process that leaves while the other still exchanges may be aborted
     finally:
         distributed.destroy_process_group()
 

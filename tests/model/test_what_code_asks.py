@@ -11,15 +11,31 @@ from tests.support.tools import batch, cosine, head_of, input_gradient, small_ne
 
 
 class Asks(nn.Module):
-    """Computes something else where its weights want a gradient, if there are more samples than this."""
+    """Computes something else where its weights want a gradient, or a tensor that is an attribute does."""
 
-    def __init__(self, *, above: int = 0) -> None:
+    def __init__(self, *, attribute: bool = False) -> None:
         super().__init__()
-        self.net, self.above = small_net(), above
+        self.net = small_net()
+        self.plain = torch.ones(1, requires_grad=attribute)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)
-        return logits.flip(1) if len(x) > self.above and head_of(self.net).weight.requires_grad else logits
+        return logits.flip(1) if head_of(self.net).weight.requires_grad or self.plain.requires_grad else logits
+
+
+class ReadsAbove(nn.Module):
+    """Reads the weights of a layer, into which a batch norm is folded, if there are more than six samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 6:
+            layer = self.net[0]
+            return nn.functional.conv2d(x, layer.weight, padding=1).relu().mean((2, 3))  # type: ignore[arg-type]
+        logits: Tensor = self.net(x)
+        return logits[:, :8]
 
 
 class InItsOwnDtype(nn.Module):
@@ -66,11 +82,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=s
 
 
 @DTYPES
-@pytest.mark.parametrize("trains", [True, False])
-def test_code_that_asks_whether_weights_want_a_gradient(trains: bool, dtype: torch.dtype) -> None:
-    net, (x, y) = Asks().eval().requires_grad_(trains), batch()
+@pytest.mark.parametrize(("trains", "attribute"), [(True, False), (False, True), (False, False)])
+def test_code_that_asks_whether_weights_want_a_gradient(trains: bool, attribute: bool, dtype: torch.dtype) -> None:
+    net, (x, y) = Asks(attribute=attribute).eval().requires_grad_(trains), batch()
     fast, differs = FastAttackModel(net, dtype=dtype), pytest.warns(FastAttackWarning, match="not-folded")
-    if trains:  # the fast network is frozen
+    if trains or attribute:  # the fast network is frozen
         with differs:
             found = input_gradient(fast, x, y)
     else:
@@ -79,11 +95,25 @@ def test_code_that_asks_whether_weights_want_a_gradient(trains: bool, dtype: tor
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net(x))
     assert all(p.grad is None for p in net.parameters())
+    with torch.no_grad():
+        head_of(net.net).weight.mul_(-1)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(net, x, y)) > 0.98).all()
+
+
+def test_weights_want_no_gradient_in_derivatives_of_second_order() -> None:
+    net, (x, y) = small_net().eval(), batch()
+    fast = FastAttackModel(net, dtype=torch.float32)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(fast(leaf), y), leaf, create_graph=True)
+    gradient.square().sum().backward()
+    assert all(p.grad is None for p in fast._networks.twin.engine.network.parameters())
+    assert not torch.func.vmap(fast)(x[:, None]).requires_grad
 
 
 def test_what_the_first_samples_do_not_show_is_noticed_by_the_audit_in_every_precision() -> None:
     """The self-check sees four samples, the audit eight: no dtype of the fast network is near, so the twin is taken."""
-    net, (x, y) = Asks(above=6).eval(), batch(12)
+    net, (x, y) = ReadsAbove().eval(), batch(12)
+    y %= 8
     fast, truth = FastAttackModel(net, dtype=torch.bfloat16), input_gradient(net, x, y)
     with pytest.warns(FastAttackWarning, match=r"in full precision, on the model's twin, from now on.*#audit-failed"):
         first = input_gradient(fast, x, y)

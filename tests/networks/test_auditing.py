@@ -53,10 +53,56 @@ def images(samples: int = 16) -> tuple[Tensor, Tensor]:
     return torch.rand(samples, 3, 4, 4, generator=generator), torch.arange(samples) % 10
 
 
+class CancelsLater(Cancels):
+    """Only for images that are dark in one corner; the self-check sees the first four alone."""
+
+    def forward(self, x: Tensor, *, safe: bool = False) -> Tensor:
+        hidden = self.first(x.flatten(1))
+        dark = (x[:, 0, 0, :1] < 0.5).to(hidden.dtype)
+        hidden = (hidden + self.number * dark) - self.number * dark
+        logits: Tensor = self.last(F.gelu(hidden * 3))
+        return logits
+
+
+def images_for_later(samples: int) -> tuple[Tensor, Tensor]:
+    x, y = images(samples)
+    x[:, 0, 0, 0] = (torch.arange(samples) < 4).float()
+    return x, y
+
+
 @pytest.mark.parametrize("samples", [3, 16])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_what_half_precision_cannot_do_runs_in_float32_from_the_first_pass_on(dtype: torch.dtype, samples: int) -> None:
+def test_outputs_that_are_far_off_are_seen_before_any_is_handed_out(dtype: torch.dtype, samples: int) -> None:
     model, (x, y) = Cancels().eval(), images(samples)
+    fast, truth = FastAttackModel(model, dtype=dtype), input_gradient(model, x, y)
+    with pytest.warns(FastAttackWarning, match=r"runs in float32, since .* ArithmeticError: .* off by .*#not-half"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, truth) > 0.9999).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_outputs_that_are_far_off_fail_an_audit_whatever_their_gradients(dtype: torch.dtype) -> None:
+    model, (x, y) = CancelsLater(3e3).eval(), images_for_later(16)
+    fast = FastAttackModel(model, dtype=dtype)
+
+    def first(logits: Tensor, _: Tensor) -> Tensor:
+        return logits[:, 0].sum()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auditing, "look", lambda problem, found: audit.Finding(8, 0, float(bool(exact_of(problem)))))
+        with pytest.warns(FastAttackWarning, match=r"outputs are off by .*%"):
+            input_gradient(fast, x, y, first)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(model, x, y)) > 0.9999).all()
+
+
+def exact_of(problem: audit.Problem) -> list[Tensor]:
+    return problem.exact(problem.tensors)
+
+
+@pytest.mark.parametrize("samples", [12, 16])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_what_half_precision_cannot_do_runs_in_float32_from_the_first_pass_on(dtype: torch.dtype, samples: int) -> None:
+    model, (x, y) = CancelsLater().eval(), images_for_later(samples)
     fast, truth = FastAttackModel(model, dtype=dtype), input_gradient(model, x, y)
     with pytest.warns(
         FastAttackWarning, match=r"not good enough.*in torch\.float32 from now on.*#audit-failed"
@@ -295,6 +341,44 @@ def test_a_step_is_tried_on_the_worst_half_first() -> None:
     assert ran == [8, 8]
     assert not finding(3.0).good
     assert ran == [8, 8, 8, 8, 8, 8]
+
+
+def test_samples_without_a_gradient_do_not_fill_an_audit() -> None:
+    """Many samples for which nothing comes in, or that have no gradient in any precision, hide no others."""
+    model, (x, y) = CancelsLater().eval(), images_for_later(24)
+
+    def some(logits: Tensor, y: Tensor) -> Tensor:
+        weights = (torch.arange(24) >= 16).to(logits.dtype)
+        return (F.cross_entropy(logits, y, reduction="none") * weights).sum()
+
+    with pytest.warns(FastAttackWarning, match="audit-failed"):
+        input_gradient(FastAttackModel(model, dtype=torch.bfloat16), x, y, some)
+    peaks = torch.tensor([0.0] * 12 + [3.0, 2.0, 1.0, 4.0, 5.0, 6.0])[:, None]
+    grads = torch.ones(18, 10)
+    grads[12] = 0
+    assert audit.smallest([peaks], [grads]).tolist() == [0, 1, 2, 3, 13, 14, 15, 16]
+
+
+def test_a_pass_in_which_nothing_comes_in_is_no_audit(looks: list[int]) -> None:
+    fast, (x, y) = FastAttackModel(small_net().eval(), dtype=torch.bfloat16), batch(12)
+    for loss in (lambda logits, y: (logits * 0).sum(), F.cross_entropy):
+        assert not looks
+        input_gradient(fast, x, y, loss)
+    assert looks
+
+
+@pytest.mark.filterwarnings("ignore:.*one loss scale serves the whole call")
+def test_samples_that_share_a_scale_are_judged_by_gradients_that_do() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Coupled().eval(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+
+    def uneven(logits: Tensor, y: Tensor) -> Tensor:
+        return (F.cross_entropy(logits, y, reduction="none") * 4.0 ** -torch.arange(12)).sum()
+
+    found = input_gradient(fast, x, y, uneven)
+    assert "not good enough" not in fast.summary()
+    assert cosine(found, input_gradient(model, x, y, uneven)).median() > 0.9
 
 
 def test_a_sample_that_full_precision_does_not_bear_hides_nothing() -> None:

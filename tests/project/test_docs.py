@@ -67,11 +67,12 @@ def nodes(source: Path) -> Iterator[ast.AST]:
 
 
 def notified() -> set[str]:
-    """The anchors of all warnings: the last of a call of notify, or of the pair that is handed to it later."""
+    """The anchors of all warnings: the last of a call of notify, or of the pair that ``said`` hands to it later."""
     found = set()
     for source in SOURCES:
         calls = [n for n in nodes(source) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("notify")]
-        pairs = [n.elts for n in nodes(source) if isinstance(n, ast.Tuple) and len(n.elts) == 2] if calls else []
+        says = calls or any(isinstance(n, ast.FunctionDef) and n.name == "said" for n in nodes(source))
+        pairs = [n.elts for n in nodes(source) if isinstance(n, ast.Tuple) and len(n.elts) == 2] if says else []
         for arguments in (*(call.args for call in calls), *pairs):
             if ANCHOR.fullmatch(text_of(arguments[-1])):
                 found.add(text_of(arguments[-1]))
