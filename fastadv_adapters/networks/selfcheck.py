@@ -12,11 +12,11 @@ from ..folding import Trace
 from ..modules import HALF, Precision, ieee_float32, without_anomaly_mode
 from . import remarks
 from .kinds import Kind
-from .nearness import Outcome, cosines, difference
+from .nearness import COSINE_ABOVE, Outcome, cosines, difference, rows
 from .trial import Half, Trial, few
 
 HIGHEST = 12  # the exponent that is tried first where all samples are scaled together
-WIDENED_ABOVE = 0.8  # the cosine between gradients of a model in half precision and of the same with wider weights
+WIDENED_ABOVE = 0.8  # cosine of gradients in half precision and wider; rounding leaves 0.87 (depthwise, random weights)
 UNTRIED = 0  # in float16 that is the model's own: about what the plain model feeds in, so nothing new overflows
 
 
@@ -124,7 +124,8 @@ def _check(
             verdict.half_error, verdict.tried = half, precision.dtype
     _check_folding(verdict, trial, single, found, reference)
     if trial.in_half:
-        _check_widening(verdict, Trial(source, arguments, tensors, needs, full, in_half=False).plain(), reference)
+        native = Trial(source, arguments, tensors, needs, full, in_half=False).plain()
+        _check_widening(verdict, trial, native, reference)
     ends = half.ends if isinstance(half, Half) else None
     verdict.rows, verdict.samples_coupled = trial.rows(ends)
     if isinstance(half, Half) and not isinstance(found, str):
@@ -174,18 +175,33 @@ def _check_folding(
     verdict.harmless = verdict.plan is not None and verdict.plan is without_linear
 
 
-def _check_widening(verdict: Verdict, native: Outcome, reference: tuple[list[Tensor], list[Tensor]]) -> None:
+def _check_widening(
+    verdict: Verdict, trial: Trial, native: Outcome, reference: tuple[list[Tensor], list[Tensor]]
+) -> None:
     """Does a model whose weights are in half precision compute something else in a wider dtype, which its code asks?"""
-    if isinstance(native, str):
+    if isinstance(native, str) or _lowest(native[1], reference[1], None) >= WIDENED_ABOVE:
         return
-    # Rounding alone leaves directions of 0.87 and better (a depthwise network with random weights).
-    found = [cosines(ours, theirs) for ours, theirs in zip(native[1], reference[1], strict=True)]
-    lowest = min((float(c.nanmedian()) for c in found if c.numel()), default=1.0)
+    # A gradient that cancels in float32 is rounding, which has no direction to compare.
+    moved = trial.moved()
+    lowest = _lowest(native[1], reference[1], None if isinstance(moved, str) else moved[1])
     if lowest < WIDENED_ABOVE:
         verdict.unexplained, verdict.harmless = True, False
         verdict.folding_error = (
             f"in the dtype of its own weights the model's gradients have a cosine of {lowest:.2f} with those in float32"
         )
+
+
+def _lowest(native: list[Tensor], reference: list[Tensor], moved: list[Tensor] | None) -> float:
+    """The lowest cosine of gradients in half precision with those in float32, each of the median sample.
+
+    Samples without a gradient in half precision tell nothing; nor do those whose gradient in float32 turns if the
+    weights move in their last digits.
+    """
+    found = []
+    for ours, theirs, other in zip(native, reference, moved or reference, strict=True):
+        certain = (rows(ours) != 0).any(1) & (cosines(other, theirs) >= COSINE_ABOVE)
+        found.append(float(cosines(ours, theirs)[certain].nanmedian()) if bool(certain.any()) else 1.0)
+    return min(found, default=1.0)
 
 
 def _agrees_unlowered(trial: Trial, plan: Trace | None, single: Precision) -> bool:

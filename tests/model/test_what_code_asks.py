@@ -149,6 +149,30 @@ def test_a_model_in_half_precision_whose_code_does_not_ask_raises_no_alarm(dtype
     assert (cosine(found, input_gradient(net.float(), x, y)) > 0.95).all()
 
 
+class WithoutDirection(nn.Module):
+    """A gradient that is zero in every dtype, that is zero in half precision, or that is rounding."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.net, self.kind = small_net(), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "rounds":
+            x = (x * 255).round() / 255
+        logits: Tensor = self.net(x)
+        return {"rounds": logits, "saturates": torch.sigmoid(logits * 1e4), "cancels": logits - logits.mean(0)}[
+            self.kind
+        ]
+
+
+@DTYPES
+@pytest.mark.filterwarnings("ignore:.*one loss scale serves the whole call")
+@pytest.mark.parametrize("kind", ["rounds", "saturates", "cancels"])
+def test_what_has_no_direction_in_half_precision_raises_no_alarm(kind: str, dtype: torch.dtype) -> None:
+    net, (x, y) = WithoutDirection(kind).eval().bfloat16(), batch()
+    input_gradient(FastAttackModel(net, dtype=dtype), x.bfloat16(), y)
+
+
 def test_a_model_that_makes_modules_later_is_told_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"expected a model that has made all its modules, got .* run the model once"):
         FastAttackModel(MadeLate().eval())(batch()[0].requires_grad_())
