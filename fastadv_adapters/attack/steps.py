@@ -18,7 +18,7 @@ LEAST_ROWS = 8
 def step_sizes(norm: Norm, *, eps: float, steps: int, alpha: float | None) -> tuple[float, ...]:
     """The size of each step in the ball of radius eps, in units of the inputs and of the norm.
 
-    In a larger ball (:func:`radii`) steps are longer by the same factor.
+    In L1 the first steps go through a larger ball, and are longer by the same factor.
 
     Args:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.

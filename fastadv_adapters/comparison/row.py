@@ -84,7 +84,7 @@ class Row:
 
     @property
     def faithful(self) -> bool:
-        """Whether the attack may be trusted as far as the plain one: no ``faults``, and no ``failure``."""
+        """Whether the attack may be trusted as far as the plain one, without ``faults`` and without a ``failure``."""
         return self.failure is None and not self.faults
 
     @property
