@@ -121,7 +121,8 @@ class Problem:
 
     def _loss(self, outputs: Sequence[Tensor]) -> Tensor:
         """For each sample, how far the outputs have gone along the gradient that came in; () if there are no rows."""
-        terms = [(g.double() * o.double()) for o, g in zip(outputs, self.grads, strict=True) if g is not None]
+        pairs = [(g.double(), o.double()) for o, g in zip(outputs, self.grads, strict=True) if g is not None]
+        terms = [(g * o).where(g != 0, 0.0) for g, o in pairs]  # a class may be left out, by -inf
         samples = len(self.wanted(self.tensors)[0])
         if all(t.ndim and len(t) == samples for t in terms):
             return torch.stack([t.reshape(samples, -1).sum(1) for t in terms]).sum(0)

@@ -52,17 +52,26 @@ def _is_rounding(differ: Callable[[Tensor, Tensor], Tensor], moved: Tensor | Non
     return differ(moved, theirs)
 
 
+def _apart(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much each sample's outputs are off at most, and its largest one, (N,); of those that are finite.
+
+    A classifier may leave classes out by -inf: the others are compared all the same.
+    """
+    finite = theirs.isfinite()
+    off = (ours.detach().double() - theirs.double()).where(finite, 0.0)
+    return rows(off).abs().amax(1), rows(theirs.double().where(finite, 0.0)).abs().amax(1)
+
+
 def _off_by(ours: Tensor, theirs: Tensor) -> Tensor:
     """How far each sample's outputs are off, as a share of its largest one, float64 (N,)."""
-    off, size = (rows(t.double()).abs().amax(1) for t in (ours.double() - theirs.double(), theirs))
+    off, size = _apart(ours, theirs)
     return off / size.clamp(min=1e-30)
 
 
 def _outputs_differ(ours: Tensor, theirs: Tensor) -> Tensor:
     """Which samples' outputs are too far apart, bool (N,)."""
-    off = rows(ours.double() - theirs.double()).abs().amax(1)
-    near = off <= LOGITS_WITHIN * rows(theirs.double()).abs().amax(1) + 1e-30  # NaN is not near
-    return ~near & rows(theirs).isfinite().all(1)
+    off, size = _apart(ours, theirs)
+    return ~(off <= LOGITS_WITHIN * size + 1e-30)  # NaN is not near
 
 
 def _gradients_differ(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -95,10 +104,7 @@ def farthest(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 def off_by(ours: Tensor, theirs: Tensor) -> Tensor:
     """How far the output of the median sample is off, as a share of its largest one; ()."""
-    off, size = (
-        t.double().reshape(len(t) if t.ndim else 1, -1).abs().amax(1) for t in (ours.detach() - theirs, theirs)
-    )
-    return (off / size.clamp(min=1e-30)).nan_to_num(0.0).median()
+    return _off_by(ours, theirs).nan_to_num(0.0).median()
 
 
 def overflow(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:

@@ -80,6 +80,19 @@ def test_outputs_that_are_far_off_are_seen_before_any_is_handed_out(dtype: torch
     assert (cosine(found, truth) > 0.9999).all()
 
 
+class LeavesOut(Cancels):
+    """Leaves a class out, by -inf."""
+
+    def forward(self, x: Tensor, *, safe: bool = False) -> Tensor:
+        return super().forward(x, safe=safe).masked_fill(torch.arange(10) == 3, -torch.inf)
+
+
+def test_a_class_that_is_left_out_hides_no_outputs_that_are_far_off() -> None:
+    model, (x, _) = LeavesOut().eval(), images()
+    with pytest.warns(FastAttackWarning, match=r"ArithmeticError: .* off by .*#not-half"):
+        FastAttackModel(model, dtype=torch.bfloat16)(x.requires_grad_())
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_outputs_that_are_far_off_fail_an_audit_whatever_their_gradients(dtype: torch.dtype) -> None:
     model, (x, y) = CancelsLater(3e3).eval(), images_for_later(16)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
-from fastadv_adapters.networks.nearness import difference
+from fastadv_adapters.networks.nearness import difference, farthest
 
 
 class Constant(nn.Module):
@@ -47,3 +47,13 @@ def test_what_rounding_moves_is_not_compared_and_the_rest_is() -> None:
     assert difference(([logits], [turned]), reference, ([logits], [moved])) is None
     assert difference(([logits], [turned.flip(0)]), reference, ([logits], [moved])) is not None
     assert difference(([logits], [turned]), reference, "RuntimeError: refused") is not None
+
+
+def test_a_class_that_is_left_out_hides_no_difference_of_the_others() -> None:
+    exact, gradients = torch.tensor([[1.0, 2.0, -torch.inf]] * 2), [torch.ones(2, 2)]
+    off = exact + torch.tensor([[0.0, 1.0, 0.0]])
+    assert difference(([exact], gradients), ([exact], gradients)) is None
+    assert difference(([off], gradients), ([exact], gradients)) is not None
+    assert difference(([exact * torch.nan], gradients), ([exact], gradients)) is not None
+    assert farthest([exact], [exact]) == 0
+    assert farthest([off], [exact]) == 0.5
