@@ -2,7 +2,7 @@
 
 As ``prepacked`` does for convolutions: PyTorch's operators reorder the weight anew in every forward and every backward
 pass. In float32 PyTorch runs another library's products (MKL). Measured on AMD, they take up to twice as long as
-oneDNN's with AVX512; without it they take 0.85 to 0.9 of their time, and are run.
+oneDNN's with AVX512; without it they are the faster ones, and are run.
 """
 
 import math
