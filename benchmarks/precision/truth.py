@@ -18,7 +18,17 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.precision.written import Auxiliary, Ends, OwnLoss, Pair, PreActivation, Segmenter, pixels
+from benchmarks.precision.written import (
+    Auxiliary,
+    Ends,
+    Offset,
+    OwnLoss,
+    Pair,
+    PreActivation,
+    Prototypes,
+    Segmenter,
+    pixels,
+)
 from benchmarks.shared.report import OUT, Part, Report, Table
 from digits import Digits, DigitsNet, grey_digits, train
 from fastadv_adapters import FastAttackModel, FastAttackWarning
@@ -89,6 +99,7 @@ def cases(data: Digits, epochs: int) -> Iterator[Case]:
         lambda m, x, y: m(x, text).argmax(1) == y,
     )
     yield from _behind_logits(net)
+    yield from _by_large_numbers(net, data)
     yield from _by_batch_norm(data, epochs)
     yield _of_pixels(data, epochs)
 
@@ -123,6 +134,22 @@ def _behind_logits(net: nn.Module) -> Iterator[Case]:
         lambda m, x, y: F.cross_entropy(m(x)[0], y) + m(x)[1],
         lambda m, x, y: m(x)[0].argmax(1) == y,
     )
+
+
+def _by_large_numbers(net: DigitsNet, data: Digits) -> Iterator[Case]:
+    """Numbers that cancel, in code."""
+    for number in (300.0, 700.0):
+        name = f"{number:.0f} added to the features, taken off the logits"
+        yield Case(name, Offset(net, number), 0.1, lambda m, x, y: F.cross_entropy(m(x), y), _classes)
+    for number in (5.0, 15.0):
+        prototypes = Prototypes(net.eval(), data.train_images, data.train_labels, number)
+        yield Case(f"squared distances, written out, features + {number:.0f}", prototypes, 0.1, _margin, _classes)
+
+
+def _margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    true = logits.gather(1, y[:, None])
+    return (logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True) - true).sum()
 
 
 def _by_batch_norm(data: Digits, epochs: int) -> Iterator[Case]:

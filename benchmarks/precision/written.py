@@ -1,5 +1,7 @@
 """Models as people write them: something behind the logits, a second input, a loss of their own, a large mean."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,6 +56,50 @@ class Auxiliary(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.net(x) / 0.5
         return logits, logits.pow(2).mean() * 1e-3
+
+
+def _without_head(net: nn.Module) -> nn.Module:
+    net = copy.deepcopy(net)
+    net.head = nn.Identity()
+    return net
+
+
+class Offset(nn.Module):
+    """Adds a large number to the features, and takes what it brings off the logits."""
+
+    def __init__(self, net: nn.Module, number: float) -> None:
+        super().__init__()
+        self.net, self.head, self.number = _without_head(net), net.get_submodule("head"), number
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.net(x) + self.number)
+        return logits - self.number * self.head.get_parameter("weight").sum(1)
+
+
+class Prototypes(nn.Module):
+    """The nearest class mean: squared distances written out, so that large numbers cancel.
+
+    Args:
+        net: its features are used.
+        x: images (N, 1, H, W) that the means are taken of.
+        y: their labels (N,).
+        number: is added to all features, which changes no distance.
+    """
+
+    means: Tensor
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, number: float) -> None:
+        super().__init__()
+        self.net, self.number = _without_head(net), number
+        with torch.no_grad():
+            features = self.net(x) + number
+        self.register_buffer("means", torch.stack([features[y == label].mean(0) for label in range(10)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.net(x) + self.number
+        ours, theirs = features.pow(2).sum(1, keepdim=True), self.means.pow(2).sum(1)
+        logits: Tensor = 2 * features @ self.means.T - ours - theirs
+        return logits
 
 
 class PreActivation(nn.Module):

@@ -72,12 +72,14 @@ class Audited(ABC):
             others=partial(self._others, kind),
             tell=partial(self._found_wanting, kind.dtype),
             first=first,
+            usual=kind.usual,
         )
         if _is_never_to_wait(self.precision.device) and not (first or doubts):
             kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
             return pulled
         pulled = auditor(tensors, needs, grads, pulled, outputs)
         kind.passes = None if auditor.idle else kind.passes  # the next pass is looked at instead
+        kind.usual = auditor.usual
         return pulled
 
     def _made_anew(self, like: Fast) -> Fast:

@@ -1,7 +1,7 @@
 """When an audit is made of a backward pass, and what follows from it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, look, smallest
 from .fast import Fast
 from .glimpse import Glimpse, take_glimpse
-from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, farthest, is_near, overflow
+from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, farthest, is_near, overflow, usual_sizes
 from .overflowing import Overflown, find_overflown
 
 
@@ -30,6 +30,7 @@ class Auditor:
         others: the fast networks in the dtypes that may be tried instead, best first; after the last the twin is left.
         tell: is told what was found to be too little, and what the kind of call runs in from now on.
         first: whether it is the first pass of its kind.
+        usual: how large each output was in the first audit of its kind; nothing before.
         idle: whether nothing came in at the outputs of the pass, which then tells nothing.
     """
 
@@ -42,6 +43,7 @@ class Auditor:
     others: Callable[[], Iterator[Fast]]
     tell: Callable[[Finding, str], None]
     first: bool
+    usual: list[float] = field(default_factory=list)
     idle: bool = False
 
     def __call__(
@@ -58,6 +60,8 @@ class Auditor:
             return pulled
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
             judged = self._judge(tensors, needs, grads, pulled)
+            if judged is not None and len(self.usual) != len(judged[0].values):
+                self.usual = usual_sizes(judged[0].values)
             if judged is not None and self._are_weights_old(judged[0], tensors, outputs):
                 self.update()
                 pulled = (
@@ -66,10 +70,8 @@ class Auditor:
                 )
                 judged = self._judge(tensors, needs, grads, pulled)
             elif judged is not None and judged[1].good and self._are_values_far(judged[0], tensors, outputs):
-                judged = (
-                    judged[0],
-                    replace(judged[1], off=farthest(self._own_values(judged[0], outputs), judged[0].values)),
-                )
+                off = farthest(self._own_values(judged[0], outputs), judged[0].values, self.usual)
+                judged = judged[0], replace(judged[1], off=off)
             overflown = find_overflown(self.twin.bind(self.arguments), tensors, outputs)
             if overflown is not None:
                 finding = Finding(len(overflown), 0, float("nan"), overflown=len(overflown))
@@ -120,7 +122,7 @@ class Auditor:
             return False
         if problem is None:
             return True
-        if values and not is_near(self._values(other.eager(), problem.tensors), problem.values, within=FAR):
+        if values and not self._is_near(self._values(other.eager(), problem.tensors), problem, FAR):
             return False
         # Eager, for a recording of these few samples would serve nothing else.
         found = other.eager().bind(self.arguments).record(problem.tensors, needs, self._crossing(other))
@@ -133,11 +135,11 @@ class Auditor:
     def _are_values_far(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether outputs are off by more than half precision rounds, of a model that gives the same again."""
         try:
-            if is_near(self._own_values(problem, outputs), problem.values, within=FAR):
+            if self._is_near(self._own_values(problem, outputs), problem, FAR):
                 return False
             with torch.no_grad():
                 again = self.twin.bind(self.arguments)([t.clone() for t in problem.tensors]).tensors
-            return is_near(again, problem.values, within=LOGITS_WITHIN) and self._are_alone_the_same(problem, tensors)
+            return self._is_near(again, problem, LOGITS_WITHIN) and self._are_alone_the_same(problem, tensors)
         except Exception as error:  # the model takes batches of one size only
             if is_out_of_memory(error):
                 raise
@@ -146,14 +148,17 @@ class Auditor:
     def _are_weights_old(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
         try:
-            if is_near(self._own_values(problem, outputs), problem.values):
+            if self._is_near(self._own_values(problem, outputs), problem):
                 return False
             anew = self._values(self.anew().eager(), problem.tensors)
-            return is_near(anew, problem.values) and self._are_alone_the_same(problem, tensors)
+            return self._is_near(anew, problem) and self._are_alone_the_same(problem, tensors)
         except Exception as error:  # the model takes batches of one size only
             if is_out_of_memory(error):
                 raise
             return False
+
+    def _is_near(self, values: Sequence[Tensor], problem: Problem, within: float = OLD) -> bool:
+        return is_near(values, problem.values, within=within, usual=self.usual)
 
     def _are_alone_the_same(self, problem: Problem, tensors: Sequence[Tensor]) -> bool:
         """Whether, in full precision, a few samples get by themselves what they get among all.

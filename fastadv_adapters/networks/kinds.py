@@ -27,6 +27,7 @@ class Kind:
         updates: how many updates the model had seen at the last audit.
         wanting: the dtypes that an audit has found to be too little.
         glimpse: what the last audit has found, if nobody has read it yet.
+        usual: how large each output was in the first audit.
     """
 
     dtype: torch.dtype
@@ -38,6 +39,7 @@ class Kind:
     updates: int = 0
     wanting: set[torch.dtype] = field(default_factory=set)
     glimpse: Glimpse | None = None
+    usual: list[float] = field(default_factory=list)
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property

@@ -9,7 +9,7 @@ LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
 COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 
 OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
-FAR = 0.5  # likewise: far more than half precision rounds, so that a loss sees another model
+FAR = 0.1  # likewise: ten times what half precision rounds in most networks; a loss sees another model
 
 Outcome = tuple[list[Tensor], list[Tensor]] | str
 """Outputs and input gradients, or what was raised."""
@@ -85,26 +85,53 @@ def cosines(ours: Tensor, theirs: Tensor) -> Tensor:
     return torch.cosine_similarity(_normalised(ours), _normalised(theirs), dim=1)
 
 
-def is_near(found: Sequence[Tensor], exact: Sequence[Tensor], *, within: float = OLD) -> bool:
+def is_near(
+    found: Sequence[Tensor], exact: Sequence[Tensor], *, within: float = OLD, usual: Sequence[float] = ()
+) -> bool:
     """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one.
 
     Args:
         found: outputs.
         exact: those in full precision.
         within: how far they may be off, as a share of the sample's largest one.
+        usual: see :func:`farthest`.
     """
-    return farthest(found, exact) <= within
+    return farthest(found, exact, usual) <= within
 
 
-def farthest(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """By how much outputs of the median sample are off, as a share of its largest one; of several outputs the most."""
-    pairs = [(o, t) for o, t in zip(found, exact, strict=True) if t.is_floating_point() and t.numel()]
-    return max((float(off_by(ours, theirs.detach())) for ours, theirs in pairs), default=0.0)
+def farthest(found: Sequence[Tensor], exact: Sequence[Tensor], usual: Sequence[float] = ()) -> float:
+    """By how much outputs of the median sample are off, as a share of its largest one; of several outputs the most.
+
+    A number for the whole call, such as the model's own loss, is left out: what counts of it is its gradient.
+
+    Args:
+        found: outputs.
+        exact: those in full precision.
+        usual: how large each of them usually is; see :func:`off_by`.
+    """
+    usual = usual or [0.0] * len(exact)
+    pairs = [
+        (ours, theirs.detach(), size)
+        for ours, theirs, size in zip(found, exact, usual, strict=True)
+        if theirs.is_floating_point() and theirs.numel() and theirs.ndim
+    ]
+    return max((float(off_by(*pair)) for pair in pairs), default=0.0)
 
 
-def off_by(ours: Tensor, theirs: Tensor) -> Tensor:
-    """How far the output of the median sample is off, as a share of its largest one; ()."""
-    return _off_by(ours, theirs).nan_to_num(0.0).median()
+def off_by(ours: Tensor, theirs: Tensor, usual: float = 0.0) -> Tensor:
+    """How far the output of the median sample is off, as a share of its largest one; ().
+
+    Where a sample's outputs are near zero, as at the boundary between two classes that an attack has led it to, they
+    are compared with what is usual: the mean of all samples, or this size if it is larger.
+    """
+    off, size = _apart(ours, theirs)
+    size = torch.maximum(size, size.mean()).clamp(min=max(usual, 1e-30))
+    return (off / size).nan_to_num(0.0).median()
+
+
+def usual_sizes(values: Sequence[Tensor]) -> list[float]:
+    """The mean of the samples' largest outputs, for each output of a call."""
+    return [float(_apart(v, v)[1].mean()) if v.is_floating_point() and v.numel() else 0.0 for v in values]
 
 
 def overflow(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
-from fastadv_adapters.networks.nearness import difference, farthest
+from fastadv_adapters.networks.nearness import difference, farthest, usual_sizes
 
 
 class Constant(nn.Module):
@@ -57,3 +57,23 @@ def test_a_class_that_is_left_out_hides_no_difference_of_the_others() -> None:
     assert difference(([exact * torch.nan], gradients), ([exact], gradients)) is not None
     assert farthest([exact], [exact]) == 0
     assert farthest([off], [exact]) == 0.5
+
+
+def test_outputs_near_zero_are_compared_with_what_is_usual() -> None:
+    """An attack leads samples to where two logits of opposite sign are both near zero."""
+    clean, there = torch.tensor([[4.0, -4.0], [2.0, -2.0]]), torch.tensor([[1e-3, -1e-3], [-2e-3, 2e-3]])
+    off = there + 0.03
+    assert usual_sizes([clean, torch.arange(2)]) == [3.0, 0.0]
+    assert farthest([off], [there]) > 1
+    assert farthest([off], [there], usual_sizes([clean])) == pytest.approx(0.01)
+
+
+def test_one_sample_near_zero_among_others_is_no_difference() -> None:
+    exact = torch.tensor([[1e-4], [1e-4], [10.0]])
+    assert farthest([exact + 0.02], [exact]) < 0.01
+    assert farthest([exact + 2], [exact]) > 0.1
+
+
+def test_a_number_for_the_whole_call_is_not_compared() -> None:
+    loss, logits = torch.tensor(1e-6), torch.ones(2, 3)
+    assert farthest([loss * 2, logits], [loss, logits]) == 0
