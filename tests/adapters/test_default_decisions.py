@@ -115,7 +115,7 @@ FOOLBOX: dict[str, Any] = {
     "own": on(OwnLoop()),
     "with a budget": on(A.L2DeepFoolAttack(steps=2), 0.1),
     "repeated": on(A.DDNAttack(steps=2).repeat(2)),
-    "begun by another": on(A.L2FMNAttack(steps=1, init_attack=A.L2DeepFoolAttack(steps=2))),
+    "begun by another": on(A.L2FMNAttack(steps=1, init_attack=A.L2DeepFoolAttack(steps=20))),
     "begun without gradient": on(A.L2FMNAttack(steps=1, init_attack=A.LinearSearchBlendedUniformNoiseAttack(steps=2))),
     "other bounds": scaled(A.DDNAttack(steps=2)),
     "averaged": averaged(A.DDNAttack(steps=2)),

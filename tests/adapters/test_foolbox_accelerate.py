@@ -142,7 +142,7 @@ def test_the_given_attack_stays_and_the_new_one_is_of_its_kind(problem: Any, mad
 )
 def test_what_is_made_of_an_accelerated_attack_is_fast_too(derive: Any, problem: Any, made: Made) -> None:
     net, x, y = problem
-    derive(A.L2DeepFoolAttack(steps=2))(plain(net), x, y, epsilons=None)
+    derive(A.L2DeepFoolAttack(steps=20))(plain(net), x, y, epsilons=None)
     assert made.count == 1
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
-from tests.support.tools import batch, cosine, head_of, input_gradient, small_net
+from tests.support.tools import attackable_net, batch, cosine, head_of, input_gradient, small_net
 
 
 class Asks(nn.Module):
@@ -154,7 +154,7 @@ class WithoutDirection(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.net, self.kind = small_net(), kind
+        self.net, self.kind = attackable_net(), kind
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rounds":

@@ -65,8 +65,10 @@ def steep() -> nn.Sequential:
 def attackable_net() -> nn.Sequential:
     """:func:`small_net` with classes that images of :func:`batch` do spread over, so that attacks have work to do."""
     net = small_net().eval()
-    head = head_of(net)
+    first, head = net[0], head_of(net)
+    assert isinstance(first, nn.Conv2d)
     with torch.no_grad():
+        first.weight.mul_(10)  # images of noise differ little: else logits are differences of large numbers
         logits = net(batch(200, seed=9)[0])
         factor = 3 / logits.std(0, keepdim=True).T
         head.weight.mul_(factor)
