@@ -15,7 +15,6 @@ from torch import nn
 
 from benchmarks import quote as quoting
 from benchmarks.precision import __main__ as precision
-from benchmarks.precision import outputs
 from benchmarks.quote import Quotation, excerpt, quote
 from benchmarks.shared.budget import Budget
 from benchmarks.shared.correctness import FAILED, RIGHT, WRONG, confident_digits, judge
@@ -29,7 +28,6 @@ from benchmarks.speed.memory import kept_per_image
 from benchmarks.speed.plot import draw
 from benchmarks.speed.sweep import batches_up_to, saturating
 from fastadv_adapters.comparison import measure_in_turn
-from fastadv_adapters.networks import auditing, trial
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -135,14 +133,6 @@ def test_kernels_are_compared_layer_by_layer(tmp_path: Path) -> None:
 def test_layers_that_there_are_not_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(layers.main, "--only nothing", tmp_path) == 2
     assert "expected" in capsys.readouterr().err
-
-
-def test_outputs_runs_and_writes_its_results(tmp_path: Path) -> None:
-    kept = trial.FAR, auditing.FAR
-    assert run(outputs.main, "--images 16 --seeds 1", tmp_path) == 0
-    rows = json.loads((tmp_path / "outputs.json").read_text(encoding="utf-8"))["results"]["outputs"]["rows"]
-    assert max(row["off"] for row in rows) > kept[0] > min(row["off"] for row in rows), "nothing was let through"
-    assert (trial.FAR, auditing.FAR) == kept
 
 
 def test_precision_runs_and_writes_its_results(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 import typer
 
+from benchmarks.precision import outputs
 from benchmarks.speed import audits, people, people_limits, recommended
 from benchmarks.speed.limits import PASS, SHORT
+from fastadv_adapters.networks import auditing, nearness, trial
 from fastadv_adapters.networks.auditing import Auditor
 
 
@@ -86,3 +88,12 @@ def test_every_model_that_needs_no_other_library_is_whole() -> None:
             assert y.shape == (model.batch,)
             assert people.gradient(net, x[:2], y[:2]).shape == x[:2].shape
             assert people.values(net, x[:2]).dtype == torch.float32
+
+
+def test_networks_of_which_half_precision_puts_outputs_off_are_let_through_and_nothing_stays_patched(
+    tmp_path: Path,
+) -> None:
+    found = run(outputs.main, "--images 16 --seeds 1", "outputs", tmp_path)
+    off = [row["off"] for row in found["rows"]]
+    assert min(off) < nearness.FAR < max(off)
+    assert vars(trial)["FAR"] == vars(auditing)["FAR"] == nearness.FAR
