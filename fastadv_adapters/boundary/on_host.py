@@ -116,6 +116,11 @@ class HostState(State):
         """The counts."""
         return GradientStats(self._passes, self._samples, self._nonfinite, self._zero, self._logits)
 
+    @property
+    def lost(self) -> int:
+        """See :class:`State`."""
+        return self._nonfinite + self._logits
+
     def zero_entries(self) -> float:
         """The share of gradient entries that came back as exactly 0."""
         return self._zeros / max(self._entries, 1)

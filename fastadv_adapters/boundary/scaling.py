@@ -83,6 +83,11 @@ class State(ABC):
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
+    @property
+    def lost(self) -> int | None:
+        """How many samples have had gradients or outputs that were not finite; None if asking would wait."""
+        return None
+
     @abstractmethod
     def start_anew(self) -> None:
         """Scale as for a model that was never seen."""

@@ -6,7 +6,7 @@
 ``extras`` imports what only some parts need;
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;
-``batch_statistics`` makes a model compute as in training mode;
+``batch_statistics`` makes a model compute as in training mode; ``modes`` tells which parts do so by themselves;
 ``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
 tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether
 it gets logits; ``axes`` tells which axis images lack.
@@ -40,6 +40,7 @@ from .inputs import (
 )
 from .layouts import differ, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
+from .modes import left_in_training
 from .notices import FastAttackWarning, notify
 from .precision import HALF, MATRIX_LAYERS, Precision, autocast, cast_ahead_names, ieee_float32, is_in_hardware, resolve
 from .randomness import generator_states, holds_generator, host_state, random_state_kept
@@ -88,6 +89,7 @@ __all__ = [
     "kind",
     "kind_of",
     "lacking_axis",
+    "left_in_training",
     "lone_image",
     "need",
     "needs_exact_gradients",

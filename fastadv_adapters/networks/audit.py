@@ -18,6 +18,7 @@ from .trial import batched
 SAMPLES = 8
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
 GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
+LOW, LEAST = 0.95, 0.9  # the same for the second worst sample, so that a few bad ones are no minority to be overlooked
 MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
 STEP = 0.01  # of the range of the inputs, by which a step is tried
 
@@ -32,15 +33,22 @@ class Finding:
         samples: how many were looked at.
         zero: how many have a gradient in full precision alone.
         cosine: the median of the cosine between fast and exact gradients; NaN if there was nothing to compare.
-        gain: what a step along the fast gradients gains of what one along the exact ones does; NaN if none was tried.
+        low: the second lowest of these cosines.
+        gain: what a step along the fast gradients gains of what one along the exact ones does, the median; NaN if none
+            was tried.
+        least: the second lowest of these gains.
         overflown: how many have outputs that are finite in full precision alone.
+        lone: whether one sample's gradient points elsewhere, which alone says nothing of the others.
         off: by how much outputs are off, as a share of a sample's largest one, if that is more than rounding; else 0.
     """
 
     samples: int
     zero: int
     cosine: float
+    low: float = float("nan")
     gain: float = float("nan")
+    least: float = float("nan")
+    lone: bool = False
     overflown: int = 0
     off: float = 0.0
 
@@ -49,16 +57,20 @@ class Finding:
         """Whether attacks are as strong by these gradients as by exact ones."""
         if self.zero or self.overflown or self.off:
             return False
-        return not self.cosine < NEAR or self.gain >= GAINS
+        if not (self.cosine < NEAR or self.low < LOW):
+            return True
+        return self.gain >= GAINS and not self.least < LEAST
 
     def __str__(self) -> str:
         parts = [f"outputs of {self.overflown} samples overflow"] if self.overflown else []
         parts += [f"outputs are off by {self.off:.0%} of a sample's largest one"] if self.off else []
         parts += [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
         if self.cosine == self.cosine:
-            parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}")
+            few = f", the second lowest {self.low:.2f}" if self.low < LOW <= self.cosine else ""
+            parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}{few}")
         if self.gain == self.gain:
-            parts.append(f"a step along them gains {self.gain:.0%} of what it should")
+            few = f", of the second worst sample {self.least:.0%}" if self.least < LEAST <= self.gain else ""
+            parts.append(f"a step along them gains {self.gain:.0%} of what it should{few}")
         return ", ".join(parts)
 
 
@@ -145,10 +157,11 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
     near = cosines(fast, exact)
-    finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]))
+    finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]), second(near[here & ~zero]))
     if problem.apart and len(near) > 1 and not (finding.good or finding.zero):
         finding = replace(finding, gain=_gain_of_worst(problem, fast, exact, near))
-    return finding if finding.good else _look_closer(problem, fast, exact)
+    finding = finding if finding.good else _look_closer(problem, fast, exact)
+    return replace(finding, lone=problem.apart and bool((near[here & ~zero] < LOW).any()))
 
 
 def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) -> float:
@@ -173,8 +186,9 @@ def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
     rest = certain & ~zero
     if not bool(certain.any()):
         return Finding(len(fast), 0, float("nan"))
-    gain = _gain(problem, fast, exact, rest) if bool(rest.any()) else float("nan")
-    return Finding(len(fast), int(zero.sum()), _median(cosines(fast, exact)[rest]), gain)
+    gain, least = _gain(problem, fast, exact, rest) if bool(rest.any()) else (float("nan"), float("nan"))
+    near = cosines(fast, exact)[rest]
+    return Finding(len(fast), int(zero.sum()), _median(near), second(near), gain, least)
 
 
 def _stays(problem: Problem, exact: Tensor, wave: Callable[[Tensor], Tensor]) -> Tensor:
@@ -183,13 +197,17 @@ def _stays(problem: Problem, exact: Tensor, wave: Callable[[Tensor], Tensor]) ->
     return cosines(flat(problem.exact(tensors)).view_as(exact), exact) > NEAR
 
 
-def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> float:
-    """What a small step along the signs of one gradient gains, as a share of what it gains along the other."""
+def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> tuple[float, float]:
+    """What a small step along the signs of one gradient gains, as a share of what it gains along the other.
+
+    The median of the samples, and the second lowest.
+    """
     gains = [problem.gain(direction) for direction in (fast, exact)]
     if gains[0].ndim == 0:
-        return float(gains[0] / gains[1]) if bool(gains[1] > 0) else float("nan")
+        share = float(gains[0] / gains[1]) if bool(gains[1] > 0) else float("nan")
+        return share, share
     ours, theirs = (g[rest & (gains[1] > 0)] for g in gains)
-    return float((ours / theirs).median()) if len(ours) else float("nan")
+    return _median(ours / theirs), second(ours / theirs)
 
 
 def _stepped(problem: Problem, direction: Tensor) -> list[Tensor]:
@@ -217,31 +235,48 @@ def flat(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.detach().double().reshape(len(g), -1) for g in gradients], 1)
 
 
-def smallest(gradients: Sequence[Tensor], grads: Gradients, left_out: Tensor | None = None) -> Tensor:
-    """The indices of the samples that half precision loses first: those with the smallest gradients.
+def choose(
+    gradients: Sequence[Tensor], grads: Gradients, left_out: Tensor | None = None, lost: Tensor | None = None
+) -> Tensor:
+    """The indices of the samples to look at; nothing waits for the device, but for samples that are left out.
 
-    At most half of them have a gradient of zero: that may be all there is, in every precision, and then tells nothing.
-    For the same reason samples for which nothing came in are the last to be taken.
+    Half of them are those that half precision loses first, with the smallest gradients. They may be zero: that may be
+    all there is, in every precision. The other half is spread over the rest, up to the largest gradient, and not zero
+    if there are others. Samples for which nothing came in are the last to be taken.
 
     Args:
         gradients: at the inputs.
         grads: what came in at the outputs.
         left_out: which samples are never taken, bool (N,).
+        lost: which samples lost entries, bool (N,); they are taken for zero.
     """
+    half = SAMPLES // 2
     peaks = _peaks(gradients)
+    peaks = peaks if lost is None else peaks.where(~lost, 0.0)
     zero = peaks == 0
-    peaks = peaks.where(~zero | (zero.cumsum(0) <= SAMPLES // 2), torch.inf)
+    peaks = peaks.where(~zero | (zero.cumsum(0) <= half), torch.inf)
     came_in = [g for g in grads if g is not None and g.ndim and len(g) == len(peaks)]
     if came_in:
         peaks = peaks.where(_peaks(came_in) > 0, torch.inf)
     order = peaks.argsort(stable=True)
     order = order if left_out is None else order[~left_out[order]]
-    return order[:SAMPLES].sort().values
+    if len(order) <= SAMPLES:
+        return order.sort().values
+    rest = ((peaks[order] < torch.inf).sum() - half).clamp(min=0)
+    spread = torch.arange(1, half + 1, device=order.device)
+    places = half - 1 + torch.maximum(spread, spread * rest // half).clamp(max=len(order) - half)
+    return torch.cat([order[:half], order[places]]).sort().values
 
 
 def _peaks(tensors: Sequence[Tensor]) -> Tensor:
     """The largest absolute value of each sample, (N,)."""
     return torch.stack([t.detach().reshape(len(t), -1).abs().amax(1) for t in tensors]).amax(0)
+
+
+def second(values: Tensor) -> float:
+    """The second lowest of those that are numbers; of one alone that one, of none NaN."""
+    found = values[~values.isnan()].sort().values
+    return float(found[min(1, len(found) - 1)]) if len(found) else float("nan")
 
 
 def _median(values: Tensor) -> float:

@@ -16,7 +16,7 @@ from . import remarks
 from .audit import Finding, Gradients
 from .auditing import Auditor
 from .fast import Fast
-from .kinds import Kind
+from .kinds import CURED, PASSES, Kind
 from .twin import Twin
 
 
@@ -59,6 +59,7 @@ class Audited(ABC):
     ) -> Pulled:
         """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
         first, doubts = kind.passes is None, kind.has_doubts()
+        doubts |= kind.is_losing(crossing.state.lost, curable=crossing.can_overflow)
         if not (kind.is_due(self.updates) or doubts) or not all(g.numel() for g in pulled.gradients):
             return pulled
         mine = self.network_in(kind.dtype)
@@ -80,6 +81,8 @@ class Audited(ABC):
         pulled = auditor(tensors, needs, grads, pulled, outputs)
         kind.passes = None if auditor.idle else kind.passes  # the next pass is looked at instead
         kind.usual = auditor.usual
+        if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
+            kind.passes = PASSES - CURED  # nothing tells of the next passes without waiting
         return pulled
 
     def _made_anew(self, like: Fast) -> Fast:

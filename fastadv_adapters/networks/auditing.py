@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, number_of_samples, random_state_kept
-from .audit import SAMPLES, Finding, Gradients, Problem, look, smallest
+from .audit import SAMPLES, Finding, Gradients, Problem, choose, look
 from .fast import Fast
 from .glimpse import Glimpse, take_glimpse
 from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, farthest, is_near, overflow, usual_sizes
@@ -99,7 +99,7 @@ class Auditor:
         """Look at the pass without waiting for the device; None if the model cannot be asked."""
         found = pulled.gradients
         apart = self._are_rows(found)
-        index = smallest(found, grads) if apart and len(found[0]) > SAMPLES else None
+        index = choose(found, grads) if apart and len(found[0]) > SAMPLES else None
         ours = [g.index_select(0, index) if index is not None else g if apart else g.reshape(1, -1) for g in found]
         with random_state_kept(tensors[0].device):
             try:
@@ -196,16 +196,23 @@ class Auditor:
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled
     ) -> tuple[Problem, Finding] | None:
         """Look at a few samples, and at all of them if a few may not be enough; None if the model cannot be asked."""
-        # An overflow in the first pass is cured by the scale of the next one.
-        found, broken = pulled.gradients, pulled.broken if self.first else None
+        found, broken = pulled.gradients, pulled.broken
         apart = self._are_rows(found)
         known = broken is not None and apart and broken.shape == found[0].shape[:1]
-        left_out = broken if broken is not None and known and bool(broken.any()) else None
+        lost = broken if broken is not None and known and bool(broken.any()) else None
+        # An overflow in the first pass is cured by the scale of the next one.
+        left_out = lost if self.first and self.crossing.can_overflow else None
         if apart and (len(found[0]) > SAMPLES or left_out is not None):
-            index = smallest(found, grads, left_out)
+            index = choose(found, grads, left_out, lost)
             if not len(index):
                 return None
             few = self._look(self._problem(tensors, needs, grads, index), [g.index_select(0, index) for g in found])
+            if few is not None and few[1].good and few[1].lone:
+                taken = torch.zeros(len(found[0]), dtype=torch.bool, device=index.device).index_fill(0, index, True)
+                more = choose(found, grads, taken if left_out is None else taken | left_out, lost)
+                if len(more) >= SAMPLES:
+                    others = [g.index_select(0, more) for g in found]
+                    few = self._look(self._problem(tensors, needs, grads, more), others) or few
             if few is not None and (few[1].good or (few[0].apart and self._are_alone_the_same(few[0], tensors))):
                 return few
         whole = found if apart else [g.reshape(1, -1) for g in found]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .audit import NEAR, Problem, flat
+from .audit import LOW, NEAR, Problem, flat
 from .nearness import OLD, cosines, off_by
 
 
@@ -15,8 +15,8 @@ class Glimpse:
     """What a look has found, on its way from the device.
 
     Attributes:
-        found: how many samples have a gradient in full precision alone, the median cosine, by how much outputs are off,
-            and how many are not finite; (4,) on the host.
+        found: how many samples have a gradient in full precision alone, the median cosine and the second lowest, by how
+            much outputs are off, and how many are not finite; (5,) on the host.
         arrived: happens when it is there; None if it is.
     """
 
@@ -29,8 +29,8 @@ class Glimpse:
 
     def is_doubtful(self) -> bool:
         """Whether an audit has to look closer."""
-        zero, cosine, off, spoilt = self.found.tolist()
-        return bool(zero or cosine < NEAR or off > OLD or spoilt)
+        zero, cosine, low, off, spoilt = self.found.tolist()
+        return bool(zero or cosine < NEAR or low < LOW or off > OLD or spoilt)
 
 
 def take_glimpse(problem: Problem, found: Sequence[Tensor], values: Callable[[], Sequence[Tensor]]) -> Glimpse:
@@ -45,11 +45,12 @@ def take_glimpse(problem: Problem, found: Sequence[Tensor], values: Callable[[],
     exact = flat(problem.exact(problem.tensors)).view_as(fast)
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
-    cosine = cosines(fast, exact).where(here & ~zero, torch.nan).nanmedian()
+    near = cosines(fast, exact).where(here & ~zero, torch.nan)
+    low = near.sort().values[min(1, len(near) - 1)]  # NaN comes last
     pairs = [(v, e) for v, e in zip(values(), problem.values, strict=True) if e.is_floating_point() and e.numel()]
     off = [off_by(v, e) for v, e in pairs]
     spoilt = [(~v.isfinite()).sum() for v, _ in pairs]
-    numbers = [zero.sum(), cosine, torch.stack(off).amax(), torch.stack(spoilt).sum()]
+    numbers = [zero.sum(), near.nanmedian(), low, torch.stack(off).amax(), torch.stack(spoilt).sum()]
     return _sent(torch.stack([n.double() for n in numbers]))
 
 

@@ -18,6 +18,10 @@ COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
     "over the batch): one loss scale serves the whole call instead of one per sample"
 )
+MODES = (
+    "{} of the model's batch norms and dropouts are in training mode though the model is in eval mode ({}): a fast "
+    "model computes the eval-mode function, which is another one"
+)
 OLD_WEIGHTS = (
     "the weights of the wrapped model were changed where PyTorch records nothing (through .data, say): the fast model "
     "has been updated now, and attacks until then saw old weights. Call update() after such a change"

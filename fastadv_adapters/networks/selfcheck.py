@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from ..boundary import START, Packed, Rows
 from ..folding import Trace
-from ..modules import HALF, Precision, ieee_float32, without_anomaly_mode
+from ..modules import HALF, Precision, ieee_float32, left_in_training, without_anomaly_mode
 from . import remarks
+from .half import Half
 from .kinds import Kind
 from .nearness import COSINE_ABOVE, Outcome, cosines, difference, rows
-from .trial import Half, Trial, few
+from .trial import Trial, few
 
 HIGHEST = 12  # the exponent that is tried first where all samples are scaled together
 WIDENED_ABOVE = 0.8  # cosine of gradients in half precision and wider; rounding leaves 0.87 (depthwise, random weights)
+LOST = "ArithmeticError: expected finite gradients, as in full precision, got inf or NaN at every scale"
 UNTRIED = 0  # in float16 that is the model's own: about what the plain model feeds in, so nothing new overflows
 
 
@@ -36,6 +38,7 @@ class Verdict:
         unexplained: whether it differs though nothing is folded.
         samples_coupled: whether one sample's output depends on another sample.
         rows: where half precision ends, and what has a row per sample.
+        in_training: the parts that the wrapped model in eval mode has in training mode.
     """
 
     plan: Trace | None
@@ -49,6 +52,7 @@ class Verdict:
     unexplained: bool = False
     samples_coupled: bool = False
     rows: Rows = field(default_factory=Rows)
+    in_training: list[str] = field(default_factory=list)
 
     def kind(self, dtype: torch.dtype, *, settled: bool) -> Kind:
         """What is known from now on of calls of this kind, which run in this dtype."""
@@ -66,6 +70,9 @@ class Verdict:
             text = remarks.DIFFERS if self.unexplained else remarks.NOT_FOLDED
             text = text.format(self.folding_error, len(self.plan.producer) if self.plan else 0)
             found.append((text, "") if self.harmless else (text, "not-folded"))
+        if self.in_training:
+            some = ", ".join(self.in_training[:3]) + (", ..." if len(self.in_training) > 3 else "")
+            found.append((remarks.MODES.format(len(self.in_training), some), "mixed-modes"))
         return found
 
 
@@ -99,7 +106,10 @@ def _check(
     few_or_all = few(arguments.tensors, needs), arguments.tensors  # it may take batches of one size only
     # Weights in half precision are widened, unless the model's code itself casts to what they are.
     for tensors, widened in product(few_or_all, (True, False) if in_half else (False,)):
-        verdict, trial = Verdict(plan), Trial(source, arguments, tensors, needs, full, in_half=widened)
+        verdict, trial = (
+            Verdict(plan, in_training=left_in_training(source)),
+            Trial(source, arguments, tensors, needs, full, in_half=widened),
+        )
         reference = trial.plain()
         if not isinstance(reference, str):
             break
@@ -126,16 +136,30 @@ def _check(
     if trial.in_half:
         native = Trial(source, arguments, tensors, needs, full, in_half=False).plain()
         _check_widening(verdict, trial, native, reference)
-    ends = half.ends if isinstance(half, Half) else None
-    verdict.rows, verdict.samples_coupled = trial.rows(ends)
-    if isinstance(half, Half) and not isinstance(found, str):
-        together = not all(verdict.rows.at_outputs or ()) if ends is None or not ends.cut else not verdict.rows.at_ends
-        exponent = half.largest(found[1], HIGHEST if together else START)
-        verdict.exponent = min(exponent, START)
-        verdict.rows = replace(verdict.rows, higher=max(exponent - START, 0))
-    elif verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters()):
+    in_training = left_in_training(source)
+    if in_training and difference(trial.with_training(in_training), reference) is not None:
+        verdict.in_training = in_training
+    tried = _check_scale(verdict, trial, half, found, precision.dtype)
+    if not tried and (verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters())):
         verdict.exponent = UNTRIED
     return verdict
+
+
+def _check_scale(verdict: Verdict, trial: Trial, half: Half | str | None, found: Outcome, dtype: torch.dtype) -> bool:
+    """Find where half precision ends, and how large its gradients may be; whether it is half precision that runs."""
+    ends = half.ends if isinstance(half, Half) else None
+    verdict.rows, verdict.samples_coupled = trial.rows(ends)
+    if not isinstance(half, Half) or isinstance(found, str):
+        return False
+    together = not all(verdict.rows.at_outputs or ()) if ends is None or not ends.cut else not verdict.rows.at_ends
+    exponent = half.largest(found[1], HIGHEST if together else START)
+    if exponent is None:
+        verdict.half_error, verdict.tried = LOST, dtype
+        verdict.rows, verdict.samples_coupled = trial.rows(None)
+        return False
+    verdict.exponent = min(exponent, START)
+    verdict.rows = replace(verdict.rows, higher=max(exponent - START, 0))
+    return True
 
 
 def _check_folding(

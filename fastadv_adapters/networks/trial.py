@@ -1,17 +1,14 @@
 """Throw-away copies of a model, run on a few samples of one call."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..boundary import (
-    FLOOR,
     START,
-    STEP,
     Cuts,
     Ends,
     Packed,
@@ -37,10 +34,10 @@ from ..modules import (
     random_state_kept,
     thaw,
 )
-from .nearness import FAR, Outcome, difference, farthest, lost, overflow
+from .half import Half, weights_for
+from .nearness import FAR, Outcome, difference, farthest, overflow
 
 _SAMPLES = 4
-_HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
 _LAST_DIGITS = 4  # by so many units in the last place weights are moved, to see what rounding alone does
 
 
@@ -76,6 +73,13 @@ class Trial:
         """The wrapped model's outcome in at least float32."""
         self._engine = self._plain_engine()
         return self._outcome(self._engine)
+
+    def with_training(self, names: Sequence[str]) -> Outcome:
+        """The same with these parts in training mode."""
+        engine = self._plain_engine()
+        for name in names:
+            engine.network.get_submodule(name).training = True
+        return self._outcome(engine)
 
     def repeats(self, reference: tuple[list[Tensor], list[Tensor]], *, draws: int = 0) -> bool:
         """Whether the wrapped model has an outcome like this again, after ``draws`` random numbers."""
@@ -249,34 +253,6 @@ class Trial:
             yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
 
 
-@dataclass
-class Half:
-    """A run of the fast network in half precision.
-
-    Attributes:
-        ends: where half precision ends; None if it reaches the outputs.
-        places: the tensors there, with their graph.
-        leaves: the inputs.
-    """
-
-    ends: Ends | None
-    places: list[Tensor]
-    leaves: list[Tensor]
-
-    def gradients(self, exponent: int) -> Sequence[Tensor]:
-        """The gradients at the inputs from ones at the places with headroom above this power of two."""
-        largest = _HEADROOM * 2.0 ** (exponent + 1)
-        weights = [(weights_for(p).float() * largest).to(p.dtype) for p in self.places]
-        return torch.autograd.grad(self.places, self.leaves, weights, retain_graph=True, materialize_grads=True)
-
-    def largest(self, full: Sequence[Tensor], highest: int) -> int:
-        """The largest exponent at which no gradient overflows that is finite in full precision."""
-        for exponent in range(highest, FLOOR - 1, -STEP):
-            if not any(lost(g, f) for g, f in zip(self.gradients(exponent), full, strict=True)):
-                return exponent
-        return START  # no scale cures it
-
-
 def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
     """Which tensors have a row per sample: those as long as the first that wants a gradient."""
     length = next((t.shape[:1] for t, need in zip(tensors, needs, strict=True) if need), tensors[0].shape[:1])
@@ -288,10 +264,3 @@ def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
     return [
         t.detach()[:_SAMPLES] if own else t.detach() for t, own in zip(tensors, batched(tensors, needs), strict=True)
     ]
-
-
-def weights_for(output: Tensor) -> Tensor:
-    """Fixed weights that no symmetry of a softmax cancels, the same for every sample."""
-    row = output.shape[1:]  # there may be no sample, as at an expert that none is sent to
-    ramp = torch.arange(math.prod(row), device=output.device, dtype=torch.float32)
-    return torch.cos(1.0 + 1.7 * ramp).view(row).expand_as(output).to(output.dtype)

@@ -7,10 +7,10 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from fastadv_adapters import FastAttackModel
+from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import DeviceState, HostState
 from fastadv_adapters.boundary.scaling import FLOOR, PATIENCE, START
-from fastadv_adapters.networks import trial
+from fastadv_adapters.networks import half
 from fastadv_adapters.torchattacks import accelerate
 from tests.support.tools import attackable_net, batch, cosine, head_of, input_gradient, reference, small_net, steep
 
@@ -64,11 +64,13 @@ def test_a_single_step_in_float16_is_as_strong_on_a_network_with_large_logits() 
     assert abs(robust[1] - robust[0]) <= 1
 
 
-def test_where_no_scale_helps_it_stays_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "lost", lambda gradient, full: True)
+def test_where_no_scale_helps_it_stays_where_it_was_and_float32_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half, "lost", lambda gradient, full: True)
     fast, (x, y) = FastAttackModel(small_net(), dtype=torch.float16), batch()
-    input_gradient(fast, x, y)
+    with pytest.warns(FastAttackWarning, match=r"since .*finite gradients.* at every scale.*#not-half"):
+        input_gradient(fast, x, y)
     assert int(fast._networks.state.exponent) == START
+    assert fast.dtype == torch.float32
 
 
 # --- later passes -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""A model in eval mode, parts of which are in training mode."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.modules import left_in_training
+from tests.support.tools import batch, input_gradient, small_net
+
+
+class KeepsTraining(nn.Module):
+    """Its own ``train()`` keeps batch norms on the statistics of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def train(self, mode: bool = True) -> "KeepsTraining":
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.training = True
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def with_dropout() -> nn.Module:
+    model = nn.Sequential(nn.Dropout(0.5), small_net()).eval()
+    model[0].train()
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: KeepsTraining().eval(), with_dropout])
+def test_parts_that_stay_in_training_mode_are_told_once(make: type[nn.Module]) -> None:
+    model, (x, y) = make(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.float32)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            input_gradient(fast, x, y)
+    (text,) = (str(warning.message) for warning in told if issubclass(warning.category, FastAttackWarning))
+    assert "in training mode though the model is in eval mode" in text
+    assert text.endswith("#mixed-modes)")
+    assert "another one" in fast.summary()
+    alike = copy.deepcopy(model)
+    for part in alike.modules():
+        part.training = False
+    assert torch.allclose(fast(x), alike(x), atol=1e-5)
+
+
+def without_rate() -> nn.Module:
+    model = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(3, track_running_stats=False), small_net()).eval()
+    model[:2].train()
+    return model
+
+
+@pytest.mark.parametrize("make", [small_net, lambda: small_net().train(), without_rate])
+def test_modes_that_change_nothing_or_are_those_of_the_whole_model_are_not_told(make: type[nn.Module]) -> None:
+    model, (x, y) = make(), batch(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*#samples-coupled")
+        input_gradient(FastAttackModel(model, dtype=torch.float32), x, y)
+
+
+def test_what_differs_in_training_mode() -> None:
+    parts = [nn.Dropout(0.1), nn.Dropout(0.0), nn.LSTM(2, 2, 2, dropout=0.1), nn.LSTM(2, 2), nn.RReLU(), nn.ReLU()]
+    model = nn.Sequential(*parts, nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))
+    assert left_in_training(model) == []
+    model.training = False
+    assert left_in_training(model) == ["0", "2", "4", "6"]
