@@ -42,6 +42,16 @@ class Torchattack(Attack):
         """The budget of the attack that was given."""
         return own_budget(self.attack)
 
+    def doubt(self, model: nn.Module) -> str | None:
+        """Whether it was made of another model."""
+        adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
+        if any(_are_one(part.model, model) for part in adapter.attacks_in(self.attack)):
+            return None
+        return (
+            f"{self.name} was made of another model, a {type(self.attack.model).__name__}: it attacks that, and its "
+            f"images are transferred to this one. To attack this one, make it of this one"
+        )
+
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack, whatever its budget is: a candidate outside of the evaluation's is no success."""
         adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
@@ -122,6 +132,15 @@ class Function(Attack):
 def shares(model: Any, fast: FastAttackModel) -> bool:
     """Whether a model is a view of this fast model."""
     return isinstance(model, FastAttackModel) and model._networks is fast._networks
+
+
+def _are_one(attacked: Any, model: nn.Module) -> bool:
+    """Whether these are the same model, wrapped or not: they share a parameter. A function may be anything."""
+    inner = attacked.wrapped if isinstance(attacked, FastAttackModel) else attacked
+    if not isinstance(inner, nn.Module):
+        return True
+    own = {id(parameter) for parameter in model.parameters()}
+    return inner is model or any(id(parameter) in own for parameter in inner.parameters())
 
 
 def takes_model(function: Callable[..., Any]) -> bool:

@@ -113,6 +113,7 @@ def plan_of(asked: Asked) -> Plan:
         doubt_images(x, bounds),
         doubt_logits(judge.logits(x)),
     ]
+    doubts += [attack.doubt(fast.wrapped) for attack in attacks]
     notes = [note for note in doubts if note is not None]
     for attack in attacks:
         notes += doubt_own(attack.name, attack.own, budgets, setting.norm)

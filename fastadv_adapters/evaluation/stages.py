@@ -84,6 +84,10 @@ class Attack(ABC):
         """What it says of a budget of its own."""
         return Own()
 
+    def doubt(self, model: nn.Module) -> str | None:
+        """What is seldom meant about it, on this model."""
+        return None
+
     @abstractmethod
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack with this budget."""

@@ -195,7 +195,9 @@ def test_attacks_of_all_libraries_one_after_the_other() -> None:
 
 def test_passes_on_a_model_of_its_own_are_not_counted() -> None:
     transferred = torchattacks.FGSM(attackable_net(), eps=EPS)
-    assert {row.forward for row in evaluated(attacks=transferred).samples if row.broken_by is None} == {None}
+    report = evaluated(attacks=transferred)
+    assert {row.forward for row in report.samples if row.broken_by is None} == {None}
+    assert any("was made of another model, a Sequential: it attacks that" in note for note in report.notes)
     assert {row.forward for row in evaluated(attacks=far).samples if row.broken_by is None} == {None}
 
 
