@@ -21,7 +21,7 @@ from .twin import Twin
 
 
 class Audited(ABC):
-    """Networks whose backward passes are audited."""
+    """Networks whose backward passes are audited; ``failed`` counts the audits that found too little."""
 
     source: nn.Module
     precision: Precision
@@ -29,6 +29,7 @@ class Audited(ABC):
     notes: list[str]
     kinds: dict[Any, Kind]
     updates: int
+    failed: int
     _trace: Trace | None
     _lock: threading.RLock
 
@@ -109,6 +110,7 @@ class Audited(ABC):
             kind.full = True  # even in full precision the fast network computes something else for these samples
 
     def _found_wanting(self, was: torch.dtype, finding: Finding, runs_in: str) -> None:
+        self.failed += 1
         text = remarks.AUDIT.format(was, finding, runs_in)
         if text not in self.notes:
             self.notes.append(text)

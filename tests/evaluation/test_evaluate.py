@@ -10,11 +10,13 @@ import pytest
 import torch
 import torchattacks
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from fastadv_adapters import FastAttackModel, Report, SafePGD, evaluate
+from fastadv_adapters import FastAttackModel, FastAttackWarning, Report, SafePGD, evaluate
 from fastadv_adapters.evaluation import Row
 from tests.evaluation.runs import EPS, FLOAT32, data, evaluated, net, verdicts
+from tests.networks.test_losing import Angles, bright_from
 from tests.support.tools import attackable_net, fingerprint
 
 
@@ -347,3 +349,21 @@ def test_another_kind_of_argument_is_a_type_error(settings: dict[str, Any], tmp_
     with pytest.raises(TypeError, match=r"expected .*, got "):
         evaluated(**settings, output=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_in_which_an_audit_failed_is_attacked_again() -> None:
+    """An attack may remember logits that it saw before that, as APGD does."""
+    calls: list[tuple[int, torch.dtype]] = []
+
+    def attack(model: FastAttackModel, x: Tensor, y: Tensor) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+        calls.append((len(x), model.dtype))
+        return x + EPS * gradient.sign()
+
+    model, (x, _) = Angles(when_bright=0.3).eval(), bright_from(4)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    with pytest.warns(FastAttackWarning, match="audit-failed"):
+        evaluated((x, y), attack, model=FastAttackModel(model, dtype=torch.bfloat16))
+    assert calls == [(8, torch.float32)] * 3  # what ran in bfloat16 first had float32 at its end
