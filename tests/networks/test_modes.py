@@ -64,10 +64,12 @@ def without_rate() -> nn.Module:
 @pytest.mark.parametrize("make", [small_net, lambda: small_net().train(), without_rate])
 def test_modes_that_change_nothing_or_are_those_of_the_whole_model_are_not_told(make: type[nn.Module]) -> None:
     model, (x, y) = make(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".*#samples-coupled")
-        input_gradient(FastAttackModel(model, dtype=torch.float32), x, y)
+        input_gradient(fast, x, y)
+    assert "in training mode" not in fast.summary()
 
 
 def test_what_differs_in_training_mode() -> None:
