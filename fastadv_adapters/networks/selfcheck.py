@@ -106,10 +106,7 @@ def _check(
     few_or_all = few(arguments.tensors, needs), arguments.tensors  # it may take batches of one size only
     # Weights in half precision are widened, unless the model's code itself casts to what they are.
     for tensors, widened in product(few_or_all, (True, False) if in_half else (False,)):
-        verdict, trial = (
-            Verdict(plan, in_training=left_in_training(source)),
-            Trial(source, arguments, tensors, needs, full, in_half=widened),
-        )
+        verdict, trial = Verdict(plan), Trial(source, arguments, tensors, needs, full, in_half=widened)
         reference = trial.plain()
         if not isinstance(reference, str):
             break

@@ -47,9 +47,12 @@ class Spoilt(nn.Module):
 
 
 def marked_task(n: int = 12) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """As ``task``, and which images are marked for a spoilt gradient; a budget of 0.2 cannot change the mark."""
+    """As ``task``, and which images are marked for a spoilt gradient; a budget of 0.2 cannot change the mark.
+
+    The self-check sees the first four, which are not.
+    """
     net, x, _ = task(n)
-    rows = torch.arange(n) % 3 == 1
+    rows = (torch.arange(n) % 3 == 1) & (torch.arange(n) >= 4)
     x[:, 0, 0, 0] = torch.where(rows, 0.75, 0.25)
     with torch.no_grad():
         return net, x, net(x).argmax(1), rows
@@ -60,7 +63,7 @@ def marked_task(n: int = 12) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("norm", NORMS)
 def test_spoilt_samples_are_attacked_again_in_full_precision(norm: Norm, value: float, early_stop: bool) -> None:
     net, x, y, rows = marked_task()
-    settings: dict[str, Any] = {"eps": EPS[norm] * 1.3, "norm": norm, "early_stop": early_stop, "steps": 6}
+    settings: dict[str, Any] = {"eps": EPS[norm] * 1.3, "norm": norm, "early_stop": early_stop, "steps": 5}
     fast = FastAttackModel(Spoilt(net, value), dtype=torch.float16)
     found = SafePGD(fast, **settings, generator=seed())(x, y)
     assert fast.gradient_stats.nonfinite > 0

@@ -125,7 +125,7 @@ def test_falling_steps_are_stronger_than_constant_ones(
     assert sum(falling) > sum(constant)
 
 
-HALF = {"linf": 0.007, "l2": 0.08, "l1": 0.35}  # breaks about half of the samples of mixed()
+HALF = {"linf": 0.008, "l2": 0.08, "l1": 0.35}  # breaks about half of the samples of mixed()
 
 
 def mixed(n: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -152,7 +152,7 @@ def test_early_stop_changes_nothing_for_those_who_are_left() -> None:
     net, x, y = mixed(24)
     runs = [SafePGD(net, eps=HALF["linf"], steps=8, early_stop=stop, generator=seed())(x, y) for stop in (False, True)]
     left = ~broken(net, runs[0], y)
-    assert 6 <= int(left.sum()) <= 18
+    assert 4 <= int(left.sum()) <= 18
     # The same iterates; a rounding difference may turn the sign of a gradient that is nearly zero.
     assert ((runs[1] - runs[0]).abs()[left] < 1e-5).double().mean() > 0.98
 

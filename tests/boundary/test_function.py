@@ -13,7 +13,7 @@ from fastadv_adapters import FastAttackModel, FastAttackWarning, GradientStats, 
 from fastadv_adapters.boundary import DeviceState, HostState
 from fastadv_adapters.boundary.powers import exponent_of, times_power_of_two
 from fastadv_adapters.boundary.scaling import FLOOR, START
-from fastadv_adapters.networks import trial
+from fastadv_adapters.networks import half
 from tests.support.tools import batch, cosine, head_of, input_gradient, reference, settle, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -164,7 +164,7 @@ class Steep(nn.Module):
 
 
 def test_overflow_lowers_the_scale_until_it_is_gone_and_update_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "lost", lambda gradient, full: False)  # so that it begins too high
+    monkeypatch.setattr(half, "lost", lambda gradient, full: False)  # so that it begins too high
     net = small_net()
     head = head_of(net)
     with torch.no_grad():
