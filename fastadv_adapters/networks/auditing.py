@@ -158,7 +158,7 @@ class Auditor:
             return False
 
     def _is_near(self, values: Sequence[Tensor], problem: Problem, within: float = OLD) -> bool:
-        return is_near(values, problem.values, within=within, usual=self.usual)
+        return is_near(values, problem.values, within=within, usual=self.usual, numbers=within < FAR)
 
     def _are_alone_the_same(self, problem: Problem, tensors: Sequence[Tensor]) -> bool:
         """Whether, in full precision, a few samples get by themselves what they get among all.

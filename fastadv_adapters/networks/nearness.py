@@ -86,7 +86,12 @@ def cosines(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def is_near(
-    found: Sequence[Tensor], exact: Sequence[Tensor], *, within: float = OLD, usual: Sequence[float] = ()
+    found: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    *,
+    within: float = OLD,
+    usual: Sequence[float] = (),
+    numbers: bool = True,
 ) -> bool:
     """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one.
 
@@ -95,25 +100,28 @@ def is_near(
         exact: those in full precision.
         within: how far they may be off, as a share of the sample's largest one.
         usual: see :func:`farthest`.
+        numbers: likewise.
     """
-    return farthest(found, exact, usual) <= within
+    return farthest(found, exact, usual, numbers=numbers) <= within
 
 
-def farthest(found: Sequence[Tensor], exact: Sequence[Tensor], usual: Sequence[float] = ()) -> float:
+def farthest(
+    found: Sequence[Tensor], exact: Sequence[Tensor], usual: Sequence[float] = (), *, numbers: bool = False
+) -> float:
     """By how much outputs of the median sample are off, as a share of its largest one; of several outputs the most.
-
-    A number for the whole call, such as the model's own loss, is left out: what counts of it is its gradient.
 
     Args:
         found: outputs.
         exact: those in full precision.
         usual: how large each of them usually is; see :func:`off_by`.
+        numbers: whether a number for the whole call counts, such as the model's own loss: its gradient is what attacks
+            go by, but it tells of other weights.
     """
     usual = usual or [0.0] * len(exact)
     pairs = [
         (ours, theirs.detach(), size)
         for ours, theirs, size in zip(found, exact, usual, strict=True)
-        if theirs.is_floating_point() and theirs.numel() and theirs.ndim
+        if theirs.is_floating_point() and theirs.numel() and (theirs.ndim or numbers)
     ]
     return max((float(off_by(*pair)) for pair in pairs), default=0.0)
 

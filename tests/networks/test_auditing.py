@@ -14,7 +14,7 @@ from fastadv_adapters.engines.waiting import refuse_what_waits
 from fastadv_adapters.networks import audit, audited, auditing, glimpse
 from fastadv_adapters.networks.kinds import PASSES
 from tests.networks.test_rounding import Constant
-from tests.support.tools import batch, cosine, input_gradient, small_net
+from tests.support.tools import batch, cosine, head_of, input_gradient, small_net
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -477,6 +477,30 @@ def test_weights_that_were_changed_past_pytorch_are_noticed_at_the_next_audit() 
         again = input_gradient(fast, x, y)
     for gradient in (found, again):
         assert (cosine(gradient, input_gradient(model, x, y)) > 0.9).all()
+
+
+class LossAlone(nn.Module):
+    """Returns its own loss, a number, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.net(x) * 100, y)
+
+
+def test_a_number_for_the_whole_call_tells_of_old_weights_too() -> None:
+    model, (x, y) = LossAlone().eval(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.autograd.grad(fast(x.requires_grad_(), y), x)
+    head_of(model.net).weight.data.mul_(-1)
+    (kind,) = fast._networks.kinds.values()
+    kind.passes = PASSES
+    with pytest.warns(FastAttackWarning, match="#old-weights"):
+        torch.autograd.grad(fast(x, y), x)
 
 
 def test_a_network_made_anew_rounds_as_the_one_in_use() -> None:
