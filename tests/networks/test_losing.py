@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
-from fastadv_adapters.boundary import HostState
+from fastadv_adapters.boundary import DeviceState, HostState
 from fastadv_adapters.networks import audit
-from fastadv_adapters.networks.kinds import CURED, PATIENCE, Kind
+from fastadv_adapters.networks.kinds import CURED, PASSES, PATIENCE, Kind
 from tests.support.tools import attackable_net, batch, cosine, input_gradient
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -74,6 +74,15 @@ def test_passes_that_lose_samples_in_a_row_bring_the_audit_forward(dtype: torch.
         found = input_gradient(fast, x, y)
     assert (cosine(found, input_gradient(model, x, y)) > 0.99).all()
     assert (cosine(input_gradient(fast, x, y), input_gradient(model, x, y)) > 0.9999).all()
+
+
+def test_if_nothing_tells_of_later_passes_samples_lost_in_the_first_bring_the_next_audit_forward() -> None:
+    for sample, passes in ((4, PASSES - CURED), (16, 0)):
+        fast = FastAttackModel(Angles(when_bright=0.3).eval(), dtype=torch.float16, engine="eager")
+        fast._networks.state = DeviceState(torch.device("cpu"))
+        input_gradient(fast, *bright_from(sample))
+        (kind,) = fast._networks.kinds.values()
+        assert kind.passes == passes
 
 
 def test_passes_that_lose_nothing_in_between_start_the_count_anew() -> None:
