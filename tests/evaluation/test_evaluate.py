@@ -200,7 +200,7 @@ def test_passes_on_a_model_of_its_own_are_not_counted() -> None:
     report = evaluated(attacks=transferred)
     assert {row.forward for row in report.samples if row.broken_by is None} == {None}
     assert any("was made of another model, a Sequential: it attacks that" in note for note in report.notes)
-    for model in (net(), FastAttackModel(net(), **FLOAT32), nn.DataParallel(net())):
+    for model in (net(), FastAttackModel(net(), **FLOAT32), nn.DataParallel(net()).eval()):
         own = evaluated(attacks=torchattacks.FGSM(model, eps=EPS))
         assert not any("made of another model" in note for note in own.notes)
     assert {row.forward for row in evaluated(attacks=far).samples if row.broken_by is None} == {None}
