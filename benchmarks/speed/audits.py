@@ -131,7 +131,7 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
     columns = [
         "network",
         "audit, in steps",
-        f"share of a first PGD-{STEPS}",
+        f"share of a PGD-{STEPS} with one",
         "share of later attacks",
         "share in training",
         "ran in",
@@ -141,8 +141,10 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
         f"What an audit costs, batch {batch}",
         columns,
         body,
-        f"Medians of attacks by torchattacks' PGD, in each of which the first step was audited. In later attacks one "
-        f"pass in {PASSES} is audited, in training, where weights change all the time, one in {PASSES // 2}.",
+        f"Medians of attacks by torchattacks' PGD, in each of which the first step was audited, after another "
+        f"attack, in which the networks and the self-check were made. The last two shares are computed: in later "
+        f"attacks one pass in {PASSES} is audited, in training, where weights change all the time, one in "
+        f"{PASSES // 2}.",
     )
 
 

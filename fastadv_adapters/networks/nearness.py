@@ -9,7 +9,7 @@ LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
 COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 
 OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
-FAR = 0.07  # likewise; above it attacks get weaker, as benchmarks/precision/outputs.py shows
+FAR = 0.07  # likewise; benchmarks/precision/outputs.py shows what attacks lose below and above
 
 Outcome = tuple[list[Tensor], list[Tensor]] | str
 """Outputs and input gradients, or what was raised."""
@@ -129,12 +129,13 @@ def farthest(
 def off_by(ours: Tensor, theirs: Tensor, usual: float = 0.0) -> Tensor:
     """How far the output of the median sample is off, as a share of its largest one; ().
 
-    Where a sample's outputs are near zero, as at the boundary between two classes that an attack has led it to, they
-    are compared with what is usual: the mean of all samples, or this size if it is larger.
+    Of two samples in the middle it is the worse one. Where a sample's outputs are near zero, as at the boundary between
+    two classes that an attack has led it to, they are compared with what is usual: the mean of all samples, or this
+    size if it is larger.
     """
     off, size = _apart(ours, theirs)
     size = torch.maximum(size, size.mean()).clamp(min=max(usual, 1e-30))
-    return (off / size).nan_to_num(0.0).median()
+    return (off / size).nan_to_num(0.0).sort().values[len(off) // 2]
 
 
 def usual_sizes(values: Sequence[Tensor]) -> list[float]:

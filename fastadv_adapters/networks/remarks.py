@@ -4,11 +4,11 @@ NOT_CHANNELS_LAST = (
     "the model runs in the contiguous layout, since channels-last it raised {} (flatten(1) or reshape() in place of "
     "view() would let it run faster)"
 )
-NOT_HALF = "the model runs in {}, since in {} it raised {}"
+NOT_HALF = "this kind of call, and new ones, run in {}, since in {} {}"
 NOT_FOLDED = "batch norm is folded into {1} layers only, since {0}"
 DIFFERS = (
     "the fast network differs from the wrapped model even if nothing is folded: {} (is the model random in a way that "
-    "no seed of PyTorch, Python or NumPy controls?); such calls run on the model's full-precision twin, no faster"
+    "no seed of PyTorch, Python or NumPy controls?); such calls run on the model's twin, no faster"
 )
 AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
 WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
@@ -19,8 +19,8 @@ COUPLED = (
     "over the batch): one loss scale serves the whole call instead of one per sample"
 )
 MODES = (
-    "{} of the model's batch norms and dropouts are in training mode though the model is in eval mode ({}): a fast "
-    "model computes the eval-mode function, which is another one"
+    "parts of the model are in training mode though the model is in eval mode ({}): a fast model computes the "
+    "eval-mode function, which is another one"
 )
 OLD_WEIGHTS = (
     "the weights of the wrapped model were changed where PyTorch records nothing (through .data, say): the fast model "

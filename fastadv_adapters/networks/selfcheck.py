@@ -18,7 +18,7 @@ from .trial import Trial, few
 
 HIGHEST = 12  # the exponent that is tried first where all samples are scaled together
 WIDENED_ABOVE = 0.8  # cosine of gradients in half precision and wider; rounding leaves 0.87 (depthwise, random weights)
-LOST = "ArithmeticError: expected finite gradients, as in full precision, got inf or NaN at every scale"
+LOST = "its gradients are infinite or NaN at every scale"
 UNTRIED = 0  # in float16 that is the model's own: about what the plain model feeds in, so nothing new overflows
 
 
@@ -29,8 +29,8 @@ class Verdict:
     Attributes:
         plan: how to fold: as planned, or the first less daring way that computes what the wrapped model computes.
         layout_error: what the network raised channels-last and not in the contiguous layout.
-        half_error: what it raised in a dtype and not in a wider one.
-        tried: the dtype in which it raised that.
+        half_error: why it cannot run in a dtype, though it can in a wider one.
+        tried: the dtype in which it cannot run.
         instead: the dtype in which it runs instead.
         exponent: how large gradients at the outputs may be, as a power of two, before they overflow on the way back.
         folding_error: in which way the network, folded as planned, differs from the wrapped model in float32.
@@ -71,8 +71,8 @@ class Verdict:
             text = text.format(self.folding_error, len(self.plan.producer) if self.plan else 0)
             found.append((text, "") if self.harmless else (text, "not-folded"))
         if self.in_training:
-            some = ", ".join(self.in_training[:3]) + (", ..." if len(self.in_training) > 3 else "")
-            found.append((remarks.MODES.format(len(self.in_training), some), "mixed-modes"))
+            some = ", ".join(map(repr, self.in_training[:3])) + (", ..." if len(self.in_training) > 3 else "")
+            found.append((remarks.MODES.format(some), "mixed-modes"))
         return found
 
 
@@ -123,7 +123,7 @@ def _check(
         double = replace(single, dtype=torch.float64)
         other = trial.fast(plan, double)
         if not isinstance(other, str):
-            verdict.half_error, verdict.instead, found, single = found, double.dtype, other, double
+            verdict.half_error, verdict.instead, found, single = f"it raised {found}", double.dtype, other, double
     half: Half | str | None = None
     if precision.half and not isinstance(found, str) and verdict.half_error is None:
         half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0])

@@ -73,7 +73,9 @@ def _check(networks: Networks) -> str:
 
 def _speed(half: bool) -> str:
     """What to expect, which depends on the model; measuring is not for a summary."""
-    gain = "half precision, the faster the larger the layers are" if half else "no half precision, so the gain is small"
+    gain = (
+        "half precision, the faster the larger the layers are" if half else "no half precision, so the gain is smaller"
+    )
     return f"{gain} (docs/performance.md); first calls are slow"
 
 

@@ -452,7 +452,7 @@ class OwnAutocast(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("around", ["norm", "all"])
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.float16}, {"enabled": False}], ids=str)
-@pytest.mark.filterwarnings("ignore:.*the model runs in float32")
+@pytest.mark.filterwarnings("ignore:.*run in float32, since")
 def test_an_autocast_region_of_the_models_own(dtype: torch.dtype, around: str, options: Any) -> None:
     torch.manual_seed(0)
     model = OwnAutocast(around, **options).eval()

@@ -137,7 +137,7 @@ def scaled(model: Any) -> None:
 @pytest.mark.parametrize("auto_update", [True, False])
 @pytest.mark.parametrize("where", ["buffer", "parameter", "attribute"])
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
-@pytest.mark.filterwarnings("ignore:.*the model runs in float32")
+@pytest.mark.filterwarnings("ignore:.*run in float32, since")
 def test_sparse_tensors_are_right_and_followed(
     layout: torch.layout, where: str, auto_update: bool, dtype: torch.dtype
 ) -> None:
@@ -179,7 +179,7 @@ class Graph(nn.Module):
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:.*the model runs in float32")
+@pytest.mark.filterwarnings("ignore:.*run in float32, since")
 @pytest.mark.filterwarnings("ignore:.*the gradient of one sample reaches other samples")  # along the graph
 def test_sparse_inputs_and_outputs(layout: torch.layout, dtype: torch.dtype) -> None:
     model = Graph()
@@ -242,7 +242,7 @@ class Spectrum(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("real", [True, False])
-@pytest.mark.filterwarnings("ignore:.*the model runs in float32")
+@pytest.mark.filterwarnings("ignore:.*run in float32, since")
 def test_complex_tensors_inside_and_at_the_end(real: bool, dtype: torch.dtype) -> None:
     model = Spectrum(real=real).eval()
     fast, tolerance = FastAttackModel(model, dtype=dtype), 1e-4 if dtype == torch.float32 else 0.05

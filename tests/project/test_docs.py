@@ -262,4 +262,4 @@ def test_the_figures_of_the_readme_are_measured() -> None:
     assert f"{gains(older, 'float32')} times faster, {gains(older, 'float32', foolbox=True)} with foolbox" in readme
     assert f"{networks['vit']['ours-eager-bfloat16']['ratio_to_plain']:.1f} times faster in bfloat16" in readme
     slower = older["vit"]["ours-eager-float32"]["ratio_to_plain"]
-    assert f"[without](docs/benchmarks/bench-avx2.md) {slower:.2f};" in readme
+    assert f"[without](docs/benchmarks/bench-avx2.md): {slower:.2f} times" in readme

@@ -133,7 +133,7 @@ def test_batch_norms_that_differ_in_numbers_alone_share_a_line() -> None:
 def test_lines_are_short_and_one_says_what_to_expect(dtype: torch.dtype) -> None:
     text = FastAttackModel(residual(), dtype=dtype).summary()
     assert max(map(len, text.splitlines())) <= 115
-    assert ("no half precision, so the gain is small" in text) == (dtype == torch.float32)
+    assert ("no half precision, so the gain is smaller" in text) == (dtype == torch.float32)
 
 
 @pytest.mark.parametrize(("layers", "text"), [(0, "no activations"), (1, "1 activation"), (2, "2 activations")])
@@ -150,5 +150,5 @@ def test_a_fast_model_that_is_little_more_than_the_plain_one_shows_it() -> None:
     fast(x).sum().backward()
     lines = dict(line.split(maxsplit=1) for line in fast.summary().replace("batch norm", "batch-norm").splitlines()[1:])
     assert lines["dtype"].startswith("float32 (")
-    assert lines["speed"].startswith("no half precision, so the gain is small")
+    assert lines["speed"].startswith("no half precision, so the gain is smaller")
     assert lines["batch-norm"] == "none in this model"
