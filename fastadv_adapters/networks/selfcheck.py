@@ -126,7 +126,7 @@ def _check(
             verdict.half_error, verdict.instead, found, single = f"it raised {found}", double.dtype, other, double
     half: Half | str | None = None
     if precision.half and not isinstance(found, str) and verdict.half_error is None:
-        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0])
+        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0], reference)
         if isinstance(half, str):
             verdict.half_error, verdict.tried = half, precision.dtype
     _check_folding(verdict, trial, single, found, reference)

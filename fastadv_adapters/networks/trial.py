@@ -110,11 +110,18 @@ class Trial:
         """The fast network's outcome."""
         return self._outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
 
-    def half(self, plan: Trace | None, precision: Precision, exact: Sequence[Tensor]) -> "Half | str":
+    def half(
+        self,
+        plan: Trace | None,
+        precision: Precision,
+        exact: Sequence[Tensor],
+        reference: tuple[list[Tensor], list[Tensor]],
+    ) -> "Half | str":
         """The fast network in half precision, where that ends, and a run of it; or why it is not to be used.
 
         No scale of gradients cures outputs that overflow though the ``exact`` ones do not. If outputs are far from
-        these, a loss would see another model; this says nothing of a model that draws random numbers.
+        these, a loss would see another model; this says nothing of a model that draws random numbers, or that has
+        another outcome than the ``reference`` if it is run again.
         """
         try:
             folded = build_fast(self.source, plan, precision)
@@ -126,7 +133,8 @@ class Trial:
                 wanted = [o for o in outputs if o.requires_grad]
                 if overflow(wanted, exact):
                     return "its outputs overflow"
-                if drawn == generator_states(self.full.device) and (off := farthest(wanted, exact)) > FAR:
+                off = farthest(wanted, exact)
+                if off > FAR and drawn == generator_states(self.full.device) and self.repeats(reference):
                     return f"its outputs are off by {off:.0%} of a sample's largest one"
                 places = cuts.below or wanted
                 half = Half(ends, places, [leaf for leaf in leaves if leaf.requires_grad])

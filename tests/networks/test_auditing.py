@@ -3,6 +3,7 @@
 import warnings
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -256,6 +257,29 @@ def test_what_is_chance_or_rounding_is_not_judged(kind: str) -> None:
 def test_samples_that_see_each_other_are_judged_together() -> None:
     fast, (x, y) = FastAttackModel(Coupled().eval(), dtype=torch.bfloat16), batch(12)
     input_gradient(fast, x, y)
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
+
+
+SOURCE = np.random.default_rng(0)
+
+
+class Elsewhere(nn.Module):
+    """Noise of a generator that nobody can look at, large beside the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits + torch.as_tensor(SOURCE.normal(size=logits.shape), dtype=logits.dtype)
+
+
+def test_noise_of_any_source_is_not_taken_for_outputs_that_are_off() -> None:
+    fast, (x, y) = FastAttackModel(Elsewhere().eval(), dtype=torch.bfloat16), batch(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FastAttackWarning)
+        input_gradient(fast, x, y)
     assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
 
 
