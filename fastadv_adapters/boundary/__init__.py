@@ -10,7 +10,7 @@ transforms of ``torch.func`` another way is taken (``transforms``).
 import torch
 
 from .crossing import Crossing, Pulled, Rows
-from .ends import Cuts, Ends, dtypes_below, ends_of, find_ends, is_full_above, mark_ends, matrix_calls
+from .ends import Cuts, Ends, dtypes_below, ends_of, find_ends, is_full_above, mark_ends, matrix_calls, with_siblings
 from .function import Call
 from .on_device import DeviceState
 from .on_host import HostState
@@ -58,4 +58,5 @@ __all__ = [
     "scale",
     "state_on",
     "watch_gradients",
+    "with_siblings",
 ]

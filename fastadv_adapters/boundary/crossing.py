@@ -111,7 +111,7 @@ class Crossing:
             # What comes in may lie below the range even of the upper part.
             if not isinstance(self.loss_scale, (int, float)):  # a number is for half precision alone
                 pairs, shift, _ = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
-            pairs, past = _above(pairs, cuts, wanted, keep=keep)
+            pairs, past = _above(pairs, cuts, wanted)
             if shift is not None:
                 past = [g if g is None else (-shift).times(g) for g in past]
             pairs, own, loss_scale = self._scaled(pairs, wanted, apart=self.rows.at_ends)
@@ -141,7 +141,7 @@ class Crossing:
         return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
 
 
-def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor], *, keep: bool) -> tuple[Pairs, Sequence[Tensor | None]]:
+def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor]) -> tuple[Pairs, Sequence[Tensor | None]]:
     """The backward pass of what follows the last matrix layers.
 
     Returns:
@@ -150,6 +150,7 @@ def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor], *, keep: bool) ->
     found: Sequence[Tensor | None] = [None] * (len(cuts.above) + len(wanted))
     if pairs:
         outputs, grads = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
-        found = torch.autograd.grad(outputs, [*cuts.above, *wanted], grads, retain_graph=keep, allow_unused=True)
+        # Kept, for a layer that the self-check has not met may have a way of its own into what is below.
+        found = torch.autograd.grad(outputs, [*cuts.above, *wanted], grads, retain_graph=True, allow_unused=True)
     at_cuts = found[: len(cuts.above)]
     return [(o, g) for o, g in zip(cuts.below, at_cuts, strict=True) if g is not None], found[len(cuts.above) :]

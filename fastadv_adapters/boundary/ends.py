@@ -8,7 +8,7 @@ enters half precision: at these layers' outputs, which are samples even where th
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -173,6 +173,25 @@ def find_ends(outputs: Sequence[Tensor], calls: Sequence[tuple[str, list[Any]]])
     upper = frozenset(calls[place][0] for place in met if _reaches(calls[place][1], met, nodes))
     follows = any(o.grad_fn not in nodes for o in outputs)
     return Ends(frozenset(names), len([name for name, _ in calls if name in names]), cut=follows, upper=upper)
+
+
+def with_siblings(ends: Ends, network: nn.Module, called: Iterable[str]) -> Ends:
+    """The same with layers that were not called, but stand where a last one does: other experts of a mixture.
+
+    A name like ``experts.1.out`` stands for ``experts.0.out``, and may be met in the next call.
+    """
+    idle = {name for name, part in network.named_modules() if isinstance(part, MATRIX)}.difference(called)
+
+    def and_siblings(names: frozenset[str]) -> frozenset[str]:
+        return names | {one for one in idle if any(_differ_in_a_number(one, name) for name in names)}
+
+    return replace(ends, layers=and_siblings(ends.layers), upper=and_siblings(ends.upper)) if idle else ends
+
+
+def _differ_in_a_number(one: str, other: str) -> bool:
+    pairs = list(zip(one.split("."), other.split("."), strict=False))
+    differ = [pair for pair in pairs if pair[0] != pair[1]]
+    return one.count(".") == other.count(".") and len(differ) == 1 and all(part.isdigit() for part in differ[0])
 
 
 def _reaches(made: Sequence[Any], met: set[int], nodes: dict[Any, int]) -> bool:

@@ -19,6 +19,7 @@ from ..boundary import (
     is_full_above,
     mark_ends,
     matrix_calls,
+    with_siblings,
 )
 from ..engines import EagerEngine
 from ..folding import Folded, Trace, build_fast
@@ -152,6 +153,7 @@ class Trial:
             found = find_ends([o for o in outputs if o.requires_grad], calls)
         if found is None:
             return None
+        found = with_siblings(found, engine.network, (name for name, _ in calls))
         folded.end_at(found.layers)
         if not found.cut:
             return found
@@ -200,7 +202,9 @@ class Trial:
                     # It takes batches of this size alone.
                     lengths.append([length - 1 for length in lengths[0]] if lengths else [])
         samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
-        have = [n == samples and (samples < 2 or fewer == n - 1) for n, fewer in zip(*lengths, strict=False)]
+        # There may be fewer of them for fewer samples, as at experts that none is sent to.
+        whole, less = lengths[0], [*lengths[1], *[-1] * len(lengths[0])]
+        have = [n == samples and (samples < 2 or fewer == n - 1) for n, fewer in zip(whole, less, strict=False)]
         coupled = any(have) and self._coupled(ends, have)
         return tuple(row and not coupled for row in have), coupled
 
