@@ -25,7 +25,7 @@ from benchmarks.shared.report import OUT, Part, Report, Table
 from benchmarks.speed.cases import cases
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.networks.auditing import Auditor
-from fastadv_adapters.networks.kinds import PASSES
+from fastadv_adapters.networks.schedule import PASSES
 
 STEPS = 50  # of the attack whose share is told
 EPS = 8 / 255
@@ -92,7 +92,7 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, *, dtype: torch.dtype, repea
         attacks = []
         for _ in range(repeats + 1):
             for kind in fast._networks.kinds.values():
-                kind.passes = None
+                kind.schedule.passes = None
             attacks.append(seconds_of(lambda: attack(x, y)))
         ran_in = sorted({str(kind.dtype).removeprefix("torch.") for kind in fast._networks.kinds.values()})
     audit, whole = statistics.median(audits[1:]), statistics.median(attacks[1:])

@@ -99,6 +99,7 @@ class HostState(State):
     def reset_counts(self) -> None:
         """Forget all counts."""
         self._passes = self._samples = self._nonfinite = self._zero = self._logits = self._entries = self._zeros = 0
+        self._vanished, self._came_in = 0, (0, 0)
 
     def count_logits(self, outputs: Sequence[Tensor]) -> None:
         """Count the samples with a non-finite output."""
@@ -119,7 +120,7 @@ class HostState(State):
     @property
     def lost(self) -> int:
         """See :class:`State`."""
-        return self._nonfinite + self._logits
+        return self._nonfinite + self._logits + self._vanished
 
     def zero_entries(self) -> float:
         """The share of gradient entries that came back as exactly 0."""
@@ -162,12 +163,14 @@ class HostState(State):
         wide: bool = False,
     ) -> HostShift | None:
         """By which powers of two a pass is scaled."""
+        self._came_in = (0, 0)
         if loss_scale not in ("per-sample", "per-call") or not grads:
             return None
         peaks = row_peaks(grads)
         if peaks is None:
             return None
         numbers = peaks.tolist()
+        self._came_in = len(numbers), numbers.count(0.0)
         lowest, highest = _exponents(numbers)
         together = loss_scale == "per-call" or not rows_of([*grads, *leaves])
         if wide and self._moderate and lowest >= -_MIDDLE and highest <= _MIDDLE:
@@ -210,7 +213,8 @@ class HostState(State):
         if not whole:
             grads = [g.nan_to_num(0.0, 0.0, 0.0) for g in grads]
         self._nonfinite += sum(broken)
-        self._zero += numbers.count(0.0)
+        self._zero += (zero := numbers.count(0.0))
+        self._vanished += max(zero - self._came_in[1], 0) if len(numbers) == self._came_in[0] else 0
         self._zeros += sum(g.numel() - int(torch.count_nonzero(g)) for g in grads)
         if entered is not None:
             self.lower_after(0 if whole else _told(broken, entered))

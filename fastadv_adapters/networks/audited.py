@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ..boundary import Crossing, Packed, Pulled
 from ..folding import Trace
-from ..modules import HALF, Precision, is_in_hardware, notify
+from ..modules import HALF, Precision, is_in_hardware, notify, number_of_samples
 from . import remarks
 from .audit import Finding, Gradients
 from .auditing import Auditor
 from .fast import Fast
-from .kinds import CURED, PASSES, Kind
+from .kinds import Kind
+from .schedule import CURED
 from .twin import Twin
 
 
@@ -59,9 +60,11 @@ class Audited(ABC):
         outputs: Sequence[Tensor],
     ) -> Pulled:
         """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
-        first, doubts = kind.passes is None, kind.has_doubts()
-        doubts |= kind.is_losing(crossing.state.lost, curable=crossing.can_overflow)
-        if not (kind.is_due(self.updates) or doubts) or not all(g.numel() for g in pulled.gradients):
+        schedule, asks = kind.schedule, (crossing.logits_dtype, *(g is not None for g in grads))
+        first, doubts = schedule.is_first(asks), kind.has_doubts()
+        doubts |= schedule.is_losing(crossing.state.lost, curable=crossing.can_overflow)
+        due = schedule.is_due(self.updates, asks, self.source)
+        if not (due or doubts) or not all(g.numel() for g in pulled.gradients):
             return pulled
         mine = self.network_in(kind.dtype)
         auditor = Auditor(
@@ -79,11 +82,15 @@ class Audited(ABC):
         if _is_never_to_wait(self.precision.device) and not (first or doubts):
             kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
             return pulled
+        failed = self.failed
         pulled = auditor(tensors, needs, grads, pulled, outputs)
-        kind.passes = None if auditor.idle else kind.passes  # the next pass is looked at instead
         kind.usual = auditor.usual
+        if auditor.idle:
+            schedule.passes = None  # the next pass is looked at instead
+        elif failed == self.failed:
+            schedule.was_right(number_of_samples(tensors), self.source)
         if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
-            kind.passes = PASSES - CURED  # nothing tells of the next passes without waiting
+            schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
         return pulled
 
     def _made_anew(self, like: Fast) -> Fast:

@@ -31,7 +31,7 @@ class Auditor:
         tell: is told what was found to be too little, and what the kind of call runs in from now on.
         first: whether it is the first pass of its kind.
         usual: how large each output was in the first audit of its kind; nothing before.
-        idle: whether nothing came in at the outputs of the pass, which then tells nothing.
+        idle: whether the pass tells nothing: nothing came in at its outputs, or its inputs are blank, as in a warm-up.
     """
 
     arguments: Packed
@@ -55,7 +55,7 @@ class Auditor:
         outputs: Sequence[Tensor],
     ) -> Pulled:
         """The gradients of the pass: as they came, or better ones."""
-        self.idle = not any(bool(g.count_nonzero()) for g in grads if g is not None)
+        self.idle = not any(bool(g.count_nonzero()) for g in grads if g is not None) or _are_blank(tensors, needs)
         if self.idle:
             return pulled
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
@@ -151,7 +151,12 @@ class Auditor:
             if self._is_near(self._own_values(problem, outputs), problem):
                 return False
             anew = self._values(self.anew().eager(), problem.tensors)
-            return self._is_near(anew, problem) and self._are_alone_the_same(problem, tensors)
+            if not (self._is_near(anew, problem) and self._are_alone_the_same(problem, tensors)):
+                return False
+            with torch.no_grad():  # another draw of a random model may be near by chance
+                return self._is_near(
+                    self.twin.bind(self.arguments)([t.clone() for t in problem.tensors]).tensors, problem
+                )
         except Exception as error:  # the model takes batches of one size only
             if is_out_of_memory(error):
                 raise
@@ -211,8 +216,9 @@ class Auditor:
                 taken = torch.zeros(len(found[0]), dtype=torch.bool, device=index.device).index_fill(0, index, True)
                 more = choose(found, grads, taken if left_out is None else taken | left_out, lost)
                 if len(more) >= SAMPLES:
-                    others = [g.index_select(0, more) for g in found]
-                    few = self._look(self._problem(tensors, needs, grads, more), others) or few
+                    both = torch.cat([index, more])
+                    all_of_them = [g.index_select(0, both) for g in found]
+                    few = self._look(self._problem(tensors, needs, grads, both), all_of_them) or few
             if few is not None and (few[1].good or (few[0].apart and self._are_alone_the_same(few[0], tensors))):
                 return few
         whole = found if apart else [g.reshape(1, -1) for g in found]
@@ -234,3 +240,9 @@ class Auditor:
         if index is not None:
             return whole.part(index)
         return replace(whole, tensors=[t.clone() for t in whole.tensors])
+
+
+def _are_blank(tensors: Sequence[Tensor], needs: Sequence[bool]) -> bool:
+    """Whether all entries of the inputs that want a gradient are the same number."""
+    wanted = [t.detach() for t, need in zip(tensors, needs, strict=True) if need]
+    return all(bool((t == t.reshape(-1)[:1]).all()) for t in wanted)

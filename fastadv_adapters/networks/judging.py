@@ -20,7 +20,7 @@ from torch import Tensor
 from ..boundary import Crossing, Engine, Packed, Run, UnbalancedFoldError
 from ..modules import HALF, Precision, is_out_of_memory, number_of_samples, random_state_kept
 from .fast import Fast
-from .kinds import PASSES
+from .schedule import PASSES
 from .steadiness import watching_steadiness
 from .trial import batched
 

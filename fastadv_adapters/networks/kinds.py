@@ -8,15 +8,7 @@ import torch
 
 from ..boundary import Crossing, LossScale, Packed, Rows, State
 from .glimpse import Glimpse
-
-PASSES = 256
-"""An audit is due after so many backward passes of a kind; or, if the weights have changed, after half of them."""
-
-
-PATIENCE = 2
-"""After so many passes in a row that lose samples there is an audit, and then after twice as many each time."""
-CURED = 4
-"""In so many passes a lower scale cures most overflows."""
+from .schedule import Schedule
 
 
 @dataclass
@@ -29,14 +21,10 @@ class Kind:
         coupled: whether samples see each other in it.
         settled: whether that was found with two samples or more.
         full: whether it runs on the full-precision twin, since the fast network differs from the model.
-        passes: backward passes since the last audit; None before the first.
-        updates: how many updates the model had seen at the last audit.
+        schedule: when it is audited.
         wanting: the dtypes that an audit has found to be too little.
         glimpse: what the last audit has found, if nobody has read it yet.
         usual: how large each output was in the first audit.
-        lost: how many samples had been lost, to infinity or NaN, at the last pass.
-        losing: how many passes in a row have lost some.
-        patience: after so many such passes there is an audit.
     """
 
     dtype: torch.dtype
@@ -44,14 +32,10 @@ class Kind:
     coupled: bool = False
     settled: bool = False
     full: bool = False
-    passes: int | None = None
-    updates: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
     wanting: set[torch.dtype] = field(default_factory=set)
     glimpse: Glimpse | None = None
     usual: list[float] = field(default_factory=list)
-    lost: int = 0
-    losing: int = 0
-    patience: int = PATIENCE
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property
@@ -95,30 +79,6 @@ class Kind:
             return False
         glimpse, self.glimpse = self.glimpse, None
         return glimpse.is_doubtful()
-
-    def is_losing(self, lost: int | None, *, curable: bool) -> bool:
-        """Whether pass after pass loses samples, and more of them than a lower scale has to cure; counts it.
-
-        Args:
-            lost: how many samples have been lost by now; None if that cannot be asked without waiting.
-            curable: whether a lower scale may cure it.
-        """
-        if lost is None:
-            return False
-        self.losing, self.lost = self.losing + 1 if lost > self.lost else 0, lost
-        if self.losing < self.patience + (CURED if curable else 0):
-            return False
-        self.losing, self.patience = 0, 2 * self.patience
-        return True
-
-    def is_due(self, updates: int) -> bool:
-        """Whether the next backward pass is to be audited; counts it."""
-        if self.passes is not None:
-            self.passes += 1
-            if self.passes < (PASSES if updates == self.updates else PASSES // 2):
-                return False
-        self.passes, self.updates = 0, updates
-        return True
 
 
 def key_of(arguments: Packed, needs: Sequence[bool]) -> Any:

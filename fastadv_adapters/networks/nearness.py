@@ -55,11 +55,19 @@ def _is_rounding(differ: Callable[[Tensor, Tensor], Tensor], moved: Tensor | Non
 def _apart(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """By how much each sample's outputs are off at most, and its largest one, (N,); of those that are finite.
 
-    A classifier may leave classes out by -inf: the others are compared all the same.
+    A classifier may leave classes out by -inf, or by a number far below: the others are compared all the same.
     """
-    finite = theirs.isfinite()
+    finite = theirs.isfinite() & ~_left_out(theirs)
     off = (ours.detach().double() - theirs.double()).where(finite, 0.0)
     return rows(off).abs().amax(1), rows(theirs.double().where(finite, 0.0)).abs().amax(1)
+
+
+def _left_out(values: Tensor) -> Tensor:
+    """Which entries are the same negative number in all samples, and the least of each; none if there is one sample."""
+    if values.ndim < 2 or len(values) < 2:
+        return torch.zeros_like(values, dtype=torch.bool)
+    least = values.where(values.isfinite(), torch.inf).flatten(1).amin(1).view(-1, *(1,) * (values.ndim - 1))
+    return (values == values[:1]).all(0, keepdim=True) & (values < 0) & (values == least)
 
 
 def _off_by(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -203,8 +203,8 @@ class Trial:
                     lengths.append([length - 1 for length in lengths[0]] if lengths else [])
         samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
         # There may be fewer of them for fewer samples, as at experts that none is sent to.
-        whole, less = lengths[0], [*lengths[1], *[-1] * len(lengths[0])]
-        have = [n == samples and (samples < 2 or fewer == n - 1) for n, fewer in zip(whole, less, strict=False)]
+        whole, shortened = lengths[0], [*lengths[1], *[-1] * len(lengths[0])]
+        have = [n == samples and (samples < 2 or fewer == n - 1) for n, fewer in zip(whole, shortened, strict=False)]
         coupled = any(have) and self._coupled(ends, have)
         return tuple(row and not coupled for row in have), coupled
 

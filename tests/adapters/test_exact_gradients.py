@@ -47,6 +47,8 @@ def test_torchattacks_ead_and_jsma_take_gradients_from_the_twin(dtype: torch.dty
     accelerated = accelerate(kind(net, **settings), dtype=dtype)
     accelerated(x, y)
     assert accelerated.model._full_precision
-    assert all(kind.passes is None for kind in fast._networks.kinds.values()), "no pass was one in half precision"
+    assert all(kind.schedule.passes is None for kind in fast._networks.kinds.values()), (
+        "no pass was one in half precision"
+    )
     asked = accelerate(kind(net, **settings), dtype=dtype, decisions="fast")
     assert not asked.model._full_precision

@@ -13,8 +13,8 @@ from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import DeviceState, Packed, ends_of
 from fastadv_adapters.engines.waiting import refuse_what_waits
 from fastadv_adapters.networks import audit, audited, auditing, glimpse
-from fastadv_adapters.networks.kinds import PASSES
 from fastadv_adapters.networks.nearness import off_by
+from fastadv_adapters.networks.schedule import PASSES, SOON
 from tests.networks.test_rounding import Constant
 from tests.support.tools import attackable_net, batch, cosine, head_of, input_gradient, small_net
 
@@ -201,7 +201,7 @@ def test_each_dtype_that_was_too_little_is_named_and_not_tried_again(monkeypatch
     with pytest.warns(FastAttackWarning, match=r"gradients in torch\.bfloat16 .* in torch\.float16 from now on"):
         input_gradient(fast, x, y)
     (kind,) = fast._networks.kinds.values()
-    kind.passes = PASSES
+    kind.schedule.passes = PASSES
     with pytest.warns(FastAttackWarning, match=r"gradients in torch\.float16 .* in torch\.float32 from now on"):
         input_gradient(fast, x, y)
     assert kind.dtype == torch.float32
@@ -365,8 +365,9 @@ def test_audits_are_seldom(looks: list[int]) -> None:
         return looks
 
     assert passes(1) == [8]
-    assert passes(PASSES - 1) == []
-    assert passes(1) == [8]
+    for wait in (SOON, PASSES):
+        assert passes(wait - 1) == []
+        assert passes(1) == [8]
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
     assert passes(PASSES // 2 - 1) == []
@@ -386,7 +387,7 @@ def test_on_an_accelerator_later_audits_wait_for_nothing(
     input_gradient(fast, x, y)
     assert looks == [8]
     (kind,) = fast._networks.kinds.values()
-    kind.passes = PASSES
+    kind.schedule.passes = PASSES
     if doubtful:
         monkeypatch.setattr(glimpse, "NEAR", 2.0)
     leaf = x.clone().requires_grad_()
@@ -501,7 +502,7 @@ def test_weights_that_were_changed_past_pytorch_are_noticed_at_the_next_audit() 
     input_gradient(fast, x, y)
     for parameter in model.parameters():
         parameter.data.mul_(1.3)
-    for _ in range(PASSES - 1):
+    for _ in range(SOON - 1):
         input_gradient(fast, x, y)
     with pytest.warns(FastAttackWarning, match="changed where PyTorch records nothing.*#old-weights"):
         found = input_gradient(fast, x, y)
@@ -531,7 +532,7 @@ def test_a_number_for_the_whole_call_tells_of_old_weights_too() -> None:
         torch.autograd.grad(fast(x.requires_grad_(), y), x)
     head_of(model.net).weight.data.mul_(-1)
     (kind,) = fast._networks.kinds.values()
-    kind.passes = PASSES
+    kind.schedule.passes = PASSES
     with pytest.warns(FastAttackWarning, match="#old-weights"):
         torch.autograd.grad(fast(x, y), x)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import DeviceState, HostState
 from fastadv_adapters.networks import audit
-from fastadv_adapters.networks.kinds import CURED, PASSES, PATIENCE, Kind
+from fastadv_adapters.networks.schedule import CURED, PATIENCE, SOON, Schedule
 from tests.support.tools import attackable_net, batch, cosine, input_gradient
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -77,16 +77,16 @@ def test_passes_that_lose_samples_in_a_row_bring_the_audit_forward(dtype: torch.
 
 
 def test_if_nothing_tells_of_later_passes_samples_lost_in_the_first_bring_the_next_audit_forward() -> None:
-    for sample, passes in ((4, PASSES - CURED), (16, 0)):
+    for sample, passes in ((4, SOON - CURED), (16, 0)):
         fast = FastAttackModel(Angles(when_bright=0.3).eval(), dtype=torch.float16, engine="eager")
         fast._networks.state = DeviceState(torch.device("cpu"))
         input_gradient(fast, *bright_from(sample))
         (kind,) = fast._networks.kinds.values()
-        assert kind.passes == passes
+        assert kind.schedule.passes == passes
 
 
 def test_passes_that_lose_nothing_in_between_start_the_count_anew() -> None:
-    kind = Kind(torch.bfloat16)
+    kind = Schedule()
     assert [kind.is_losing(lost, curable=False) for lost in (1, 1, 2, 2, 3, 4)] == [False] * 5 + [True]
     assert [kind.is_losing(lost, curable=False) for lost in (5, 6, 7, 8)] == [False] * 3 + [True], "twice as patient"
     assert not kind.is_losing(None, curable=False)

@@ -1,0 +1,128 @@
+"""When a kind of call is audited: at first, then soon, then seldom; at once if what it is asked for has changed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .audit import SAMPLES
+
+PASSES = 256
+"""An audit is due after so many backward passes of a kind; or, if the weights have changed, after half of them."""
+SOON = 64
+"""The second audit is due after so many: the first may have seen what attacks do not ask for, as a warm-up does."""
+PATIENCE = 2
+"""After so many passes in a row that lose samples there is an audit, and then after twice as many each time."""
+CURED = 4
+"""In so many passes a lower scale cures most overflows."""
+
+SETTLED = 8
+"""After so many passes weights that have gone far since the last audit bring the next one forward."""
+FAR_WEIGHTS = 0.5
+"""By such a share of its size, a tensor has gone far."""
+_SMALL = 0.05  # tensors with smaller entries change nothing by changing
+_ENTRIES = 64  # of each tensor, by which that is told
+
+
+@dataclass
+class Schedule:
+    """When the next audit of a kind of call is due.
+
+    Attributes:
+        passes: backward passes since the last audit; None before the first.
+        wait: after so many there is the next.
+        looked: how many samples the last one saw; after fewer than it can see, it comes earlier.
+        updates: how many updates the model had seen at the last audit.
+        asked: for which gradients there has been an audit.
+        weights: a few entries of each tensor at the last audit.
+        lost: how many samples had been lost, to infinity, NaN or zero, at the last pass.
+        innocent: so many are lost in a pass that an audit has found to be right.
+        losing: how many passes in a row have lost more.
+        patience: after so many such passes there is an audit.
+    """
+
+    passes: int | None = None
+    wait: int = SOON
+    looked: int = SAMPLES
+    updates: int = 0
+    asked: set[Any] = field(default_factory=set)
+    weights: Tensor | None = None
+    lost: int = 0
+    innocent: int = 0
+    losing: int = 0
+    patience: int = PATIENCE
+    _last: int = 0
+
+    def is_first(self, asks: Any) -> bool:
+        """Whether there has been no audit of gradients like these: of these outputs, in this dtype."""
+        return self.passes is None or asks not in self.asked
+
+    def is_due(self, updates: int, asks: Any, source: nn.Module) -> bool:
+        """Whether the next backward pass is to be audited; counts it.
+
+        Args:
+            updates: how many the model has seen.
+            asks: equal for passes that ask for the gradients of the same outputs.
+            source: the wrapped model.
+        """
+        if self.passes is not None and asks in self.asked:
+            self.passes += 1
+            changed = updates != self.updates
+            if self.passes < self._wait(changed=changed) and not (changed and self._have_gone_far(source)):
+                return False
+            self.wait = PASSES
+        self.asked.add(asks)
+        self.passes, self.updates = 0, updates
+        return True
+
+    def bring_forward(self, passes: int) -> None:
+        """Let the next audit come after so many passes."""
+        self.passes = max(self._wait(changed=False) - passes, 0)
+
+    def _wait(self, *, changed: bool) -> int:
+        wait = min(self.wait, PASSES // 2) if changed else self.wait
+        return max(wait * self.looked // SAMPLES, 1)
+
+    def is_losing(self, lost: int | None, *, curable: bool) -> bool:
+        """Whether pass after pass loses samples, and more of them than a lower scale has to cure; counts it.
+
+        Args:
+            lost: how many samples have been lost by now; None if that cannot be asked without waiting.
+            curable: whether a lower scale may cure it.
+        """
+        if lost is None:
+            return False
+        self._last, self.lost = lost - self.lost, lost
+        self.losing = self.losing + 1 if self._last > self.innocent else 0
+        if self.losing < self.patience + (CURED if curable else 0):
+            return False
+        self.losing, self.patience = 0, 2 * self.patience
+        return True
+
+    def was_right(self, samples: int, source: nn.Module) -> None:
+        """An audit has looked at so many samples, and found nothing."""
+        self.looked, self.innocent = min(samples, SAMPLES), max(self.innocent, self._last)
+        self.weights = None if _waits(source) else _few_entries(source)
+
+    def _have_gone_far(self, source: nn.Module) -> bool:
+        """Whether weights are others than at the last audit; another checkpoint, say."""
+        if self.weights is None or self.passes is None or self.passes < SETTLED:
+            return False
+        before, now = self.weights, _few_entries(source)
+        if before.shape != now.shape:
+            return True
+        size = before.square().mean(1).sqrt() + _SMALL
+        return bool(((now - before).square().mean(1).sqrt() > FAR_WEIGHTS * size).any())
+
+
+def _waits(source: nn.Module) -> bool:
+    return any(p.device.type != "cpu" for p in source.parameters())
+
+
+def _few_entries(source: nn.Module) -> Tensor:
+    """The first entries of each floating tensor, repeated to be as many of each."""
+    tensors = [t for t in (*source.parameters(), *source.buffers()) if t.is_floating_point() and t.numel()]
+    with torch.no_grad():
+        few = [(t if t.ndim < 2 else t[0]).reshape(-1)[:_ENTRIES].float() for t in tensors]
+        return torch.stack([t.repeat(_ENTRIES // len(t) + 1)[:_ENTRIES] for t in few])
