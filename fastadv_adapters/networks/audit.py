@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..boundary import LossScale, Run, scale, state_on
+from ..boundary import LossScale, Packed, scale, state_on
 from .nearness import cosines
 from .trial import batched
 
@@ -88,7 +88,7 @@ class Problem:
         values: the outputs in full precision, once gradients have been asked for.
     """
 
-    run: Run
+    run: Callable[[Sequence[Tensor]], Packed]
     tensors: list[Tensor]
     needs: Sequence[bool]
     grads: Gradients

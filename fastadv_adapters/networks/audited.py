@@ -3,6 +3,7 @@
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -72,7 +73,7 @@ class Audited(ABC):
             crossing=crossing,
             twin=self.twin.engine,
             mine=mine,
-            anew=partial(self._made_anew, mine),
+            anew=self._made_anew,
             update=self._update_late,
             others=partial(self._others, kind),
             tell=partial(self._found_wanting, kind.dtype),
@@ -93,9 +94,10 @@ class Audited(ABC):
             schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
         return pulled
 
-    def _made_anew(self, like: Fast) -> Fast:
-        """Another network of the weights as they are; it rounds as this one does."""
-        other = Fast(self.source, self._trace, like.precision, "eager", lambda reason, runs="eager": None)
+    def _made_anew(self, like: Fast, *, contiguous: bool = False) -> Fast:
+        """Another network of the weights as they are, which rounds as this one does if it has the same layout."""
+        precision = replace(like.precision, channels_last=False) if contiguous else like.precision
+        other = Fast(self.source, self._trace, precision, "eager", lambda reason, runs="eager": None)
         other.end_at(like.ends)
         return other
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import is_out_of_memory, number_of_samples, random_state_kept
 from .audit import SAMPLES, Finding, Gradients, Problem, choose, look
+from .differences import differences_of
+from .drawing import SameDraws
 from .fast import Fast
 from .glimpse import Glimpse, take_glimpse
 from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, farthest, is_near, overflow, usual_sizes
@@ -25,7 +28,7 @@ class Auditor:
         crossing: of its passes.
         twin: runs the model in full precision.
         mine: the fast network that the call runs in.
-        anew: makes another one like it, from the weights as they are.
+        anew: makes another one like this, from the weights as they are; contiguous, if that is asked for.
         update: brings all up to date, and says that the weights had been changed unnoticed.
         others: the fast networks in the dtypes that may be tried instead, best first; after the last the twin is left.
         tell: is told what was found to be too little, and what the kind of call runs in from now on.
@@ -38,13 +41,14 @@ class Auditor:
     crossing: Crossing
     twin: Engine
     mine: Fast
-    anew: Callable[[], Fast]
+    anew: Callable[..., Fast]
     update: Callable[[], None]
     others: Callable[[], Iterator[Fast]]
     tell: Callable[[Finding, str], None]
     first: bool
     usual: list[float] = field(default_factory=list)
     idle: bool = False
+    draws: SameDraws | None = None
 
     def __call__(
         self,
@@ -58,6 +62,7 @@ class Auditor:
         self.idle = not any(bool(g.count_nonzero()) for g in grads if g is not None) or _are_blank(tensors, needs)
         if self.idle:
             return pulled
+        self.draws = SameDraws(self.twin.bind(self.arguments), tensors[0].device)
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
             judged = self._judge(tensors, needs, grads, pulled)
             if judged is not None and len(self.usual) != len(judged[0].values):
@@ -72,6 +77,8 @@ class Auditor:
             elif judged is not None and judged[1].good and self._are_values_far(judged[0], tensors, outputs):
                 off = farthest(self._own_values(judged[0], outputs), judged[0].values, self.usual)
                 judged = judged[0], replace(judged[1], off=off)
+            elif judged is not None and judged[1].good:
+                judged = self._of_differences(judged[0]) or judged
             overflown = find_overflown(self.twin.bind(self.arguments), tensors, outputs)
             if overflown is not None:
                 finding = Finding(len(overflown), 0, float("nan"), overflown=len(overflown))
@@ -81,7 +88,7 @@ class Auditor:
                 finding = judged[1]
             engine, crossing, runs_in = self.twin, self.crossing, "full precision, on the model's twin,"
             for other in self.others():
-                if self._is_good(other, needs, judged and judged[0], overflown, values=finding.off > 0):
+                if self._is_good(other, judged and judged[0], overflown, values=finding.off > 0):
                     engine, crossing, runs_in = other.engine, self._crossing(other), str(other.precision.dtype)
                     break
             better = engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
@@ -114,22 +121,16 @@ class Auditor:
     def _are_rows(gradients: Sequence[Tensor]) -> bool:
         return len({len(g) for g in gradients}) == 1 and all(g.ndim > 1 for g in gradients)
 
-    def _is_good(
-        self, other: Fast, needs: Sequence[bool], problem: Problem | None, overflown: Overflown | None, *, values: bool
-    ) -> bool:
+    def _is_good(self, other: Fast, problem: Problem | None, overflown: Overflown | None, *, values: bool) -> bool:
         """Whether this network in another precision is good enough for the samples that were looked at."""
         if overflown is not None and overflow(self._values(other.eager(), overflown.tensors), overflown.exact):
             return False
         if problem is None:
             return True
-        if values and not self._is_near(self._values(other.eager(), problem.tensors), problem, FAR):
+        outputs, gradients = self._run(other, problem)
+        if values and not self._is_near(outputs, problem, FAR):
             return False
-        # Eager, for a recording of these few samples would serve nothing else.
-        found = other.eager().bind(self.arguments).record(problem.tensors, needs, self._crossing(other))
-        gradients = found.pull(problem.grads, keep=False)
-        if gradients is None:
-            return False
-        finding = look(problem, gradients.gradients)
+        finding = look(problem, gradients)
         return finding.good and (other.precision.half or not finding.cosine < COSINE_ABOVE)
 
     def _are_values_far(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
@@ -150,7 +151,7 @@ class Auditor:
         try:
             if self._is_near(self._own_values(problem, outputs), problem):
                 return False
-            anew = self._values(self.anew().eager(), problem.tensors)
+            anew = self._values(self.anew(self.mine).eager(), problem.tensors)
             if not (self._is_near(anew, problem) and self._are_alone_the_same(problem, tensors)):
                 return False
             with torch.no_grad():  # another draw of a random model may be near by chance
@@ -226,17 +227,50 @@ class Auditor:
 
     def _look(self, problem: Problem, found: Sequence[Tensor]) -> tuple[Problem, Finding] | None:
         try:
-            return problem, look(problem, found)
+            finding = look(problem, found)
+            return self._with_same_draws(problem) if self._is_random() else (problem, finding)
         except Exception as error:  # the model takes batches of one size only
             if is_out_of_memory(error):
                 raise
             return None
 
+    def _is_random(self) -> bool:
+        return self.draws is not None and bool(self.draws.drawn)
+
+    def _with_same_draws(self, problem: Problem) -> tuple[Problem, Finding]:
+        """Look at a random model: what the pass gave had other numbers drawn than full precision has."""
+        # Numbers are drawn in the order of memory.
+        problem = replace(problem, tensors=[t.contiguous() for t in problem.tensors], values=[])
+        outputs, gradients = self._run(self.mine, problem)
+        finding = look(problem, gradients)
+        off = farthest(outputs, problem.values, self.usual)
+        return problem, replace(finding, off=off) if off > FAR else finding
+
+    def _of_differences(self, problem: Problem) -> tuple[Problem, Finding] | None:
+        """Look at differences of logits, if single ones were asked for; None if these are good, too."""
+        found = differences_of(problem)
+        if found is None:
+            return None
+        other, difference = found
+        pairs = zip(self._run(self.mine, problem)[1], self._run(self.mine, other)[1], strict=True)
+        finding = look(difference, [one - another for one, another in pairs])
+        return None if finding.good else (difference, finding)
+
+    def _run(self, network: Fast, problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs and gradients of a network for these samples; of a random model with the draws of the twin."""
+        network = self.anew(network, contiguous=True) if self._is_random() else network
+        with random_state_kept(problem.tensors[0].device):
+            # Eager, for a recording of these few samples would serve nothing else.
+            tape = network.eager().bind(self.arguments).record(problem.tensors, problem.needs, self._crossing(network))
+            found = cast(Pulled, tape.pull(problem.grads, keep=False)).gradients  # None only of a tape that is used up
+        return tape.output.tensors, found if self._are_rows(found) else [g.reshape(1, -1) for g in found]
+
     def _problem(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, index: Tensor | None
     ) -> Problem:
         apart = self.crossing.rows.apart([g is not None for g in grads], cut=False)
-        whole = Problem(self.twin.bind(self.arguments), [t.detach() for t in tensors], needs, grads, apart)
+        run = self.draws or self.twin.bind(self.arguments)
+        whole = Problem(run, [t.detach() for t in tensors], needs, grads, apart)
         if index is not None:
             return whole.part(index)
         return replace(whole, tensors=[t.clone() for t in whole.tensors])
