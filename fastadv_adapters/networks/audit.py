@@ -15,10 +15,10 @@ from ..boundary import LossScale, Packed, scale, state_on
 from .nearness import cosines
 from .trial import batched
 
-SAMPLES = 8
+SAMPLES, MOST = 8, 32  # a quarter of the batch between these
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
 GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
-LOW, LEAST = 0.95, 0.9  # the same for the second worst sample, so that a few bad ones are no minority to be overlooked
+LOW, LEAST = 0.95, 0.9  # the same for the worst samples but one in sixteen, lest a few bad ones be overlooked
 MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
 STEP = 0.01  # of the range of the inputs, by which a step is tried
 
@@ -33,12 +33,12 @@ class Finding:
         samples: how many were looked at.
         zero: how many have a gradient in full precision alone.
         cosine: the median of the cosine between fast and exact gradients; NaN if there was nothing to compare.
-        low: the second lowest of these cosines.
+        low: the lowest of these cosines but for one sample in sixteen, and for one at least.
         gain: what a step along the fast gradients gains of what one along the exact ones does, the median; NaN if none
             was tried.
-        least: the second lowest of these gains.
+        least: likewise, of these gains.
         overflown: how many have outputs that are finite in full precision alone.
-        lone: whether one sample's gradient points elsewhere, which alone says nothing of the others.
+        lone: whether there are samples whose gradients point elsewhere, so few that they say nothing of the others.
         off: by how much outputs are off, as a share of a sample's largest one, if that is more than rounding; else 0.
     """
 
@@ -66,10 +66,10 @@ class Finding:
         parts += [f"outputs are off by {self.off:.0%} of a sample's largest one"] if self.off else []
         parts += [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
         if self.cosine == self.cosine:
-            few = f", the second lowest {self.low:.2f}" if self.low < LOW <= self.cosine else ""
+            few = f", of the worst samples {self.low:.2f}" if self.low < LOW <= self.cosine else ""
             parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}{few}")
         if self.gain == self.gain:
-            few = f", of the second worst sample {self.least:.0%}" if self.least < LEAST <= self.gain else ""
+            few = f", of the worst samples {self.least:.0%}" if self.least < LEAST <= self.gain else ""
             parts.append(f"a step along them gains {self.gain:.0%} of what it should{few}")
         return ", ".join(parts)
 
@@ -157,7 +157,7 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
     near = cosines(fast, exact)
-    finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]), second(near[here & ~zero]))
+    finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]), lowest(near[here & ~zero]))
     if problem.apart and len(near) > 1 and not (finding.good or finding.zero):
         finding = replace(finding, gain=_gain_of_worst(problem, fast, exact, near))
     finding = finding if finding.good else _look_closer(problem, fast, exact)
@@ -188,7 +188,7 @@ def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
         return Finding(len(fast), 0, float("nan"))
     gain, least = _gain(problem, fast, exact, rest) if bool(rest.any()) else (float("nan"), float("nan"))
     near = cosines(fast, exact)[rest]
-    return Finding(len(fast), int(zero.sum()), _median(near), second(near), gain, least)
+    return Finding(len(fast), int(zero.sum()), _median(near), lowest(near), gain, least)
 
 
 def _stays(problem: Problem, exact: Tensor, wave: Callable[[Tensor], Tensor]) -> Tensor:
@@ -200,14 +200,14 @@ def _stays(problem: Problem, exact: Tensor, wave: Callable[[Tensor], Tensor]) ->
 def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> tuple[float, float]:
     """What a small step along the signs of one gradient gains, as a share of what it gains along the other.
 
-    The median of the samples, and the second lowest.
+    The median of the samples, and the lowest.
     """
     gains = [problem.gain(direction) for direction in (fast, exact)]
     if gains[0].ndim == 0:
         share = float(gains[0] / gains[1]) if bool(gains[1] > 0) else float("nan")
         return share, share
     ours, theirs = (g[rest & (gains[1] > 0)] for g in gains)
-    return _median(ours / theirs), second(ours / theirs)
+    return _median(ours / theirs), lowest(ours / theirs)
 
 
 def _stepped(problem: Problem, direction: Tensor) -> list[Tensor]:
@@ -250,8 +250,9 @@ def choose(
         left_out: which samples are never taken, bool (N,).
         lost: which samples lost entries, bool (N,); they are taken for zero.
     """
-    half = SAMPLES // 2
     peaks = _peaks(gradients)
+    count = number_for(len(peaks))
+    half = count // 2
     peaks = peaks if lost is None else peaks.where(~lost, 0.0)
     zero = peaks == 0
     peaks = peaks.where(~zero | (zero.cumsum(0) <= half), torch.inf)
@@ -260,11 +261,11 @@ def choose(
         peaks = peaks.where(_peaks(came_in) > 0, torch.inf)
     order = peaks.argsort(stable=True)
     order = order if left_out is None else order[~left_out[order]]
-    if len(order) <= SAMPLES:
+    if len(order) <= count:
         return order.sort().values
     rest = ((peaks[order] < torch.inf).sum() - half).clamp(min=0)
-    spread = torch.arange(1, half + 1, device=order.device)
-    places = half - 1 + torch.maximum(spread, spread * rest // half).clamp(max=len(order) - half)
+    spread = torch.arange(1, count - half + 1, device=order.device)
+    places = half - 1 + torch.maximum(spread, spread * rest // (count - half)).clamp(max=len(order) - half)
     return torch.cat([order[:half], order[places]]).sort().values
 
 
@@ -273,10 +274,20 @@ def _peaks(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([t.detach().reshape(len(t), -1).abs().amax(1) for t in tensors]).amax(0)
 
 
-def second(values: Tensor) -> float:
-    """The second lowest of those that are numbers; of one alone that one, of none NaN."""
+def number_for(samples: int) -> int:
+    """How many of so many samples are looked at: it costs about the same share of a pass, whatever the batch."""
+    return min(max(samples // 4, SAMPLES), MOST)
+
+
+def lowest(values: Tensor) -> float:
+    """The lowest of those that are numbers but for one in sixteen, and one at least; of one that one, of none NaN."""
     found = values[~values.isnan()].sort().values
-    return float(found[min(1, len(found) - 1)]) if len(found) else float("nan")
+    return float(found[min(rank_of_lowest(len(found)), len(found) - 1)]) if len(found) else float("nan")
+
+
+def rank_of_lowest(samples: int) -> int:
+    """How many of so many samples may be bad."""
+    return max(samples // 16, 1)
 
 
 def _median(values: Tensor) -> float:

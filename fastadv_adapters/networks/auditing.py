@@ -216,7 +216,7 @@ class Auditor:
             if few is not None and few[1].good and few[1].lone:
                 taken = torch.zeros(len(found[0]), dtype=torch.bool, device=index.device).index_fill(0, index, True)
                 more = choose(found, grads, taken if left_out is None else taken | left_out, lost)
-                if len(more) >= SAMPLES:
+                if len(more) >= len(index):
                     both = torch.cat([index, more])
                     all_of_them = [g.index_select(0, both) for g in found]
                     few = self._look(self._problem(tensors, needs, grads, both), all_of_them) or few

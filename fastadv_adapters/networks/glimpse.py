@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .audit import LOW, NEAR, Problem, flat
+from .audit import LOW, NEAR, Problem, flat, rank_of_lowest
 from .nearness import OLD, cosines, off_by
 
 
@@ -15,7 +15,7 @@ class Glimpse:
     """What a look has found, on its way from the device.
 
     Attributes:
-        found: how many samples have a gradient in full precision alone, the median cosine and the second lowest, by how
+        found: how many samples have a gradient in full precision alone, the median cosine and the lowest, by how
             much outputs are off, and how many are not finite; (5,) on the host.
         arrived: happens when it is there; None if it is.
     """
@@ -46,7 +46,7 @@ def take_glimpse(problem: Problem, found: Sequence[Tensor], values: Callable[[],
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
     near = cosines(fast, exact).where(here & ~zero, torch.nan)
-    low = near.sort().values[min(1, len(near) - 1)]  # NaN comes last
+    low = near.sort().values[min(rank_of_lowest(len(near)), len(near) - 1)]  # NaN comes last
     pairs = [(v, e) for v, e in zip(values(), problem.values, strict=True) if e.is_floating_point() and e.numel()]
     off = [off_by(v, e) for v, e in pairs]
     spoilt = [(~v.isfinite()).sum() for v, _ in pairs]
