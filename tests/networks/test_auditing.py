@@ -91,14 +91,18 @@ def test_outputs_are_as_far_off_as_those_of_half_the_samples() -> None:
 
 
 class LeavesOut(Cancels):
-    """Leaves a class out, by -inf."""
+    """Leaves a class out, by -inf or by a number far below."""
+
+    least = -torch.inf
 
     def forward(self, x: Tensor, *, safe: bool = False) -> Tensor:
-        return super().forward(x, safe=safe).masked_fill(torch.arange(10) == 3, -torch.inf)
+        return super().forward(x, safe=safe).masked_fill(torch.arange(10) == 3, self.least)
 
 
-def test_a_class_that_is_left_out_hides_no_outputs_that_are_far_off() -> None:
+@pytest.mark.parametrize("least", [-torch.inf, -1e9, -1e4])
+def test_a_class_that_is_left_out_hides_no_outputs_that_are_far_off(least: float) -> None:
     model, (x, _) = LeavesOut().eval(), images()
+    model.least = least
     with pytest.warns(FastAttackWarning, match=r"its outputs are off by .*#not-half"):
         FastAttackModel(model, dtype=torch.bfloat16)(x.requires_grad_())
 

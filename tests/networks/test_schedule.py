@@ -1,0 +1,182 @@
+"""What brings an audit forward: other outputs, far weights, vanished gradients; and what is no audit."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.boundary import HostState
+from fastadv_adapters.networks import auditing
+from fastadv_adapters.networks.schedule import CURED, PASSES, PATIENCE, SETTLED, SOON, Schedule
+from tests.support.tools import attackable_net, batch, cosine, input_gradient, small_net
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    found: list[int] = []
+    look = auditing.look
+
+    def counted(problem: Any, gradients: Any) -> Any:
+        found.append(len(problem.tensors[0]))
+        return look(problem, gradients)
+
+    monkeypatch.setattr(auditing, "look", counted)
+    return found
+
+
+class Votes(nn.Module):
+    """A sharp softmax between two products, in which the gradients of bright images vanish in float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = attackable_net(), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sharpness = torch.where(x[:, 0, 0, :1] > 0.3, 20.0, 0.1)
+        logits: Tensor = self.last((self.body(x) * sharpness).softmax(1)) * 3
+        return logits
+
+
+def test_a_blank_pass_is_no_audit(looks: list[int]) -> None:
+    fast, (x, y) = FastAttackModel(small_net().eval(), dtype=torch.bfloat16), batch(12)
+    for value in (0.0, 0.5):
+        input_gradient(fast, torch.full_like(x, value), y)
+    assert not looks
+    input_gradient(fast, x, y)
+    assert looks
+
+
+def test_gradients_that_vanish_pass_after_pass_bring_the_audit_forward() -> None:
+    model, (x, y) = Votes().eval(), batch(32)
+    fast = FastAttackModel(model, dtype=torch.float16, engine="eager")
+    fast._networks.state = HostState(torch.device("cpu"))
+    x[:, 0, 0, 0] = 0.2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        input_gradient(fast, x, y)
+    x[:, 0, 0, 0] = 1.0
+    for _ in range(PATIENCE + CURED - 1):
+        input_gradient(fast, x, y)
+    assert fast.gradient_stats.zero > 0
+    with pytest.warns(FastAttackWarning, match="no gradient.*#audit-failed"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(model, x, y)) > 0.99).all()
+
+
+def test_what_an_audit_has_found_to_be_right_brings_none_forward_again() -> None:
+    schedule = Schedule()
+    assert [schedule.is_losing(lost, curable=False) for lost in (3, 6)] == [False, True]
+    schedule.was_right(8, nn.Linear(2, 2))
+    assert not any(schedule.is_losing(9 + 3 * k, curable=False) for k in range(20))
+    assert [schedule.is_losing(70 + 4 * k, curable=False) for k in range(4)] == [False] * 3 + [True], (
+        "more, twice as patient"
+    )
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sure, self.votes = attackable_net(), Votes()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sure(x), self.votes(x)
+
+
+def test_other_outputs_that_are_asked_for_are_audited_at_once(looks: list[int]) -> None:
+    fast, (x, y) = FastAttackModel(Heads().eval(), dtype=torch.bfloat16), batch(12)
+    counts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for place in (0, 0, 1, 1, 0):
+            input_gradient(fast, x, y, lambda found, y, place=place: F.cross_entropy(found[place], y))
+            counts.append(len(looks))
+    assert counts[0] == counts[1] < counts[2] == counts[3] == counts[4]
+
+
+def test_another_checkpoint_is_audited_at_once_and_a_step_of_training_is_not(looks: list[int]) -> None:
+    model, (x, y) = attackable_net(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    for _ in range(SETTLED):
+        input_gradient(fast, x, y)
+    assert len(looks) == 1
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    input_gradient(fast, x, y)
+    assert len(looks) == 1
+    other = attackable_net()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(parameter.flip(0))
+    model.load_state_dict(other.state_dict())
+    input_gradient(fast, x, y)
+    assert len(looks) == 2
+
+
+def test_passes_of_few_samples_are_audited_the_more_often(looks: list[int]) -> None:
+    fast, (x, y) = FastAttackModel(attackable_net(), dtype=torch.bfloat16), batch(2)
+    for _ in range(SOON * 2 // 8 + 1):
+        input_gradient(fast, x, y)
+    assert looks == [2, 2]
+
+
+def test_the_second_audit_comes_soon() -> None:
+    schedule, source = Schedule(), small_net()
+    due = [number for number in range(SOON + PASSES + 2) if schedule.is_due(0, "all", source)]
+    assert due == [0, SOON, SOON + PASSES]
+
+
+class Shared(nn.Module):
+    """All logits have a large part in common, whose gradient hides the rest of each."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 32), nn.ReLU())
+        self.each, self.all, self.size = nn.Linear(32, 10), nn.Linear(32, 1), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        logits: Tensor = self.each(features) + self.size * self.all(features)
+        return logits
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(0.0, torch.bfloat16), (1e3, torch.float32)])
+def test_single_logits_are_judged_by_their_differences(size: float, dtype: torch.dtype) -> None:
+    fast, (x, _) = FastAttackModel(Shared(size).eval(), dtype=torch.bfloat16), batch(16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        input_gradient(fast, x, torch.zeros(16, dtype=torch.long), lambda logits, y: logits[:, 3].sum())
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [dtype]
+
+
+class Noisy(nn.Module):
+    """Noise in front of a part that half precision rounds away, or of one that it does not."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.body, self.number = attackable_net(), number
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body[0](x + 0.5 * torch.randn_like(x))
+        logits: Tensor = self.body[1:]((hidden + self.number) - self.number)
+        return F.dropout(logits, 0.1, training=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("number", "dtype"), [(0.0, torch.bfloat16), (2e3, torch.float32)])
+def test_random_models_are_judged_by_the_same_draws(number: float, dtype: torch.dtype, *, channels_last: bool) -> None:
+    model, (x, y) = Noisy(number).eval(), batch(16)
+    fast = FastAttackModel(model, dtype=torch.bfloat16, channels_last=channels_last)
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        input_gradient(fast, x, y)
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [dtype]
+    torch.set_rng_state(state)
+    model(x)
+    assert torch.get_rng_state().tolist() != state.tolist()
