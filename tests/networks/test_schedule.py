@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import HostState
-from fastadv_adapters.networks import auditing
+from fastadv_adapters.networks import audit, auditing
 from fastadv_adapters.networks.schedule import CURED, PASSES, PATIENCE, SETTLED, SOON, Schedule
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, small_net
 
@@ -18,7 +18,7 @@ from tests.support.tools import attackable_net, batch, cosine, input_gradient, s
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
-    look = auditing.look
+    look = audit.look
 
     def counted(problem: Any, gradients: Any) -> Any:
         found.append(len(problem.tensors[0]))
@@ -88,11 +88,12 @@ class Heads(nn.Module):
 
 def test_other_outputs_that_are_asked_for_are_audited_at_once(looks: list[int]) -> None:
     fast, (x, y) = FastAttackModel(Heads().eval(), dtype=torch.bfloat16), batch(12)
+    losses = [lambda found, y: F.cross_entropy(found[0], y), lambda found, y: F.cross_entropy(found[1], y)]
     counts = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for place in (0, 0, 1, 1, 0):
-            input_gradient(fast, x, y, lambda found, y, place=place: F.cross_entropy(found[place], y))
+            input_gradient(fast, x, y, losses[place])
             counts.append(len(looks))
     assert counts[0] == counts[1] < counts[2] == counts[3] == counts[4]
 
