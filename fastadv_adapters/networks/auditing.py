@@ -1,4 +1,4 @@
-"""When an audit is made of a backward pass, and what follows from it."""
+"""An audit of a backward pass, and what follows from it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
