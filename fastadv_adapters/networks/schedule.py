@@ -1,5 +1,6 @@
 """When a kind of call is audited: at first, then soon, then seldom; at once if what it is asked for has changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class Schedule:
         updates: how many updates the model had seen at the last audit.
         asked: for which gradients there has been an audit.
         weights: a few entries of each tensor at the last audit.
+        seen: at how many updates these have been compared.
         lost: how many samples had been lost, to infinity, NaN or zero, at the last pass.
         innocent: so many are lost in a pass that an audit has found to be right.
         losing: how many passes in a row have lost more.
@@ -47,7 +49,8 @@ class Schedule:
     looked: int = SAMPLES
     updates: int = 0
     asked: set[Any] = field(default_factory=set)
-    weights: Tensor | None = None
+    weights: Sequence[Tensor] | None = None
+    seen: int = 0
     lost: int = 0
     innocent: int = 0
     losing: int = 0
@@ -69,11 +72,11 @@ class Schedule:
         if self.passes is not None and asks in self.asked:
             self.passes += 1
             changed = updates != self.updates
-            if self.passes < self._wait(changed=changed) and not (changed and self._have_gone_far(source)):
+            if self.passes < self._wait(changed=changed) and not self._have_gone_far(updates, source):
                 return False
             self.wait = PASSES
         self.asked.add(asks)
-        self.passes, self.updates = 0, updates
+        self.passes, self.updates, self.seen = 0, updates, updates
         return True
 
     def bring_forward(self, passes: int) -> None:
@@ -105,24 +108,27 @@ class Schedule:
         self.looked, self.innocent = min(samples, SAMPLES), max(self.innocent, self._last)
         self.weights = None if _waits(source) else _few_entries(source)
 
-    def _have_gone_far(self, source: nn.Module) -> bool:
-        """Whether weights are others than at the last audit; another checkpoint, say."""
-        if self.weights is None or self.passes is None or self.passes < SETTLED:
+    def _have_gone_far(self, updates: int, source: nn.Module) -> bool:
+        """Whether weights are others than at the last audit; another checkpoint, say. Looked at once per update."""
+        if self.weights is None or self.passes is None or self.passes < SETTLED or updates == self.seen:
             return False
+        self.seen = updates
         before, now = self.weights, _few_entries(source)
-        if before.shape != now.shape:
-            return True
-        size = before.square().mean(1).sqrt() + _SMALL
-        return bool(((now - before).square().mean(1).sqrt() > FAR_WEIGHTS * size).any())
+        others = [len(t) for t in now] != [len(t) for t in before]
+        return others or any(_has_gone_far(*pair) for pair in zip(now, before, strict=True))
+
+
+def _has_gone_far(now: Tensor, before: Tensor) -> bool:
+    return float((now - before).norm()) > FAR_WEIGHTS * (float(before.norm()) + _SMALL * len(now) ** 0.5)
 
 
 def _waits(source: nn.Module) -> bool:
     return any(p.device.type != "cpu" for p in source.parameters())
 
 
-def _few_entries(source: nn.Module) -> Tensor:
-    """The first entries of each floating tensor, repeated to be as many of each."""
-    tensors = [t for t in (*source.parameters(), *source.buffers()) if t.is_floating_point() and t.numel()]
+def _few_entries(source: nn.Module) -> Sequence[Tensor]:
+    """The first entries of each floating tensor, as they are now."""
     with torch.no_grad():
-        few = [(t if t.ndim < 2 else t[0]).reshape(-1)[:_ENTRIES].float() for t in tensors]
-        return torch.stack([t.repeat(_ENTRIES // len(t) + 1)[:_ENTRIES] for t in few])
+        tensors = [t for t in (*source.parameters(), *source.buffers()) if t.is_floating_point() and t.numel()]
+        few = [(t if t.ndim < 2 else t[0]).reshape(-1)[:_ENTRIES] for t in tensors]
+        return torch.cat(few).split([len(t) for t in few]) if few else ()
