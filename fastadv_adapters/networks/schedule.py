@@ -119,7 +119,8 @@ class Schedule:
 
 
 def _has_gone_far(now: Tensor, before: Tensor) -> bool:
-    return float((now - before).norm()) > FAR_WEIGHTS * (float(before.norm()) + _SMALL * len(now) ** 0.5)
+    moved: Tensor = now - before
+    return bool(moved.norm() > FAR_WEIGHTS * (float(before.norm()) + _SMALL * len(now) ** 0.5))
 
 
 def _waits(source: nn.Module) -> bool:
