@@ -64,7 +64,7 @@ def _apart(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 def _left_out(values: Tensor) -> Tensor:
     """Which entries are the same negative number in all samples, and the least of each; none if there is one sample."""
-    if values.ndim < 2 or len(values) < 2:
+    if values.ndim < 2 or len(values) < 2 or not values.numel():
         return torch.zeros_like(values, dtype=torch.bool)
     least = values.where(values.isfinite(), torch.inf).flatten(1).amin(1).view(-1, *(1,) * (values.ndim - 1))
     return (values == values[:1]).all(0, keepdim=True) & (values < 0) & (values == least)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.foolbox import FastPyTorchModel, SafeLinfPGD, accelerate
-from fastadv_adapters.networks import Kind
+from fastadv_adapters.networks import Schedule
 from tests.support.tools import attackable_net, batch
 
 A = fb.attacks
@@ -181,7 +181,7 @@ class Spoilt(nn.Module):
 
 @pytest.mark.parametrize("wrapper", [False, True])
 def test_accelerated_safe_attacks_still_rescue(wrapper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kind, "is_losing", lambda *_, **__: False)  # else float32 serves them soon
+    monkeypatch.setattr(Schedule, "is_losing", lambda *_, **__: False)  # else float32 serves them soon
     net, (x, _) = Spoilt().eval(), batch(6)
     model: Any = plain(net)
     model = model.transform_bounds((0, 1), wrapper=True) if wrapper else model
