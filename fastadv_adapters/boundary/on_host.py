@@ -120,7 +120,7 @@ class HostState(State):
     @property
     def lost(self) -> int:
         """See :class:`State`."""
-        return self._nonfinite + self._logits + self._vanished
+        return self._nonfinite + self._vanished
 
     def zero_entries(self) -> float:
         """The share of gradient entries that came back as exactly 0."""

@@ -85,7 +85,7 @@ class State(ABC):
 
     @property
     def lost(self) -> int | None:
-        """How many samples have lost a gradient, or had outputs that were not finite; None if asking would wait."""
+        """How many samples have had gradients that were not finite, or that vanished; None if asking would wait."""
         return None
 
     @abstractmethod

@@ -282,12 +282,7 @@ def number_for(samples: int) -> int:
 def lowest(values: Tensor) -> float:
     """The lowest of those that are numbers but for one in sixteen, and one at least; of one that one, of none NaN."""
     found = values[~values.isnan()].sort().values
-    return float(found[min(rank_of_lowest(len(found)), len(found) - 1)]) if len(found) else float("nan")
-
-
-def rank_of_lowest(samples: int) -> int:
-    """How many of so many samples may be bad."""
-    return max(samples // 16, 1)
+    return float(found[min(max(len(found) // 16, 1), len(found) - 1)]) if len(found) else float("nan")
 
 
 def _median(values: Tensor) -> float:

@@ -32,6 +32,7 @@ class Audited(ABC):
     kinds: dict[Any, Kind]
     updates: int
     failed: int
+    _lost: int
     _trace: Trace | None
     _lock: threading.RLock
 
@@ -63,9 +64,10 @@ class Audited(ABC):
         """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
         schedule, asks = kind.schedule, (crossing.logits_dtype, *(g is not None for g in grads))
         first, doubts = schedule.is_first(asks), kind.has_doubts()
-        doubts |= schedule.is_losing(crossing.state.lost, curable=crossing.can_overflow)
-        due = schedule.is_due(self.updates, asks, self.source)
-        if not (due or doubts) or not all(g.numel() for g in pulled.gradients):
+        doubts |= schedule.is_losing(self._lost_since(crossing.state.lost), curable=crossing.can_overflow)
+        if not all(g.numel() for g in pulled.gradients):
+            return pulled
+        if not (schedule.is_due(self.updates, asks, self.source) or doubts):
             return pulled
         mine = self.network_in(kind.dtype)
         auditor = Auditor(
@@ -83,21 +85,29 @@ class Audited(ABC):
         if _is_never_to_wait(self.precision.device) and not (first or doubts):
             kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
             return pulled
-        failed = self.failed
-        pulled = auditor(tensors, needs, grads, pulled, outputs)
+        try:
+            pulled = auditor(tensors, needs, grads, pulled, outputs)
+        finally:  # it may have run out of memory
+            if auditor.idle:
+                schedule.forget(asks)
         kind.usual = auditor.usual
-        if auditor.idle:
-            schedule.passes = None  # the next pass is looked at instead
-        elif failed == self.failed:
-            schedule.was_right(number_of_samples(tensors), self.source)
+        if auditor.was_right:
+            schedule.was_right(number_of_samples(tensors), self.source, saw_lost=not (first and crossing.can_overflow))
         if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
             schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
         return pulled
 
+    def _lost_since(self, lost: int | None) -> int | None:
+        """How many samples have been lost since this was asked last; None if that cannot be asked."""
+        since = None if lost is None else lost - self._lost
+        self._lost = lost or 0
+        return since
+
     def _made_anew(self, like: Fast, *, contiguous: bool = False) -> Fast:
         """Another network of the weights as they are, which rounds as this one does if it has the same layout."""
         precision = replace(like.precision, channels_last=False) if contiguous else like.precision
-        other = Fast(self.source, self._trace, precision, "eager", lambda reason, runs="eager": None)
+        source = self.source if self.twin.live else self.twin.engine.network  # as of the last update
+        other = Fast(source, self._trace, precision, "eager", lambda reason, runs="eager": None)
         other.end_at(like.ends)
         return other
 
@@ -110,6 +120,7 @@ class Audited(ABC):
         """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
         with self._lock:
             kind.wanting.add(kind.dtype)
+            kind.schedule.innocent = 0
             halves = [d for d in HALF if d not in kind.wanting and is_in_hardware(d, self.precision.device)]
             for dtype in (*halves, torch.float32):
                 kind.dtype = dtype

@@ -35,6 +35,8 @@ class Auditor:
         first: whether it is the first pass of its kind.
         usual: how large each output was in the first audit of its kind; nothing before.
         idle: whether the pass tells nothing: nothing came in at its outputs, or its inputs are blank, as in a warm-up.
+        was_right: whether samples were looked at, and all was well.
+        draws: runs the model in full precision, a random one with the same numbers each time.
     """
 
     arguments: Packed
@@ -47,7 +49,8 @@ class Auditor:
     tell: Callable[[Finding, str], None]
     first: bool
     usual: list[float] = field(default_factory=list)
-    idle: bool = False
+    idle: bool = True
+    was_right: bool = False
     draws: SameDraws | None = None
 
     def __call__(
@@ -59,8 +62,7 @@ class Auditor:
         outputs: Sequence[Tensor],
     ) -> Pulled:
         """The gradients of the pass: as they came, or better ones."""
-        self.idle = not any(bool(g.count_nonzero()) for g in grads if g is not None) or _are_blank(tensors, needs)
-        if self.idle:
+        if not any(bool(g.count_nonzero()) for g in grads if g is not None) or _are_blank(tensors):
             return pulled
         self.draws = SameDraws(self.twin.bind(self.arguments), tensors[0].device)
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
@@ -83,6 +85,7 @@ class Auditor:
             if overflown is not None:
                 finding = Finding(len(overflown), 0, float("nan"), overflown=len(overflown))
             elif judged is None or judged[1].good:
+                self.idle, self.was_right = False, judged is not None
                 return pulled
             else:
                 finding = judged[1]
@@ -92,6 +95,7 @@ class Auditor:
                     engine, crossing, runs_in = other.engine, self._crossing(other), str(other.precision.dtype)
                     break
             better = engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
+        self.idle = False
         self.tell(finding, runs_in)  # last, since a warning may be an error
         return better or pulled
 
@@ -119,7 +123,7 @@ class Auditor:
 
     @staticmethod
     def _are_rows(gradients: Sequence[Tensor]) -> bool:
-        return len({len(g) for g in gradients}) == 1 and all(g.ndim > 1 for g in gradients)
+        return all(g.ndim > 1 for g in gradients) and len({len(g) for g in gradients}) == 1
 
     def _is_good(self, other: Fast, problem: Problem | None, overflown: Overflown | None, *, values: bool) -> bool:
         """Whether this network in another precision is good enough for the samples that were looked at."""
@@ -135,6 +139,8 @@ class Auditor:
 
     def _are_values_far(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether outputs are off by more than half precision rounds, of a model that gives the same again."""
+        if self._is_random():  # those with the same draws have been compared
+            return False
         try:
             if self._is_near(self._own_values(problem, outputs), problem, FAR):
                 return False
@@ -148,13 +154,15 @@ class Auditor:
 
     def _are_weights_old(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
+        if self._is_random():  # another draw may be near by chance
+            return False
         try:
             if self._is_near(self._own_values(problem, outputs), problem):
                 return False
             anew = self._values(self.anew(self.mine).eager(), problem.tensors)
             if not (self._is_near(anew, problem) and self._are_alone_the_same(problem, tensors)):
                 return False
-            with torch.no_grad():  # another draw of a random model may be near by chance
+            with torch.no_grad():  # it may draw from a source of its own
                 return self._is_near(
                     self.twin.bind(self.arguments)([t.clone() for t in problem.tensors]).tensors, problem
                 )
@@ -276,7 +284,6 @@ class Auditor:
         return replace(whole, tensors=[t.clone() for t in whole.tensors])
 
 
-def _are_blank(tensors: Sequence[Tensor], needs: Sequence[bool]) -> bool:
-    """Whether all entries of the inputs that want a gradient are the same number."""
-    wanted = [t.detach() for t, need in zip(tensors, needs, strict=True) if need]
-    return all(bool((t == t.reshape(-1)[:1]).all()) for t in wanted)
+def _are_blank(tensors: Sequence[Tensor]) -> bool:
+    """Whether all entries of each floating input are the same number."""
+    return all(bool((t == t.reshape(-1)[:1]).all()) for t in tensors if t.is_floating_point())

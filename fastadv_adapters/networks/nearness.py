@@ -8,6 +8,8 @@ from torch import Tensor
 LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
 COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 
+FAR_BELOW = 3  # times the largest of the others, in size
+
 OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
 FAR = 0.07  # likewise; benchmarks/precision/outputs.py shows what attacks lose below and above
 
@@ -63,11 +65,12 @@ def _apart(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _left_out(values: Tensor) -> Tensor:
-    """Which entries are the same negative number in all samples, and the least of each; none if there is one sample."""
-    if values.ndim < 2 or len(values) < 2 or not values.numel():
+    """Which entries are the same number in all samples, far below all others; none if there is one sample."""
+    if not values.is_floating_point() or values.ndim < 2 or len(values) < 2 or not values.numel():
         return torch.zeros_like(values, dtype=torch.bool)
-    least = values.where(values.isfinite(), torch.inf).flatten(1).amin(1).view(-1, *(1,) * (values.ndim - 1))
-    return (values == values[:1]).all(0, keepdim=True) & (values < 0) & (values == least)
+    same = (values == values[:1]).all(0, keepdim=True) & (values < 0)
+    others = values.where(values.isfinite() & ~same, 0.0).abs().flatten(1).amax(1).view(-1, *(1,) * (values.ndim - 1))
+    return same & (values.abs() > FAR_BELOW * others) & (others > 0)
 
 
 def _off_by(ours: Tensor, theirs: Tensor) -> Tensor:

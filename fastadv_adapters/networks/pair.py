@@ -67,7 +67,7 @@ class Networks(BuiltLater, Audited):
         self._channels_last: bool | Literal["auto"] = channels_last
         self.fuse_bn, self._live, self._engine, self._settled = fuse_bn, live, engine, settled
         self.state = state_on(device_of(source))
-        self.generation = self.updates = self.failed = 0
+        self.generation = self.updates = self.failed = self._lost = 0
         self.unfinished = False
         self._lock = threading.RLock()
         self._freshness = Freshness(source)

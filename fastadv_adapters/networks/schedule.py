@@ -35,10 +35,10 @@ class Schedule:
         wait: after so many there is the next.
         looked: how many samples the last one saw; after fewer than it can see, it comes earlier.
         updates: how many updates the model had seen at the last audit.
-        asked: for which gradients there has been an audit.
+        asked: for which gradients there has been an audit; of these outputs, in this dtype.
         weights: a few entries of each tensor at the last audit.
         seen: at how many updates these have been compared.
-        lost: how many samples had been lost, to infinity, NaN or zero, at the last pass.
+        lost: how many samples the last pass has lost, to infinity, NaN or zero.
         innocent: so many are lost in a pass that an audit has found to be right.
         losing: how many passes in a row have lost more.
         patience: after so many such passes there is an audit.
@@ -55,7 +55,6 @@ class Schedule:
     innocent: int = 0
     losing: int = 0
     patience: int = PATIENCE
-    _last: int = 0
 
     def is_first(self, asks: Any) -> bool:
         """Whether there has been no audit of gradients like these: of these outputs, in this dtype."""
@@ -79,6 +78,11 @@ class Schedule:
         self.passes, self.updates, self.seen = 0, updates, updates
         return True
 
+    def forget(self, asks: Any) -> None:
+        """The audit has told nothing: the next such pass is looked at instead."""
+        self.passes = None
+        self.asked.discard(asks)
+
     def bring_forward(self, passes: int) -> None:
         """Let the next audit come after so many passes."""
         self.passes = max(self._wait(changed=False) - passes, 0)
@@ -91,21 +95,21 @@ class Schedule:
         """Whether pass after pass loses samples, and more of them than a lower scale has to cure; counts it.
 
         Args:
-            lost: how many samples have been lost by now; None if that cannot be asked without waiting.
+            lost: how many samples this pass has lost; None if that cannot be asked without waiting.
             curable: whether a lower scale may cure it.
         """
         if lost is None:
             return False
-        self._last, self.lost = lost - self.lost, lost
-        self.losing = self.losing + 1 if self._last > self.innocent else 0
+        self.lost = lost
+        self.losing = self.losing + 1 if lost > self.innocent else 0
         if self.losing < self.patience + (CURED if curable else 0):
             return False
         self.losing, self.patience = 0, 2 * self.patience
         return True
 
-    def was_right(self, samples: int, source: nn.Module) -> None:
-        """An audit has looked at so many samples, and found nothing."""
-        self.looked, self.innocent = min(samples, SAMPLES), max(self.innocent, self._last)
+    def was_right(self, samples: int, source: nn.Module, *, saw_lost: bool) -> None:
+        """An audit has looked at so many samples, lost ones among them or not, and found nothing."""
+        self.looked, self.innocent = min(samples, SAMPLES), self.lost if saw_lost else self.innocent
         self.weights = None if _waits(source) else _few_entries(source)
 
     def _have_gone_far(self, updates: int, source: nn.Module) -> bool:
@@ -127,9 +131,13 @@ def _waits(source: nn.Module) -> bool:
     return any(p.device.type != "cpu" for p in source.parameters())
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided
+
+
 def _few_entries(source: nn.Module) -> Sequence[Tensor]:
     """The first entries of each floating tensor, as they are now."""
     with torch.no_grad():
-        tensors = [t for t in (*source.parameters(), *source.buffers()) if t.is_floating_point() and t.numel()]
+        tensors = [t for t in (*source.parameters(), *source.buffers()) if _is_plain(t) and t.numel()]
         few = [(t if t.ndim < 2 else t[0]).reshape(-1)[:_ENTRIES] for t in tensors]
         return torch.cat(few).split([len(t) for t in few]) if few else ()

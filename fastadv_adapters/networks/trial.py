@@ -150,14 +150,14 @@ class Trial:
         """Where half precision ends in this call, if nothing behind that is in half precision."""
         with matrix_calls(engine.network) as calls:
             outputs, _ = self._run(engine, leaves, None)
-            found = find_ends([o for o in outputs if o.requires_grad], calls)
-        if found is None:
+            met = find_ends([o for o in outputs if o.requires_grad], calls)
+        if met is None:
             return None
-        found = with_siblings(found, engine.network, (name for name, _ in calls))
+        found = with_siblings(met, engine.network, (name for name, _ in calls))
         folded.end_at(found.layers)
         if not found.cut:
             return found
-        for alone in (True, False):
+        for alone in (True, False) if found == met else (True,):  # how many calls there will be is not known
             ends = replace(found, alone=alone)
             try:
                 with random_state_kept(self.full.device):
