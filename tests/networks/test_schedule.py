@@ -202,6 +202,7 @@ def test_noise_alone_is_no_reason(noise: float, samples: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             input_gradient(fast, torch.rand(samples, 16), y)
+        assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
 
 
 class Jitter(nn.Module):
