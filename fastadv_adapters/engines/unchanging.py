@@ -95,7 +95,12 @@ def addresses(network: nn.Module, device: torch.device) -> list[Any]:
     """
     found = [t for part in network.modules() for t in (*part.parameters(False), *part.buffers(False))]
     found += [t for part in network.modules() for t in vars(part).values() if isinstance(t, Tensor)]
-    return [t.data_ptr() if t.device == device else (t.data_ptr(), t._version) for t in found]
+    return [_address(t) if t.device == device else (_address(t), t._version) for t in found]
+
+
+def _address(tensor: Tensor) -> int:
+    """Where it lies; a sparse tensor has several places, of which none is asked for."""
+    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def attributes_of(network: nn.Module) -> dict[str, dict[str, Any]]:
