@@ -99,7 +99,7 @@ class Audited(ABC):
 
     def _lost_since(self, lost: int | None) -> int | None:
         """How many samples have been lost since this was asked last; None if that cannot be asked."""
-        since = None if lost is None else lost - self._lost
+        since = None if lost is None else max(lost - self._lost, 0)  # counts may have been reset meanwhile
         self._lost = lost or 0
         return since
 

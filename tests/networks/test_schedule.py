@@ -91,6 +91,89 @@ def test_samples_that_no_audit_has_seen_are_not_taken_for_right(lost_first: int)
     assert fast.dtype == torch.float32
 
 
+class Flagged(nn.Module):
+    """A gradient that is NaN in every precision, if the caller asks for that; else as `Angles`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Angles(when_bright=0.3)
+
+    def forward(self, x: Tensor, *, broken: bool = False) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits + (x - x).flatten(1).square().sum(1, keepdim=True).sqrt() if broken else logits
+
+
+def test_what_one_kind_of_call_loses_is_not_put_down_to_another() -> None:
+    model = Flagged().eval()
+    fast = FastAttackModel(model, dtype=torch.bfloat16, engine="eager")
+    fast._networks.state = HostState(torch.device("cpu"))
+    dark, y = bright_from(16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(20):
+            leaf = dark.clone().requires_grad_()
+            F.cross_entropy(fast(leaf, broken=True), y).backward()
+    assert fast.gradient_stats.nonfinite > 0
+    input_gradient(fast, dark, y)
+    x, _ = bright_from(4)
+    for _ in range(PATIENCE - 1):
+        input_gradient(fast, x, y)
+    with pytest.warns(FastAttackWarning, match="audit-failed"):
+        input_gradient(fast, x, y)
+
+
+def test_counts_that_are_reset_bring_no_audit_forward(looks: list[int]) -> None:
+    model, (x, y) = Flagged().eval(), bright_from(16)
+    fast = FastAttackModel(model, dtype=torch.bfloat16, engine="eager")
+    fast._networks.state = HostState(torch.device("cpu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            leaf = x.clone().requires_grad_()
+            F.cross_entropy(fast(leaf, broken=True), y).backward()
+        fast.reset_gradient_stats()
+        input_gradient(fast, x, y)
+        looked = len(looks)
+        for _ in range(8):
+            input_gradient(fast, x, y)
+    assert len(looks) == looked
+
+
+def test_an_audit_that_runs_out_of_memory_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, (x, y) = FastAttackModel(small_net().eval(), dtype=torch.bfloat16), batch(12)
+
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(auditing, "look", exhausted)
+        with pytest.raises(torch.OutOfMemoryError):
+            input_gradient(fast, x, y)
+    (kind,) = fast._networks.kinds.values()
+    assert kind.schedule.passes is None
+    input_gradient(fast, x, y)
+    assert kind.schedule.passes == 0
+
+
+def test_a_random_model_that_is_not_followed_is_judged_as_of_its_last_update() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Jitter(0.001), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    fast, x, y = (
+        FastAttackModel(model, dtype=torch.bfloat16, auto_update=False),
+        torch.rand(16, 16),
+        torch.arange(16) % 10,
+    )
+    input_gradient(fast, x, y)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * parameter.std())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(SOON):
+            input_gradient(fast, x, y)
+    assert fast.dtype == torch.bfloat16
+
+
 def test_what_an_idle_pass_has_asked_for_is_audited_when_it_comes(looks: list[int]) -> None:
     fast, (x, y) = FastAttackModel(Heads().eval(), dtype=torch.bfloat16), batch(12)
     counts = []
