@@ -116,10 +116,10 @@ class Answers:
 
 
 def answers(fast: FastAttackModel, x: Tensor) -> Answers:
+    fast.reset_gradient_stats()
+    logits, gradient = run(fast, x)  # first, for the self-check may build the network anew, which rounds otherwise
     with torch.no_grad():
         exact = fast(x)
-    fast.reset_gradient_stats()
-    logits, gradient = run(fast, x)  # before the tensors, for the self-check may build the network anew
     overflowed = fast.dtype == torch.float16 and fast.gradient_stats.nonfinite > 0
     exponent = None if overflowed else int(fast._networks.state.exponent)
     read: list[Tensor] = []
