@@ -240,7 +240,7 @@ def test_another_checkpoint_is_audited_at_once_and_a_step_of_training_is_not(loo
 
 def test_passes_of_few_samples_are_audited_the_more_often(looks: list[int]) -> None:
     fast, (x, y) = FastAttackModel(attackable_net(), dtype=torch.bfloat16), batch(2)
-    for _ in range(SOON * 2 // 8 + 1):
+    for _ in range(SOON * 2 // audit.SAMPLES + 1):
         input_gradient(fast, x, y)
     assert looks == [2, 2]
 
