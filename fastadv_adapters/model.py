@@ -29,7 +29,7 @@ from .report import summarise
 
 
 class FastAttackModel(Shell):
-    """A copy of a model that is much faster at what attacks do: gradients with respect to the *input*.
+    """A copy of a model that is made for what attacks do, gradients with respect to the *input*, and faster at it.
 
     It behaves as the wrapped model in eval mode, so attack libraries take it as it is::
 

@@ -41,7 +41,7 @@ The guide explains [decisions](guides/options.md#decisions) and [logits](guides/
 | black-box | as for minimum-norm; *bit-equal*: the same bits in all images, of which half precision has fewer |
 
 *Full precision*, in the column *options*, says that the gradients are in full precision. EADL1 and EADEN were given
-it here. By default they, JSMA and EADAttack run so anyway, because the fast model sees who asks.
+it here. By default they, JSMA and EADAttack run so too, whatever this column says, for the fast model sees who asks.
 
 *Works* says that the attack runs on a fast model without an error that the plain model does not raise too. The limits
 are wider than those of [compare](guides/compare.md#what-it-finds), for they have to serve every attack.
@@ -82,7 +82,7 @@ what `accelerate` chose (for AutoAttack, for each kind of attack inside), and wh
 given by label, but to FAB by a function and to LGV as the least likely class."""
 _FOOLBOX = """\
 The plain attack gets a `foolbox.PyTorchModel`, the fast one a `FastPyTorchModel` with the dtype and the *options* named
-here. A row has all names of an attack."""
+here. `accelerate`, which gives PGD and DDN logits in float64, is not in it. A row has all names of an attack."""
 
 
 def _measured(results: Results) -> str:

@@ -88,7 +88,7 @@ ROWS = (
         "AutoAttack",
         AUTO,
         AUTO.but(norm="l2", settings={"norm": "L2"}, label="L2"),
-        note="Here with 500 queries of Square.",
+        note="Here with 500 queries of Square. APGD and APGDT get float64 logits, FAB exact decisions, Square neither.",
     ),
     _row("Square", *_both(SQUARE), SQUARE.but(norm="l2", settings={"norm": "L2"}, label="L2")),
     _row("MultiAttack", _gradient(**STEPPING), note="Here of PGD, MIFGSM and APGD."),

@@ -37,7 +37,7 @@ def fault_of(line: str) -> str | None:
         return None if (ROOT / script[1]).exists() else f"no {script[1]}"
     if module := re.match(r"python -m ([\w.]+)", command):  # that it can be run is looked at in test_paths.py
         return None if module[1].split(".")[0] in ("benchmarks", "fastadv_adapters", "pytest") else f"no {module[1]}"
-    known = ("", "git clone ", "cd ", "pip install ", "torchrun ", "fastadv ", "pre-commit ")
+    known = ("", "git clone ", "cd ", "pip install ", "torchrun ", "fastadv ", "pre-commit ", "echo ")
     return None if not command or command.startswith(known[1:]) else f"no command {command}"
 
 
@@ -53,11 +53,12 @@ def shell(example: Example) -> str | None:
 
 
 def change(example: Example) -> None:
-    """The line before and the line after a change run on a model of their own."""
+    """What stood there before a change runs on a model of its own, and so does what stands there after it."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     names = {"model": model, "x": torch.rand(2, 3, 2, 2), "y": torch.tensor([0, 1]), "torchattacks": torchattacks}
-    for line in example.parsed.splitlines():
-        exec(line.lstrip("-+ "), {**names, "FastAttackModel": FastAttackModel})
+    for left_out in "+-":
+        lines = [line[2:] for line in example.parsed.splitlines() if line[0] != left_out]
+        exec("\n".join(lines), {**names, "FastAttackModel": FastAttackModel})
 
 
 SYBIL = Sybil(

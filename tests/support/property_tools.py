@@ -85,6 +85,25 @@ def moves_by(net: nn.Module, gradient: Callable[[nn.Module], Tensor], wanted: Te
     return (peaks(gradient(moved) - wanted) / peaks(wanted)).flatten()
 
 
+def rounded_by(net: nn.Module, gradient: Callable[[nn.Module], Tensor], wanted: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far each sample's gradient moves, relative to its largest entry, if what the way back needs is rounded.
+
+    The derivative of a saturated tanh is 1 - y * y: in 16 bits y may be 1, and nothing of the gradient is left.
+
+    Args:
+        net: the network.
+        gradient: gives the gradient (N, ...) of a network.
+        wanted: the gradient of ``net``.
+        dtype: to which it is rounded.
+    """
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: _rounded(kept, dtype), lambda kept: kept):
+        return (peaks(gradient(net) - wanted) / peaks(wanted)).flatten()
+
+
+def _rounded(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    return kept.to(dtype).to(kept.dtype) if kept.is_floating_point() else kept
+
+
 def assert_rows_close(found: Tensor, wanted: Tensor, within: float = TIGHT) -> None:
     """Equal to rounding, measured by each sample's largest entry."""
     off = peaks(found.double() - wanted)
