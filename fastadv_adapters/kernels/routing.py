@@ -1,12 +1,12 @@
-"""Operators that a module's own code calls, run by faster ones inside that module alone.
+"""Operators that a module's own code calls, run by faster or wider ones inside that module alone.
 
 The user's code is not changed. Inside the forward of a module whose code names such an operator a
-``TorchFunctionMode`` looks at each call, hands those on to the faster operator and all others to PyTorch. A mode is of
+``TorchFunctionMode`` looks at each call, hands those on to the other operator and all others to PyTorch. A mode is of
 this thread and of this call, so nothing is left behind, and a checkpoint that runs the module again finds it again.
-A call costs more there. So only modules with few parts are chosen.
+A call costs more there. So for faster operators only modules with few parts are chosen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -20,6 +20,7 @@ from .attention import attend
 from .narrow import NARROW
 from .pooling import adaptive_average, mean
 from .prepared import SWITCHES
+from .widening import WIDER
 
 MOST = 16
 """A module with more parts, itself included, calls too many other operators: a whole network, say."""
@@ -46,13 +47,23 @@ _MEANS: dict[_Operator, _Operator] = {
 
 
 def route(network: nn.Module, precision: Precision) -> None:
-    """Have the modules of a copied network run faster operators, if their code names some that are slow here."""
-    operators = _faster(precision)
-    names = {operator.__name__ for operator in operators}
+    """Have the modules of a copied network run other operators, if their code names slow or coarse ones."""
+    faster, wider = _faster(precision), WIDER if precision.half and precision.device.type == "cpu" else {}
     for part in list(network.modules()):
-        if names & _named_by(kind_of(part)) and len(list(part.modules())) <= MOST:
+        names = _named_by(kind_of(part)).difference(*_attributes_of(part))
+        few = len(list(part.modules())) <= MOST
+        if names & _names_of(wider) or (few and names & _names_of(faster)):
             become(part, _Routed)
-            vars(part)["operators"] = operators
+            vars(part)["operators"] = {**wider, **(faster if few else {})}
+
+
+def _attributes_of(part: nn.Module) -> tuple[Iterable[str], ...]:
+    """Names that mean the module's own attributes, rather than PyTorch's operators."""
+    return vars(part), part._modules, part._parameters, part._buffers, dir(kind_of(part))
+
+
+def _names_of(operators: dict[_Operator, _Operator]) -> set[str]:
+    return {operator.__name__ for operator in operators}
 
 
 def _faster(precision: Precision) -> dict[_Operator, _Operator]:

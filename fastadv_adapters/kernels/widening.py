@@ -1,0 +1,50 @@
+"""Operators that autocast runs in float32 on CUDA, and not on a processor: here they run in float32 there too.
+
+A probability near 1 is 1 in bfloat16, and the way back through a softmax multiplies by what it lacks of 1: the gradient
+is gone. Layer and group norms are left alone, for their kernels sum in float32 anyway, and so are losses.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
+
+from ..modules import HALF
+
+_Operator = Callable[..., Any]
+
+_NAMES = [
+    *("cumprod", "cumsum", "prod", "sum", "logsumexp", "softmax", "log_softmax", "softmin", "softplus"),
+    *("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "__pow__", "__rpow__"),
+    *("reciprocal", "rsqrt", "__rdiv__", "__rtruediv__", "acos", "asin", "cosh", "sinh", "tan", "erfinv"),
+    *("norm", "vector_norm", "matrix_norm", "normalize", "renorm"),
+    *("cdist", "pdist", "dist", "pairwise_distance", "cosine_similarity"),
+]
+
+
+def _widening(operator: _Operator) -> _Operator:
+    def widened(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = pytree.tree_map(_widened, (args, kwargs))
+        return operator(*args, **kwargs)
+
+    return widened
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def _operators() -> Iterator[_Operator]:
+    """What PyTorch has under these names."""
+    for name in _NAMES:
+        for place in (torch, Tensor, F, torch.special, torch.linalg):
+            operator = getattr(place, name, None)
+            if callable(operator):
+                yield operator
+
+
+WIDER: dict[_Operator, _Operator] = {operator: _widening(operator) for operator in _operators()}
+"""What is run in the place of what."""

@@ -1,0 +1,101 @@
+"""Operators that autocast runs in float32 on CUDA run in it on a processor too, inside the modules that name them."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastadv_adapters import FastAttackModel
+from fastadv_adapters.modules import HALF
+from tests.support.tools import cosine, input_gradient
+
+halves = pytest.mark.parametrize("dtype", HALF, ids=str)
+
+
+class Memory(nn.Module):
+    """Looks features up in a memory, by a softmax that is nearly sure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.keys, self.values, self.last = (
+            nn.Linear(a, b) for a, b in ((64, 64), (64, 32), (32, 64), (64, 10))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = F.softmax(40 * F.normalize(self.keys(self.features(x.flatten(1)).relu()), dim=1), dim=1)
+        logits: Tensor = self.last(self.values(found).relu())
+        return logits
+
+
+@halves
+def test_a_softmax_between_layers_keeps_its_gradient(dtype: torch.dtype) -> None:
+    model, x, y = Memory().eval(), torch.rand(40, 1, 8, 8), torch.arange(40) % 10
+    fast = FastAttackModel(model, dtype=dtype, engine="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = input_gradient(fast, x, y)
+    assert fast._networks.dtype == dtype
+    near = cosine(found, input_gradient(model, x, y))
+    assert near.median() > 0.999
+    assert near.min() > 0.95
+
+
+class Calls(nn.Module):
+    """A layer, and then an operator in whatever way it is written."""
+
+    def __init__(self, operator: Any) -> None:
+        super().__init__()
+        self.layer, self.last, self.operator = nn.Linear(4, 4), nn.Linear(4, 3), operator
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.operator(self.layer(x))
+        self.seen.append(h.dtype)
+        logits: Tensor = self.last(h)
+        return logits
+
+
+class Softmax(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x).softmax(1)
+        self.seen.append(h.dtype)
+        logits: Tensor = self.last(h)
+        return logits
+
+
+class Own(Calls):
+    """Its own attribute has the name of an operator."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.norm = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.norm(self.layer(x))
+        self.seen.append(h.dtype)
+        logits: Tensor = self.last(h)
+        return logits
+
+
+@halves
+@pytest.mark.parametrize("wide", [nn.Softmax(1), nn.Softplus(), None], ids=["module", "softplus", "method"])
+def test_what_is_widened_stays_so_until_the_next_product(wide: nn.Module | None, dtype: torch.dtype) -> None:
+    model = Calls(wide) if wide else Softmax(None)
+    fast = FastAttackModel(model.eval(), dtype=dtype, engine="eager")
+    input_gradient(fast, torch.rand(3, 4), torch.tensor([0, 1, 2]))
+    network: Any = fast._networks.folded.network
+    assert network.seen[-1] == torch.float32
+    assert network.layer.weight.dtype == dtype
+
+
+@halves
+def test_all_else_stays_in_half_precision(dtype: torch.dtype) -> None:
+    fast = FastAttackModel(Own().eval(), dtype=dtype, engine="eager")
+    input_gradient(fast, torch.rand(3, 4), torch.tensor([0, 1, 2]))
+    network: Any = fast._networks.folded.network
+    assert network.seen[-1] == dtype
+    assert type(network).__name__ != "RoutedOwn"
