@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "fastadv_adapters").rglob("*.py"))
 RELIABILITY = ROOT / "docs" / "reliability.md"
+ERRORS = ROOT / "docs" / "errors.md"
 ANCHOR = re.compile(r"[a-z]+(-[a-z]+)+")
 ERROR = re.compile(r'<a id="(error(?:-[a-z]+)+)"></a>`([^`]+)`')
 MADE = "bench", "bench-avx2", "precision"
@@ -87,20 +88,24 @@ def raised() -> Iterator[str]:
             yield from (text_of(argument) for argument in first if not isinstance(argument, ast.Starred))
 
 
-def tables(begin: str, end: str) -> list[list[list[str]]]:
-    """The cells of each row of each table between two sections; the first row is the head."""
-    text = prose(RELIABILITY)
-    found = re.findall(r"(?:^\|.*\n)+", text[text.index(f"\n## {begin}\n") : text.index(f"\n## {end}\n")], re.MULTILINE)
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of each row of each table; the first row is the head."""
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     split = [[[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
     return [[head, *rows] for head, _, *rows in split]
 
 
+def section(page: Path, begin: str) -> str:
+    """A page from one heading to the next of its kind."""
+    return re.split(r"^## ", prose(page).split(f"\n## {begin}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
 def error_rows() -> list[list[str]]:
-    return [row for _, *rows in tables("Errors", "Reasons in the summary") for row in rows]
+    return [row for _, *rows in tables(prose(ERRORS)) for row in rows]
 
 
 def fault_rows() -> list[list[str]]:
-    return [row for _, *rows in tables("Faults", "Known limits") for row in rows]
+    return [row for _, *rows in tables(section(RELIABILITY, "Faults")) for row in rows]
 
 
 def says_nothing(cell: str) -> bool:
@@ -110,14 +115,14 @@ def says_nothing(cell: str) -> bool:
 
 def quoted() -> list[str]:
     """The texts in the first column of the tables of errors and reasons."""
-    cells = [row[0] for _, *rows in tables("Errors", "What cannot be noticed") for row in rows]
+    reasons = tables(section(RELIABILITY, "Reasons in the summary"))
+    cells = [row[0] for _, *rows in (*tables(prose(ERRORS)), *reasons) for row in rows]
     texts = [re.fullmatch(r"(?:<a [^>]+></a>)?`([^`]+)`", cell) for cell in cells]
     return [text[1].removesuffix("…").rstrip() for text in texts if text]
 
 
 def test_every_warning_has_its_section_and_every_section_its_warning() -> None:
-    text = RELIABILITY.read_text(encoding="utf-8")
-    sections = text[text.index("\n## Warnings") : text.index("\n## Errors")]
+    sections = section(RELIABILITY, "Warnings")
     assert len(notified()) >= 5, "the search should find the warnings"
     assert set(re.findall(r"^### (.+)$", sections, re.MULTILINE)) == notified()
     assert notified() <= set(anchors(RELIABILITY))
@@ -133,11 +138,11 @@ def test_every_error_has_an_anchor_of_its_own() -> None:
     assert len(rows) > 55, "the search should find the tables"
     assert [row[0] for row in rows if not ERROR.fullmatch(row[0])] == []
     ids = [match[1] for row in rows if (match := ERROR.fullmatch(row[0]))]
-    assert [anchor for anchor in ids if anchors(RELIABILITY).count(anchor) != 1] == []
+    assert [anchor for anchor in ids if anchors(ERRORS).count(anchor) != 1] == []
 
 
 def test_every_error_says_when_it_is_raised_and_why_and_what_to_do() -> None:
-    heads = [head for head, *_ in tables("Errors", "Reasons in the summary")]
+    heads = [head for head, *_ in tables(prose(ERRORS))]
     assert heads == [COLUMNS] * len(heads)
     assert [row for row in error_rows() if len(row) != len(COLUMNS) or any(map(says_nothing, row))] == []
 
