@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 SOURCES = sorted((ROOT / "fastadv_adapters").rglob("*.py"))
 RELIABILITY = ROOT / "docs" / "reliability.md"
 ERRORS = ROOT / "docs" / "errors.md"
+FAULTS_PAGE = ROOT / "docs" / "faults.md"
 ANCHOR = re.compile(r"[a-z]+(-[a-z]+)+")
 ERROR = re.compile(r'<a id="(error(?:-[a-z]+)+)"></a>`([^`]+)`')
 MADE = "bench", "bench-avx2", "precision"
@@ -105,7 +106,7 @@ def error_rows() -> list[list[str]]:
 
 
 def fault_rows() -> list[list[str]]:
-    return [row for _, *rows in tables(section(RELIABILITY, "Faults")) for row in rows]
+    return [row for _, *rows in tables(prose(FAULTS_PAGE)) for row in rows]
 
 
 def says_nothing(cell: str) -> bool:
