@@ -245,6 +245,22 @@ def gains(networks: dict[str, Any], dtype: str, *, foolbox: bool = False) -> str
     return f"{min(found):.1f} to {max(found):.1f}"
 
 
+def test_the_table_of_networks_is_measured() -> None:
+    """A row for each network, as `make bench` has measured it: milliseconds, and how many times faster than plain."""
+    networks = json.loads((ROOT / "docs" / "benchmarks" / "bench.json").read_text())["results"]["networks"]
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    expected = []
+    for network in networks.values():
+        plain, *others = (
+            network["rows"][way]["median_s"]
+            for way in ("plain", "autocast-bfloat16", "recipe-bfloat16", "ours-eager-bfloat16")
+        )
+        cells = [f"{1000 * seconds:.0f} ({plain / seconds:.1f}x)" for seconds in others]
+        expected.append(f"| {network['title']} | {1000 * plain:.0f} | {' | '.join(cells)} |")
+    head = "| network | plain | autocast | recipe | ours |"
+    assert page[page.index(head) :].split("\n\n")[0].splitlines()[2:] == expected
+
+
 def test_the_figures_of_the_readme_are_measured() -> None:
     """Times and ratios as `make bench` has written them, robust accuracies as `python -m benchmarks.precision` has."""
     read = {name: json.loads((ROOT / "docs" / "benchmarks" / f"{name}.json").read_text())["results"] for name in MADE}
