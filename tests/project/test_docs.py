@@ -285,3 +285,14 @@ def test_the_figures_of_the_readme_are_measured() -> None:
     assert f"{networks['vit']['ours-eager-bfloat16']['ratio_to_plain']:.1f} times faster in bfloat16" in readme
     slower = older["vit"]["ours-eager-float32"]["ratio_to_plain"]
     assert f"[without](docs/benchmarks/bench-avx2.md): {slower:.2f} times" in readme
+
+
+def test_the_strength_of_safepgd_is_measured() -> None:
+    """In the guide as in the last column of the table of every cell."""
+    page = (ROOT / "docs" / "benchmarks" / "attack-strength.md").read_text(encoding="utf-8")
+    head, *rows = tables(page)[-1]
+    behind = [float(row[head.index("behind")]) for row in rows]
+    ahead = sum(points < 0 for points in behind)
+    guide = " ".join((ROOT / "docs" / "guides" / "safepgd.md").read_text(encoding="utf-8").split())
+    assert f"in {ahead} of {len(behind)} cells, by {-sum(behind) / len(behind):.1f} points" in guide
+    assert f"At worst it was {max(behind):.1f} points behind" in guide
