@@ -184,7 +184,8 @@ def toctree_of(page: Path) -> list[Path]:
     """The pages below a page, as Sphinx finds them."""
     blocks = re.findall(r"^```{toctree}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     found: list[Path] = []
-    for entry in (line for block in blocks for line in block.splitlines() if line and not line.startswith(":")):
+    lines = (line for block in blocks for line in block.splitlines() if line and not line.startswith(":"))
+    for entry in (re.sub(r".* <(.+)>", r"\1", line) for line in lines):
         found += (
             sorted(page.parent.glob("*.md"))
             if entry == "*"
