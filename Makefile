@@ -105,12 +105,10 @@ matrix: $(INSTALLED)
 # Options of the command in OPTIONS: make bench OPTIONS="--sweep --networks resnet18"
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed $(OPTIONS)
-	$(BIN)/python -m benchmarks.quote
 
 # In the environment that is there: nothing is installed.
 bench-gpu:
 	$(PYTHON) -m benchmarks.speed --size full --device cuda --rows lean $(OPTIONS)
-	$(PYTHON) -m benchmarks.quote
 
 # Made again when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt

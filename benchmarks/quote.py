@@ -29,26 +29,9 @@ class Quotation:
     head: bool = True
 
 
-def _part(*sections: str, of: str = "bench") -> Quotation:
-    return Quotation(of, sections, head=False)
-
-
 QUOTED: dict[str, dict[str, Quotation]] = {
     "docs/start.md": {"demo": Quotation("demo")},
     "docs/trust/half-precision.md": {"precision": Quotation("precision", ("digits network",))},
-    "docs/performance.md": {
-        "bench": Quotation("bench", ("Must hold",)),
-        "networks": _part(r"PGD-\d+ on"),
-        "ablation": _part("What each trick brings"),
-        "convolutions": _part("Layers", of="convolutions"),
-        "memory": _part("Bytes kept"),
-        "updates": _part("Update of"),
-        "early-stop": _part("Early stop"),
-        "scaling": _part("Twice the work", "Growth of memory"),
-        "sweep": _part("Batch sizes"),
-        "judged": _part("Right or wrong"),
-        "gpu": Quotation("bench-gpu"),
-    },
 }
 """Page to what stands in it, by the name in its comment."""
 

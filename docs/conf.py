@@ -70,8 +70,9 @@ intersphinx_mapping = inventories(ROOT / "build" / "inventories")
 
 
 def anchors(app: Sphinx, name: str, source: list[str]) -> None:
-    """Anchors that GitHub wants written in HTML, as MyST wants them."""
-    source[0] = re.sub(r'<a id="([\w-]+)"></a>', r"[]{#\1}", source[0])
+    """Anchors that GitHub wants written in HTML, as MyST wants them; what lies above the docs is a page of the site."""
+    text = re.sub(r'<a id="([\w-]+)"></a>', r"[]{#\1}", source[0])
+    source[0] = re.sub(r"\]\(((?:\.\./)*)\.\./CONTRIBUTING\.md\b", r"](\1contributing.md", text)
 
 
 def setup(app: Sphinx) -> None:

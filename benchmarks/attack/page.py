@@ -22,7 +22,9 @@ RIVALS = tuple(way.name for way in WAYS if not way.ours)
 
 MADE = """\
 Written by `python -m benchmarks.attack.strength` with adv-lib installed (`pip install --no-deps adv-lib`);
-[back](index.md). Without adv-lib, `SafePGD` in L1 is compared with its other losses alone."""
+[back](index.md). It loads one file of adv-lib, so it needs neither torchvision nor visdom, which
+[the package itself](../guides/adv-lib.md) imports. Without adv-lib, `SafePGD` in L1 is compared with its other losses
+alone."""
 
 INTRODUCTION = """\
 The tables compare `SafePGD` with its default loss with other attacks, at equal numbers of steps. These are APGD with

@@ -45,7 +45,7 @@ def main(
     images: Annotated[int, typer.Option(help="Test images per network.")] = TEST_SIZE,
     run: Annotated[bool, typer.Option(help="--no-run only writes the page of what has been run.")] = True,
     cache: Annotated[Path, typer.Option(help="Folder for networks and results.")] = CACHE,
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/attack-strength.md"),
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/benchmarks/attack-strength.md"),
 ) -> None:
     """Attack every network in every way; what is there from an earlier run is kept."""
     names = _known(attacks, tuple(way.name for way in WAYS))

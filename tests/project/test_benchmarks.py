@@ -264,20 +264,22 @@ def test_a_sweep_knows_odd_batches_and_saturation() -> None:
     assert saturating({1: 10.0, 8: 96.0, 64: 100.0}) == 8
 
 
-def test_results_are_quoted_where_the_pages_want_them(
-    benched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_quoted_where_the_pages_want_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for page in quoting.QUOTED:
         (tmp_path / page).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / page, tmp_path / page)
+    out = tmp_path / "docs" / "benchmarks"
+    out.mkdir()
+    (out / "demo.md").write_text("| seconds now |\n", encoding="utf-8")
+    parts = "![all](all.png)", "## digits network, logits x 3", "[words](../start.md)", "## another network"
+    (out / "precision.md").write_text("\n\n".join(["# Precision", *parts]), encoding="utf-8")
     monkeypatch.setattr(quoting, "ROOT", tmp_path)
-    monkeypatch.setattr(quoting, "OUT", tmp_path / "docs" / "benchmarks")
-    shutil.copytree(benched, tmp_path / "docs" / "benchmarks")
+    monkeypatch.setattr(quoting, "OUT", out)
     quoting.main()
-    page = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert "(benchmarks/bench.png)" in page
-    for title in ("Must hold", "PGD-2 on ViT", "What each trick brings", "Bytes kept", "Update of", "Growth of memory"):
-        assert f"**{title}" in page
+    assert "| seconds now |" in (tmp_path / "docs" / "start.md").read_text(encoding="utf-8")
+    page = (tmp_path / "docs" / "trust" / "half-precision.md").read_text(encoding="utf-8")
+    assert "![all](../benchmarks/all.png)\n\n**digits network, logits x 3**\n\n[words](../start.md)\n" in page
+    assert "another network" not in page
 
 
 def test_quoting_replaces_what_stood_there() -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "fastadv_adapters").rglob("*.py"))
 RELIABILITY = ROOT / "docs" / "reliability.md"
+ERRORS = ROOT / "docs" / "errors.md"
+FAULTS_PAGE = ROOT / "docs" / "faults.md"
 ANCHOR = re.compile(r"[a-z]+(-[a-z]+)+")
 ERROR = re.compile(r'<a id="(error(?:-[a-z]+)+)"></a>`([^`]+)`')
 MADE = "bench", "bench-avx2", "precision"
@@ -87,20 +89,24 @@ def raised() -> Iterator[str]:
             yield from (text_of(argument) for argument in first if not isinstance(argument, ast.Starred))
 
 
-def tables(begin: str, end: str) -> list[list[list[str]]]:
-    """The cells of each row of each table between two sections; the first row is the head."""
-    text = prose(RELIABILITY)
-    found = re.findall(r"(?:^\|.*\n)+", text[text.index(f"\n## {begin}\n") : text.index(f"\n## {end}\n")], re.MULTILINE)
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of each row of each table; the first row is the head."""
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     split = [[[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
     return [[head, *rows] for head, _, *rows in split]
 
 
+def section(page: Path, begin: str) -> str:
+    """A page from one heading to the next of its kind."""
+    return re.split(r"^## ", prose(page).split(f"\n## {begin}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
 def error_rows() -> list[list[str]]:
-    return [row for _, *rows in tables("Errors", "Reasons in the summary") for row in rows]
+    return [row for _, *rows in tables(prose(ERRORS)) for row in rows]
 
 
 def fault_rows() -> list[list[str]]:
-    return [row for _, *rows in tables("Faults", "Known limits") for row in rows]
+    return [row for _, *rows in tables(prose(FAULTS_PAGE)) for row in rows]
 
 
 def says_nothing(cell: str) -> bool:
@@ -110,14 +116,14 @@ def says_nothing(cell: str) -> bool:
 
 def quoted() -> list[str]:
     """The texts in the first column of the tables of errors and reasons."""
-    cells = [row[0] for _, *rows in tables("Errors", "What cannot be noticed") for row in rows]
+    reasons = tables(section(RELIABILITY, "Reasons in the summary"))
+    cells = [row[0] for _, *rows in (*tables(prose(ERRORS)), *reasons) for row in rows]
     texts = [re.fullmatch(r"(?:<a [^>]+></a>)?`([^`]+)`", cell) for cell in cells]
     return [text[1].removesuffix("…").rstrip() for text in texts if text]
 
 
 def test_every_warning_has_its_section_and_every_section_its_warning() -> None:
-    text = RELIABILITY.read_text(encoding="utf-8")
-    sections = text[text.index("\n## Warnings") : text.index("\n## Errors")]
+    sections = section(RELIABILITY, "Warnings")
     assert len(notified()) >= 5, "the search should find the warnings"
     assert set(re.findall(r"^### (.+)$", sections, re.MULTILINE)) == notified()
     assert notified() <= set(anchors(RELIABILITY))
@@ -133,11 +139,11 @@ def test_every_error_has_an_anchor_of_its_own() -> None:
     assert len(rows) > 55, "the search should find the tables"
     assert [row[0] for row in rows if not ERROR.fullmatch(row[0])] == []
     ids = [match[1] for row in rows if (match := ERROR.fullmatch(row[0]))]
-    assert [anchor for anchor in ids if anchors(RELIABILITY).count(anchor) != 1] == []
+    assert [anchor for anchor in ids if anchors(ERRORS).count(anchor) != 1] == []
 
 
 def test_every_error_says_when_it_is_raised_and_why_and_what_to_do() -> None:
-    heads = [head for head, *_ in tables("Errors", "Reasons in the summary")]
+    heads = [head for head, *_ in tables(prose(ERRORS))]
     assert heads == [COLUMNS] * len(heads)
     assert [row for row in error_rows() if len(row) != len(COLUMNS) or any(map(says_nothing, row))] == []
 
@@ -178,7 +184,8 @@ def toctree_of(page: Path) -> list[Path]:
     """The pages below a page, as Sphinx finds them."""
     blocks = re.findall(r"^```{toctree}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     found: list[Path] = []
-    for entry in (line for block in blocks for line in block.splitlines() if line and not line.startswith(":")):
+    lines = (line for block in blocks for line in block.splitlines() if line and not line.startswith(":"))
+    for entry in (re.sub(r".* <(.+)>", r"\1", line) for line in lines):
         found += (
             sorted(page.parent.glob("*.md"))
             if entry == "*"
@@ -239,6 +246,22 @@ def gains(networks: dict[str, Any], dtype: str, *, foolbox: bool = False) -> str
     return f"{min(found):.1f} to {max(found):.1f}"
 
 
+def test_the_table_of_networks_is_measured() -> None:
+    """A row for each network, as `make bench` has measured it: milliseconds, and how many times faster than plain."""
+    networks = json.loads((ROOT / "docs" / "benchmarks" / "bench.json").read_text())["results"]["networks"]
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    expected = []
+    for network in networks.values():
+        plain, *others = (
+            network["rows"][way]["median_s"]
+            for way in ("plain", "autocast-bfloat16", "recipe-bfloat16", "ours-eager-bfloat16")
+        )
+        cells = [f"{1000 * seconds:.0f} ({plain / seconds:.1f}x)" for seconds in others]
+        expected.append(f"| {network['title']} | {1000 * plain:.0f} | {' | '.join(cells)} |")
+    head = "| network | plain | autocast | recipe | ours |"
+    assert page[page.index(head) :].split("\n\n")[0].splitlines()[2:] == expected
+
+
 def test_the_figures_of_the_readme_are_measured() -> None:
     """Times and ratios as `make bench` has written them, robust accuracies as `python -m benchmarks.precision` has."""
     read = {name: json.loads((ROOT / "docs" / "benchmarks" / f"{name}.json").read_text())["results"] for name in MADE}
@@ -263,3 +286,14 @@ def test_the_figures_of_the_readme_are_measured() -> None:
     assert f"{networks['vit']['ours-eager-bfloat16']['ratio_to_plain']:.1f} times faster in bfloat16" in readme
     slower = older["vit"]["ours-eager-float32"]["ratio_to_plain"]
     assert f"[without](docs/benchmarks/bench-avx2.md): {slower:.2f} times" in readme
+
+
+def test_the_strength_of_safepgd_is_measured() -> None:
+    """In the guide as in the last column of the table of every cell."""
+    page = (ROOT / "docs" / "benchmarks" / "attack-strength.md").read_text(encoding="utf-8")
+    head, *rows = tables(page)[-1]
+    behind = [float(row[head.index("behind")]) for row in rows]
+    ahead = sum(points < 0 for points in behind)
+    guide = " ".join((ROOT / "docs" / "guides" / "safepgd.md").read_text(encoding="utf-8").split())
+    assert f"in {ahead} of {len(behind)} cells, by {-sum(behind) / len(behind):.1f} points" in guide
+    assert f"At worst it was {max(behind):.1f} points behind" in guide

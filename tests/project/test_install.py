@@ -130,6 +130,8 @@ def test_a_source_distribution_is_enough_to_build_and_to_test(tmp_path: Path) ->
         "constraints.txt",
         "README.md",
         "LICENSE",
+        "docs/errors.md",
+        "docs/faults.md",
         "docs/reliability.md",
         "CHANGELOG.md",
     }
