@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .boundary import Call, GradientStats, LossScale, Packed, UnbalancedFoldError, is_transformed
+from .boundary import Call, GradientStats, LossScale, Packed, is_transformed
 from .modules import (
     COMMON_ERRORS,
     HALF,
@@ -24,7 +24,7 @@ from .modules import (
     read_by_caller,
     refused,
 )
-from .networks import Networks, key_of
+from .networks import Networks, cured, key_of
 from .report import summarise
 
 
@@ -131,9 +131,9 @@ class FastAttackModel(Shell):
         try:
             try:
                 output = self._run(arguments)
-            except UnbalancedFoldError as error:
-                self._networks.unfold(error.args)
-                output = self._run(arguments)
+            except RuntimeError as error:
+                with cured(self._networks, error):
+                    output = self._run(arguments)
         except Exception as error:
             if type(error) not in COMMON_ERRORS:
                 raise

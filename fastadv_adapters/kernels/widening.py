@@ -19,7 +19,20 @@ _Operator = Callable[..., Any]
 _NAMES = [
     *("cumprod", "cumsum", "prod", "sum", "logsumexp", "softmax", "log_softmax", "softmin", "softplus"),
     *("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "__pow__", "__rpow__"),
-    *("reciprocal", "rsqrt", "__rdiv__", "__rtruediv__", "acos", "asin", "cosh", "sinh", "tan", "erfinv"),
+    *(
+        "reciprocal",
+        "rsqrt",
+        "__rdiv__",
+        "__rtruediv__",
+        "acos",
+        "arccos",
+        "asin",
+        "arcsin",
+        "cosh",
+        "sinh",
+        "tan",
+        "erfinv",
+    ),
     *("norm", "vector_norm", "matrix_norm", "normalize", "renorm"),
     *("cdist", "pdist", "dist", "pairwise_distance", "cosine_similarity"),
 ]

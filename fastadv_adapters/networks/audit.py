@@ -159,24 +159,26 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
     near = cosines(fast, exact)
     finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]), lowest(near[here & ~zero]))
     if problem.apart and len(near) > 1 and not (finding.good or finding.zero):
-        finding = replace(finding, gain=_gain_of_worst(problem, fast, exact, near))
+        gain, least = _gain_of_worst(problem, fast, exact, near)
+        finding = replace(finding, gain=gain, least=least)
     finding = finding if finding.good else _look_closer(problem, fast, exact)
     return replace(finding, lone=problem.apart and bool((near[here & ~zero] < LOW).any()))
 
 
-def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) -> float:
+def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) -> tuple[float, float]:
     """What a step along the fast gradients gains for the half of the samples that they are worst for.
 
-    NaN if one of these gains nothing along its exact gradient either, as it is where that is rounding: this is the
-    cheap look, after which there is a closer one. Both steps are one batch, as large as that of the exact gradients.
+    The median of these, and the lowest but for those that are left out of all. NaN if one of them gains nothing along
+    its exact gradient either, as it is where that is rounding: this is the cheap look, after which there is a closer
+    one. Both steps are one batch, as large as that of the exact gradients.
     """
     worst = near.nan_to_num(-1.0).argsort()[: len(near) // 2]
     part = problem.part(torch.cat([worst, worst]))
     gains = part.gain(torch.cat([fast[worst], exact[worst]]))
-    if gains.ndim == 0:
-        return float("nan")
+    if gains.ndim == 0 or not bool((gains[len(worst) :] > 0).all()):
+        return float("nan"), float("nan")
     ours, theirs = gains.chunk(2)
-    return float((ours / theirs).median()) if bool((theirs > 0).all()) else float("nan")
+    return _median(ours / theirs), lowest(ours / theirs, of=len(near))
 
 
 def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
@@ -279,10 +281,16 @@ def number_for(samples: int) -> int:
     return min(max(samples // 5, SAMPLES), MOST)
 
 
-def lowest(values: Tensor) -> float:
-    """The lowest of those that are numbers but for one in sixteen, and one at least; of one that one, of none NaN."""
+def lowest(values: Tensor, of: int = 0) -> float:
+    """The lowest of those that are numbers but for one in sixteen, and one at least; of one that one, of none NaN.
+
+    Args:
+        values: one for each sample.
+        of: how many samples there are, if these are the worst of them.
+    """
     found = values[~values.isnan()].sort().values
-    return float(found[min(max(len(found) // 16, 1), len(found) - 1)]) if len(found) else float("nan")
+    left_out = max((of or len(found)) // 16, 1)
+    return float(found[min(left_out, len(found) - 1)]) if len(found) else float("nan")
 
 
 def _median(values: Tensor) -> float:

@@ -17,7 +17,9 @@ from . import remarks
 from .audit import Finding, Gradients
 from .auditing import Auditor
 from .fast import Fast
+from .inputs import glance_at
 from .kinds import Kind
+from .mending import mend
 from .schedule import CURED
 from .twin import Twin
 
@@ -63,18 +65,38 @@ class Audited(ABC):
     ) -> Pulled:
         """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
         schedule, asks = kind.schedule, (crossing.logits_dtype, *(g is not None for g in grads))
-        first, doubts = schedule.is_first(asks), kind.has_doubts()
+        waits, first, doubts = _is_never_to_wait(self.precision.device), schedule.is_first(asks), kind.has_doubts()
         doubts |= schedule.is_losing(self._lost_since(crossing.state.lost), curable=crossing.can_overflow)
         if not all(g.numel() for g in pulled.gradients):
             return pulled
-        if not (schedule.is_due(self.updates, asks, self.source) or doubts):
-            return pulled
-        mine = self.network_in(kind.dtype)
-        auditor = Auditor(
+        inputs = () if waits else glance_at(tensors, needs)
+        if schedule.is_due(self.updates, asks, self.source, inputs) or doubts:
+            auditor = self._auditor(kind, arguments, crossing, first=first)
+            if waits and not (first or doubts):
+                kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
+                return pulled
+            try:
+                pulled = auditor(tensors, needs, grads, pulled, outputs)
+            finally:  # it may have run out of memory
+                if auditor.idle:
+                    schedule.forget(asks)
+            kind.usual = auditor.usual
+            if auditor.was_right:
+                saw_lost = not (first and crossing.can_overflow)
+                schedule.was_right(number_of_samples(tensors), self.source, saw_lost=saw_lost)
+            if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
+                schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
+        if not waits and kind.has_lost_more(pulled.broken):
+            pulled = mend(self.twin.engine.bind(arguments), crossing, tensors, needs, grads, pulled)
+            kind.beyond = 0 if pulled.broken is None else int(pulled.broken.sum())
+        return pulled
+
+    def _auditor(self, kind: Kind, arguments: Packed, crossing: Crossing, *, first: bool) -> Auditor:
+        return Auditor(
             arguments=arguments,
             crossing=crossing,
             twin=self.twin.engine,
-            mine=mine,
+            mine=self.network_in(kind.dtype),
             anew=self._made_anew,
             update=self._update_late,
             others=partial(self._others, kind),
@@ -82,20 +104,6 @@ class Audited(ABC):
             first=first,
             usual=kind.usual,
         )
-        if _is_never_to_wait(self.precision.device) and not (first or doubts):
-            kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
-            return pulled
-        try:
-            pulled = auditor(tensors, needs, grads, pulled, outputs)
-        finally:  # it may have run out of memory
-            if auditor.idle:
-                schedule.forget(asks)
-        kind.usual = auditor.usual
-        if auditor.was_right:
-            schedule.was_right(number_of_samples(tensors), self.source, saw_lost=not (first and crossing.can_overflow))
-        if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
-            schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
-        return pulled
 
     def _lost_since(self, lost: int | None) -> int | None:
         """How many samples have been lost since this was asked last; None if that cannot be asked."""

@@ -15,6 +15,7 @@ from .differences import differences_of
 from .drawing import SameDraws
 from .fast import Fast
 from .glimpse import Glimpse, take_glimpse
+from .mending import are_rows
 from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, farthest, is_near, overflow, usual_sizes
 from .overflowing import Overflown, find_overflown
 
@@ -109,7 +110,7 @@ class Auditor:
     ) -> Glimpse | None:
         """Look at the pass without waiting for the device; None if the model cannot be asked."""
         found = pulled.gradients
-        apart = self._are_rows(found)
+        apart = are_rows(found)
         index = choose(found, grads) if apart and len(found[0]) > SAMPLES else None
         ours = [g.index_select(0, index) if index is not None else g if apart else g.reshape(1, -1) for g in found]
         with random_state_kept(tensors[0].device):
@@ -120,10 +121,6 @@ class Auditor:
                 if is_out_of_memory(error):
                     raise
                 return None
-
-    @staticmethod
-    def _are_rows(gradients: Sequence[Tensor]) -> bool:
-        return all(g.ndim > 1 for g in gradients) and len({len(g) for g in gradients}) == 1
 
     def _is_good(self, other: Fast, problem: Problem | None, overflown: Overflown | None, *, values: bool) -> bool:
         """Whether this network in another precision is good enough for the samples that were looked at."""
@@ -211,7 +208,7 @@ class Auditor:
     ) -> tuple[Problem, Finding] | None:
         """Look at a few samples, and at all of them if a few may not be enough; None if the model cannot be asked."""
         found, broken = pulled.gradients, pulled.broken
-        apart = self._are_rows(found)
+        apart = are_rows(found)
         known = broken is not None and apart and broken.shape == found[0].shape[:1]
         lost = broken if broken is not None and known and bool(broken.any()) else None
         # An overflow in the first pass is cured by the scale of the next one.
@@ -271,7 +268,7 @@ class Auditor:
             # Eager, for a recording of these few samples would serve nothing else.
             tape = network.eager().bind(self.arguments).record(problem.tensors, problem.needs, self._crossing(network))
             found = cast(Pulled, tape.pull(problem.grads, keep=False)).gradients  # None only of a tape that is used up
-        return tape.output.tensors, found if self._are_rows(found) else [g.reshape(1, -1) for g in found]
+        return tape.output.tensors, found if are_rows(found) else [g.reshape(1, -1) for g in found]
 
     def _problem(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, index: Tensor | None

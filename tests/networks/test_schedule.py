@@ -12,7 +12,7 @@ from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import HostState
 from fastadv_adapters.networks import audit, auditing
 from fastadv_adapters.networks.schedule import CURED, PASSES, PATIENCE, SETTLED, SOON, Schedule, _few_entries
-from tests.networks.test_losing import Angles, bright_from
+from tests.networks.test_losing import Angles, bright_from, same_inputs  # noqa: F401  # a fixture
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, small_net
 
 
@@ -103,6 +103,7 @@ class Flagged(nn.Module):
         return logits + (x - x).flatten(1).square().sum(1, keepdim=True).sqrt() if broken else logits
 
 
+@pytest.mark.usefixtures("same_inputs")
 def test_what_one_kind_of_call_loses_is_not_put_down_to_another() -> None:
     model = Flagged().eval()
     fast = FastAttackModel(model, dtype=torch.bfloat16, engine="eager")
