@@ -24,7 +24,7 @@ from .modules import (
     read_by_caller,
     refused,
 )
-from .networks import Networks, cured, key_of
+from .networks import Kind, Networks, cured, key_of
 from .report import summarise
 
 
@@ -131,8 +131,8 @@ class FastAttackModel(Shell):
         try:
             try:
                 output = self._run(arguments)
-            except RuntimeError as error:
-                with cured(self._networks, error):
+            except (RuntimeError, TypeError) as error:
+                with cured(self._networks, error, self._half_kind(arguments)):
                     output = self._run(arguments)
         except Exception as error:
             if type(error) not in COMMON_ERRORS:
@@ -159,6 +159,12 @@ class FastAttackModel(Shell):
         with torch.no_grad():
             return call.values(tensors, exact=self._decisions != "fast")
 
+    def _half_kind(self, arguments: Packed) -> Kind | None:
+        needs = [torch.is_grad_enabled() and t.requires_grad for t in arguments.tensors]
+        kind = self._networks.kind(key_of(arguments, needs))
+        runs = (True in needs or self._decisions == "fast") and not (self._full_precision or kind.full)
+        return kind if runs and kind.dtype in HALF else None
+
     def _call(self, key: Any, arguments: Packed, *, with_gradient: bool) -> Call:
         networks = self._networks
         kind = networks.kind(key)
@@ -183,9 +189,7 @@ class FastAttackModel(Shell):
         """Bring the fast model up to date with the wrapped model, in place; returns it.
 
         Changed values are folded and cast into the same storage. If modules, shapes, the device or a plain attribute
-        changed, the networks are built anew.
-
-        Raises ValueError if the model has become one that cannot be wrapped.
+        changed, the networks are built anew. Raises ValueError if the model has become one that cannot be wrapped.
         """
         self._networks.refresh()
         return self
@@ -233,19 +237,15 @@ class FastAttackModel(Shell):
 
     @property
     def gradient_stats(self) -> GradientStats:
-        """What has passed through the boundary since the last reset; reading it waits for the device.
-
-        Its ``zero`` is high without harm for attacks with a hinge in their loss (C&W).
-        """
+        """What has passed through the boundary since the last reset; reading it waits for the device."""
         return self._networks.state.stats()
 
     @property
     def zero_entries(self) -> float:
         """The share of entries of all gradients since the last reset that came back as exactly 0, from 0 to 1.
 
-        ``gradient_stats.zero`` counts samples. If the model returns a map (segmentation), half precision may lose the
-        gradients of many pixels of a sample and keep others. Then this is larger than for ``view(full_precision=True)``
-        after :meth:`reset_gradient_stats`. (ReLU and pooling make entries 0 in any precision.) Waits for the device.
+        ``gradient_stats.zero`` counts samples. If half precision loses many pixels of a map and keeps others, this is
+        larger than for ``view(full_precision=True)`` after :meth:`reset_gradient_stats`. Waits for the device.
         """
         return self._networks.state.zero_entries()
 

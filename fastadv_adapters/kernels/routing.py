@@ -1,4 +1,4 @@
-"""Operators that a module's own code calls, run by faster or wider ones inside that module alone.
+"""Operators that a module's own code calls, run by faster or wider ones inside that module and its parts.
 
 The user's code is not changed. Inside the forward of a module whose code names such an operator a
 ``TorchFunctionMode`` looks at each call, hands those on to the other operator and all others to PyTorch. A mode is of
@@ -20,10 +20,12 @@ from .attention import attend
 from .narrow import NARROW
 from .pooling import adaptive_average, mean
 from .prepared import SWITCHES
-from .widening import WIDER
+from .widening import NAMES, WIDER
 
 MOST = 16
 """A module with more parts, itself included, calls too many other operators: a whole network, say."""
+
+_AT_FIRST = ("__init__", "reset_parameters", "extra_repr", "_init_weights", "init_weights")  # run in no pass
 
 _Operator = Callable[..., Any]
 
@@ -48,22 +50,26 @@ _MEANS: dict[_Operator, _Operator] = {
 
 def route(network: nn.Module, precision: Precision) -> None:
     """Have the modules of a copied network run other operators, if their code names slow or coarse ones."""
-    faster, wider = _faster(precision), WIDER if precision.half and precision.device.type == "cpu" else {}
-    for part in list(network.modules()):
-        names = _named_by(kind_of(part)).difference(*_attributes_of(part))
-        few = len(list(part.modules())) <= MOST
-        if names & _names_of(wider) or (few and names & _names_of(faster)):
+    faster, widens = _faster(precision), precision.half and precision.device.type == "cpu"
+    slow, coarse = {operator.__name__ for operator in faster}, set(NAMES) if widens else set()
+    parts = [(part, kind_of(part)) for part in network.modules()]
+    code = {kind: _named_by(kind) for kind in {kind for _, kind in parts}}
+    with_checkpoints = {kind for kind, names in code.items() if any("checkpoint" in name for name in names)}
+    for part, kind in parts:
+        names = code[kind] & (slow | coarse)
+        if kind in with_checkpoints or not names or not (names := names.difference(*_attributes_of(part, kind))):
+            continue
+        inside = [kind_of(one) for one in part.modules()]
+        few = len(inside) <= MOST and names & slow
+        wide = names & coarse and with_checkpoints.isdisjoint(inside)
+        if few or wide:
             become(part, _Routed)
-            vars(part)["operators"] = {**wider, **(faster if few else {})}
+            vars(part).update(faster=faster if few else {}, wider=WIDER if wide else {})
 
 
-def _attributes_of(part: nn.Module) -> tuple[Iterable[str], ...]:
+def _attributes_of(part: nn.Module, kind: type[nn.Module]) -> tuple[Iterable[str], ...]:
     """Names that mean the module's own attributes, rather than PyTorch's operators."""
-    return vars(part), part._modules, part._parameters, part._buffers, dir(kind_of(part))
-
-
-def _names_of(operators: dict[_Operator, _Operator]) -> set[str]:
-    return {operator.__name__ for operator in operators}
+    return vars(part), part._modules, part._parameters, part._buffers, dir(kind)
 
 
 def _faster(precision: Precision) -> dict[_Operator, _Operator]:
@@ -89,21 +95,23 @@ class _Mode(TorchFunctionMode):
 class _Routed:
     """Mixin for a module in whose forward other operators are run."""
 
-    operators: dict[_Operator, _Operator]
+    faster: dict[_Operator, _Operator]
+    wider: dict[_Operator, _Operator]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module. A compiler chooses operators by itself, and without gradients PyTorch has fused modules."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        operators = {**self.wider, **self.faster} if torch.is_grad_enabled() else self.wider
+        if torch.compiler.is_compiling() or not operators:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        with _Mode(self.operators):
+        with _Mode(operators):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
 def _named_by(kind: type[nn.Module]) -> set[str]:
-    """Names in the code of a class, as far as it is not that of every module; none if it makes checkpoints inside."""
-    methods = [value for base in kind.__mro__ if base is not nn.Module for value in vars(base).values()]
-    found = {name for method in methods if isinstance(method, FunctionType) for name in _names(method.__code__)}
-    return set() if any("checkpoint" in name for name in found) else found
+    """Names in the code of a class, as far as that runs in a pass and is not that of every module."""
+    code = [item for base in kind.__mro__ if base is not nn.Module for item in vars(base).items()]
+    methods = [method for name, method in code if isinstance(method, FunctionType) and name not in _AT_FIRST]
+    return {name for method in methods for name in _names(method.__code__)}
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Operators that autocast runs in float32 on CUDA, and not on a processor: here they run in float32 there too.
 
 A probability near 1 is 1 in bfloat16, and the way back through a softmax multiplies by what it lacks of 1: the gradient
-is gone. Layer and group norms are left alone, for their kernels sum in float32 anyway, and so are losses.
+is gone. Layer and group norms are left alone, for their kernels sum in float32 anyway, and so are losses and the
+operators ``**`` and ``/``, which round but once.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,23 +17,10 @@ from ..modules import HALF
 
 _Operator = Callable[..., Any]
 
-_NAMES = [
+NAMES = [
     *("cumprod", "cumsum", "prod", "sum", "logsumexp", "softmax", "log_softmax", "softmin", "softplus"),
-    *("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "__pow__", "__rpow__"),
-    *(
-        "reciprocal",
-        "rsqrt",
-        "__rdiv__",
-        "__rtruediv__",
-        "acos",
-        "arccos",
-        "asin",
-        "arcsin",
-        "cosh",
-        "sinh",
-        "tan",
-        "erfinv",
-    ),
+    *("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "reciprocal", "rsqrt"),
+    *("acos", "arccos", "asin", "arcsin", "cosh", "sinh", "tan", "erfinv"),
     *("norm", "vector_norm", "matrix_norm", "normalize", "renorm"),
     *("cdist", "pdist", "dist", "pairwise_distance", "cosine_similarity"),
 ]
@@ -40,6 +28,8 @@ _NAMES = [
 
 def _widening(operator: _Operator) -> _Operator:
     def widened(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("out") is not None:  # it would be written into a copy
+            return operator(*args, **kwargs)
         args, kwargs = pytree.tree_map(_widened, (args, kwargs))
         return operator(*args, **kwargs)
 
@@ -52,7 +42,7 @@ def _widened(value: Any) -> Any:
 
 def _operators() -> Iterator[_Operator]:
     """What PyTorch has under these names."""
-    for name in _NAMES:
+    for name in NAMES:
         for place in (torch, Tensor, F, torch.special, torch.linalg):
             operator = getattr(place, name, None)
             if callable(operator):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .auditing import Auditor
 from .fast import Fast
 from .inputs import glance_at
 from .kinds import Kind
-from .mending import mend
+from .mending import Mender, curable
 from .schedule import CURED
 from .twin import Twin
 
@@ -65,14 +65,14 @@ class Audited(ABC):
     ) -> Pulled:
         """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
         schedule, asks = kind.schedule, (crossing.logits_dtype, *(g is not None for g in grads))
-        waits, first, doubts = _is_never_to_wait(self.precision.device), schedule.is_first(asks), kind.has_doubts()
+        on_host, first, doubts = crossing.state.lost is not None, schedule.is_first(asks), kind.has_doubts()
         doubts |= schedule.is_losing(self._lost_since(crossing.state.lost), curable=crossing.can_overflow)
         if not all(g.numel() for g in pulled.gradients):
             return pulled
-        inputs = () if waits else glance_at(tensors, needs)
+        inputs = glance_at(tensors, needs) if on_host else ()
         if schedule.is_due(self.updates, asks, self.source, inputs) or doubts:
             auditor = self._auditor(kind, arguments, crossing, first=first)
-            if waits and not (first or doubts):
+            if _is_never_to_wait(self.precision.device) and not (first or doubts):
                 kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
                 return pulled
             try:
@@ -86,9 +86,12 @@ class Audited(ABC):
                 schedule.was_right(number_of_samples(tensors), self.source, saw_lost=saw_lost)
             if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
                 schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
-        if not waits and kind.has_lost_more(pulled.broken):
-            pulled = mend(self.twin.engine.bind(arguments), crossing, tensors, needs, grads, pulled)
-            kind.beyond = 0 if pulled.broken is None else int(pulled.broken.sum())
+        if on_host and pulled.broken is not None:
+            lost = curable(pulled, grads)
+            if kind.loses_more(int(lost.sum()), self.updates):
+                twin = self.twin.engine.bind(arguments)
+                pulled = Mender(twin, crossing, tensors, needs, grads, outputs)(pulled, lost)
+                kind.beyond = int((cast(Tensor, pulled.broken) & lost).sum())
         return pulled
 
     def _auditor(self, kind: Kind, arguments: Packed, crossing: Crossing, *, first: bool) -> Auditor:

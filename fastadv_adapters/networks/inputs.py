@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_IMAGES = 8
+_FEWEST, _IMAGES = 4, 8
 _SHIFT = 0.75  # in standard deviations; of 8 natural images each the means differ by a third of that
 _RATIO = 2.0
 
@@ -19,8 +19,13 @@ class Glance(NamedTuple):
 
 
 def glance_at(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Glance]:
-    """A glance at each input that wants a gradient; it waits for the device."""
-    return [_glance(t.detach()) for t, need in zip(tensors, needs, strict=True) if need]
+    """A glance at each input that wants a gradient; of few samples, which differ from batch to batch, none.
+
+    It waits for the device.
+    """
+    return [
+        _glance(t.detach()) for t, need in zip(tensors, needs, strict=True) if need and t.ndim and len(t) >= _FEWEST
+    ]
 
 
 def are_others(now: Sequence[Glance], before: Sequence[Glance]) -> bool:
@@ -29,8 +34,7 @@ def are_others(now: Sequence[Glance], before: Sequence[Glance]) -> bool:
 
 
 def _glance(tensor: Tensor) -> Glance:
-    few = tensor[:: max(len(tensor) // _IMAGES, 1)] if tensor.ndim else tensor
-    few = torch.view_as_real(few) if few.is_complex() else few
+    few = tensor[:: max(len(tensor) // _IMAGES, 1)][:_IMAGES]
     deviation, mean = torch.std_mean(few, correction=0)
     return Glance(float(mean), float(deviation))
 

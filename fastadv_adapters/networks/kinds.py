@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..boundary import Crossing, LossScale, Packed, Rows, State
 from .glimpse import Glimpse
@@ -39,6 +38,7 @@ class Kind:
     glimpse: Glimpse | None = None
     usual: list[float] = field(default_factory=list)
     beyond: int = 0
+    _tried_at: int = field(default=0, init=False)
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 
     @property
@@ -76,9 +76,14 @@ class Kind:
             self._crossings[key] = Crossing(logits_dtype, loss_scale, can_overflow, state, rows)
         return self._crossings[key]
 
-    def has_lost_more(self, broken: Tensor | None) -> bool:
-        """Whether samples of a pass lost entries, and more of them than full precision loses too."""
-        return broken is not None and int(broken.sum()) > self.beyond
+    def loses_more(self, lost: int, updates: int) -> bool:
+        """Whether a pass lost samples, and more of them than full precision lost when it was last tried.
+
+        That says nothing any more after an update of the weights, and after a pass that lost none.
+        """
+        if not lost or updates != self._tried_at:
+            self.beyond, self._tried_at = 0, updates
+        return lost > self.beyond
 
     def has_doubts(self) -> bool:
         """Whether the last audit, which nobody has waited for, is there by now and wants a closer look; reads it."""

@@ -1,7 +1,7 @@
 """Samples that a pass has lost to infinity or NaN, run again in full precision."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor
@@ -9,34 +9,72 @@ from torch import Tensor
 from ..boundary import Crossing, Pulled, Run
 from ..modules import is_out_of_memory, random_state_kept
 from .audit import Gradients, Problem
+from .nearness import FAR, is_near
 
 
-def mend(
-    twin: Run, crossing: Crossing, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled
-) -> Pulled:
-    """The same gradients, but for samples that lost entries those of the twin; all are, if samples see each other.
+@dataclass
+class Mender:
+    """Gradients of samples that lost entries, from the twin.
 
     A lower scale comes too late for an attack of one step, and for a momentum, which divides by the size of a gradient
-    that is zero by then. Waits for the device.
+    that is zero by then.
+
+    Attributes:
+        twin: the run of the call in full precision.
+        crossing: of its passes.
+        tensors: the inputs.
+        needs: which of them want a gradient.
+        grads: what came in at the outputs.
+        outputs: what the pass gave.
     """
-    broken, found = pulled.broken, pulled.gradients
-    if broken is None or not bool(broken.any()):
-        return pulled
-    apart = are_rows(found) and broken.shape == found[0].shape[:1]
-    problem = Problem(twin, [t.detach().clone() for t in tensors], needs, grads, apart)
-    problem = problem.part(broken.nonzero().flatten()) if apart else problem
-    try:
-        with random_state_kept(tensors[0].device), crossing.state.kept():
-            tape = twin.record(problem.tensors, needs, replace(crossing, counts_outputs=False))
-            better = cast(Pulled, tape.pull(problem.grads, keep=False))  # None only of a tape that is used up
-    except Exception as error:  # the model takes batches of one size only
-        if is_out_of_memory(error):
-            raise
-        return pulled
-    if problem.index is None or better.broken is None:
-        return better
-    gradients = [g.index_copy(0, problem.index, e.to(g.dtype)) for g, e in zip(found, better.gradients, strict=True)]
-    return Pulled(gradients, broken.index_copy(0, problem.index, better.broken))
+
+    twin: Run
+    crossing: Crossing
+    tensors: Sequence[Tensor]
+    needs: Sequence[bool]
+    grads: Gradients
+    outputs: Sequence[Tensor]
+
+    def __call__(self, pulled: Pulled, lost: Tensor) -> Pulled:
+        """The gradients with these samples mended; with all, if samples see each other. Waits for the device.
+
+        What the twin gives other outputs for (another draw of a random model) is left as it is.
+        """
+        found = pulled.gradients
+        apart = are_rows(found) and self.crossing.rows.apart([g is not None for g in self.grads], cut=False)
+        whole = Problem(self.twin, [t.detach() for t in self.tensors], self.needs, self.grads, apart)
+        if apart and lost.shape == found[0].shape[:1]:
+            part = whole.part(lost.nonzero().flatten())
+            better = self._run(part)
+            if better is not None and part.index is not None and better.broken is not None:
+                pairs = zip(found, better.gradients, strict=True)
+                gradients = [g.index_copy(0, part.index, e.to(g.dtype)) for g, e in pairs]
+                return Pulled(gradients, cast(Tensor, pulled.broken).index_copy(0, part.index, better.broken))
+        return self._run(replace(whole, tensors=[t.clone() for t in whole.tensors])) or pulled
+
+    def _run(self, problem: Problem) -> Pulled | None:
+        """The gradients of the twin; None if it refuses these samples, or gives other outputs than the pass did."""
+        try:
+            with random_state_kept(self.tensors[0].device), self.crossing.state.kept():
+                tape = self.twin.record(problem.tensors, self.needs, replace(self.crossing, counts_outputs=False))
+                exact = tape.output.tensors
+                rows = [o if problem.index is None else o.index_select(0, problem.index) for o in self.outputs]
+                if not is_near(rows, exact, within=FAR):
+                    return None
+                return tape.pull(problem.grads, keep=False)
+        except Exception as error:  # the model takes batches of one size only
+            if is_out_of_memory(error):
+                raise
+            return None
+
+
+def curable(pulled: Pulled, grads: Gradients) -> Tensor:
+    """Which samples lost entries though what came in was finite, bool (N,)."""
+    lost = cast(Tensor, pulled.broken)
+    for grad in grads:
+        if grad is not None and grad.ndim and len(grad) == len(lost):
+            lost = lost & grad.reshape(len(grad), -1).isfinite().all(1)
+    return lost
 
 
 def are_rows(gradients: Sequence[Tensor]) -> bool:

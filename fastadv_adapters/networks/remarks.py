@@ -5,7 +5,7 @@ NOT_CHANNELS_LAST = (
     "view() would let it run faster)"
 )
 NOT_HALF = "this kind of call, and new ones, run in {}, since in {} {}"
-RAISED = "all kinds of calls so far run in float32 from now on, since in {} one of them raised {}"
+RAISED = "this kind of call runs in float32 from now on, since in {} it raised {}"
 NOT_FOLDED = "batch norm is folded into {1} layers only, since {0}"
 DIFFERS = (
     "the fast network differs from the wrapped model even if nothing is folded: {} (is the model random in a way that "

@@ -91,6 +91,50 @@ def test_what_is_widened_stays_so_until_the_next_product(wide: nn.Module | None,
     assert network.layer.weight.dtype == dtype
 
 
+class Lengths(nn.Module):
+    """Divides features by their length, whose square float16 does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = 300 * self.first(x)
+        logits: Tensor = self.last(h / h.pow(2).sum(1, keepdim=True).sqrt())
+        return logits
+
+
+def test_passes_without_gradient_are_widened_too() -> None:
+    fast, x = (
+        FastAttackModel(Lengths().eval(), dtype=torch.float16, engine="eager", decisions="fast"),
+        torch.rand(9, 64),
+    )
+    with_gradient = fast(x.clone().requires_grad_()).detach()
+    with torch.no_grad():
+        assert torch.equal(fast(x), with_gradient)
+
+
+class Written(Calls):
+    """Has an operator write into a tensor that it gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        with torch.no_grad():
+            torch.exp(h, out=(written := torch.zeros_like(h)))
+        self.seen.append(written.dtype)
+        logits: Tensor = self.last(h + written)
+        return logits
+
+
+@halves
+def test_what_is_written_into_a_given_tensor_stays_there(dtype: torch.dtype) -> None:
+    model, x = Written(None).eval(), torch.rand(3, 4)
+    fast = FastAttackModel(model, dtype=dtype, engine="eager")
+    assert torch.allclose(fast(x.clone().requires_grad_()), model(x), atol=0.05)
+    assert fast._networks.dtype == dtype
+
+
 @halves
 def test_all_else_stays_in_half_precision(dtype: torch.dtype) -> None:
     fast = FastAttackModel(Own().eval(), dtype=dtype, engine="eager")

@@ -40,11 +40,11 @@ def test_a_branch_that_joins_dtypes_runs_in_float32(dtype: torch.dtype) -> None:
     fast = FastAttackModel(model, dtype=dtype, engine="eager")
     input_gradient(fast, dark, y)
     assert fast.dtype == dtype
-    with pytest.warns(FastAttackWarning, match="run in float32.*one of them raised.*#not-half"):
+    with pytest.warns(FastAttackWarning, match="runs in float32.*it raised.*#not-half"):
         found = input_gradient(fast, x, y)
     assert torch.allclose(found, input_gradient(model, x, y), atol=1e-6)
     assert fast.dtype == torch.float32
-    assert "one of them raised" in fast.summary()
+    assert "it raised" in fast.summary()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         input_gradient(fast, x, y)
@@ -58,3 +58,20 @@ def test_an_error_of_the_models_own_changes_nothing() -> None:
         input_gradient(fast, x, y)
     assert fast.dtype == torch.bfloat16
     assert "raised" not in fast.summary()
+
+
+def test_an_interrupt_changes_nothing() -> None:
+    model, (x, y) = Deeper().eval(), batch(16)
+    fast: Any = FastAttackModel(model, dtype=torch.bfloat16, engine="eager")
+    input_gradient(fast, x * 0.1, y)
+    run, runs = fast._run, iter([0, 1])
+
+    def interrupted(arguments: Any) -> Any:
+        if next(runs):
+            raise KeyboardInterrupt
+        return run(arguments)
+
+    vars(fast)["_run"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        input_gradient(fast, x, y)
+    assert fast.dtype == torch.bfloat16
