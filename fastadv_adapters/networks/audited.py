@@ -86,12 +86,12 @@ class Audited(ABC):
                 schedule.was_right(number_of_samples(tensors), self.source, saw_lost=saw_lost)
             if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
                 schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
-        if on_host and pulled.broken is not None:
-            lost = curable(pulled, grads)
-            if kind.loses_more(int(lost.sum()), self.updates):
-                twin = self.twin.engine.bind(arguments)
-                pulled = Mender(twin, crossing, tensors, needs, grads, outputs)(pulled, lost)
-                kind.beyond = int((cast(Tensor, pulled.broken) & lost).sum())
+        lost = curable(pulled, grads) if on_host else None
+        count = 0 if lost is None else int(lost.sum())
+        if kind.loses_more(count, self.updates) and lost is not None:
+            twin = self.twin.engine.bind(arguments)
+            pulled = Mender(twin, crossing, tensors, needs, grads, outputs)(pulled, lost)
+            kind.beyond = int((cast(Tensor, pulled.broken) & lost).sum())
         return pulled
 
     def _auditor(self, kind: Kind, arguments: Packed, crossing: Crossing, *, first: bool) -> Auditor:

@@ -68,9 +68,11 @@ class Mender:
             return None
 
 
-def curable(pulled: Pulled, grads: Gradients) -> Tensor:
-    """Which samples lost entries though what came in was finite, bool (N,)."""
-    lost = cast(Tensor, pulled.broken)
+def curable(pulled: Pulled, grads: Gradients) -> Tensor | None:
+    """Which samples lost entries though what came in was finite, bool (N,); None if none lost any."""
+    lost = pulled.broken
+    if lost is None or not bool(lost.any()):
+        return None
     for grad in grads:
         if grad is not None and grad.ndim and len(grad) == len(lost):
             lost = lost & grad.reshape(len(grad), -1).isfinite().all(1)
