@@ -36,21 +36,25 @@ class Mender:
     outputs: Sequence[Tensor]
 
     def __call__(self, pulled: Pulled, lost: Tensor) -> Pulled:
-        """The gradients with these samples mended; with all, if samples see each other. Waits for the device.
+        """The gradients with these samples mended. Waits for the device.
 
-        What the twin gives other outputs for (another draw of a random model) is left as it is.
+        They are run alone, but with all others if samples see each other, or if the model refuses so few. What the twin
+        gives other outputs for (another draw of a random model), and what it loses too, is left as it is.
         """
         found = pulled.gradients
         apart = are_rows(found) and self.crossing.rows.apart([g is not None for g in self.grads], cut=False)
         whole = Problem(self.twin, [t.detach() for t in self.tensors], self.needs, self.grads, apart)
-        if apart and lost.shape == found[0].shape[:1]:
-            part = whole.part(lost.nonzero().flatten())
-            better = self._run(part)
-            if better is not None and part.index is not None and better.broken is not None:
-                pairs = zip(found, better.gradients, strict=True)
-                gradients = [g.index_copy(0, part.index, e.to(g.dtype)) for g, e in pairs]
-                return Pulled(gradients, cast(Tensor, pulled.broken).index_copy(0, part.index, better.broken))
-        return self._run(replace(whole, tensors=[t.clone() for t in whole.tensors])) or pulled
+        index = lost.nonzero().flatten()
+        better = self._run(whole.part(index)) if apart and len(lost) == len(found[0]) else None
+        if better is None:
+            better = self._run(replace(whole, tensors=[t.clone() for t in whole.tensors]))
+            if better is None or better.broken is None or len(lost) != len(found[0]):
+                return better or pulled
+            better = Pulled([g.index_select(0, index) for g in better.gradients], better.broken.index_select(0, index))
+        taken = ~cast(Tensor, better.broken)
+        index, gradients = index[taken], [e[taken] for e in better.gradients]
+        mended = [g.index_copy(0, index, e.to(g.dtype)) for g, e in zip(found, gradients, strict=True)]
+        return Pulled(mended, cast(Tensor, pulled.broken).index_fill(0, index, value=False))
 
     def _run(self, problem: Problem) -> Pulled | None:
         """The gradients of the twin; None if it refuses these samples, or gives other outputs than the pass did."""
