@@ -62,7 +62,8 @@ def evaluate(
         progress: whether to show a bar, or lines if the output is no terminal.
         seed: of all random numbers, at least 0.
         limit: how many samples to take, the first ones; None for all.
-        options: of ``FastAttackModel``, if ``model`` is plain.
+        options: of ``FastAttackModel``, if ``model`` is plain. ``decisions`` and ``logits_dtype``, if given, replace
+            what each attack would get; ``SafePGD`` keeps its own.
         callback: is given each row once it is written, by the process that found it.
 
     Returns:

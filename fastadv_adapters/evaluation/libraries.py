@@ -56,11 +56,11 @@ class Torchattack(Attack):
         """The attack, whatever its budget is: a candidate outside of the evaluation's is no success."""
         adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
         attack = _copied(self.attack)
-        shared = setting.fast.view(logits_dtype=torch.float32)
+        shared = setting.shared
         parts = list(adapter.attacks_in(attack))
         for part in parts:  # one fast copy serves all
             if part.model is setting.model and type(part).__name__ != "LGV":
-                part.model = adapter.view_for(part, shared, {})
+                part.model = adapter.view_for(part, shared, setting.options)
         counted = all(shares(part.model, setting.fast) for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)
 
@@ -90,7 +90,7 @@ class Foolbox(Attack):
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack with this budget."""
         adapter = need("fastadv_adapters.foolbox", extra="foolbox")
-        view = setting.fast.view(**adapter.suits(type(self.attack), setting.judge.device, {}))
+        view = setting.fast.view(**adapter.suits(type(self.attack), setting.judge.device, setting.options))
         model = adapter.FastPyTorchModel(view, setting.bounds)
 
         def run(x: Tensor, y: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ def plan_of(asked: Asked) -> Plan:
         seed=asked.seed,
         classes=judge.classes(x[:2]),
         random=judge.notice_randomness(x),
+        options=asked.options or {},
     )
     attacks = attacks_of(asked.attacks, random=setting.random)
     budgets = _budgets(asked.eps)
@@ -131,7 +132,7 @@ def _header(
         "attacks": {attack.name: attack.description for attack in attacks},
         "seed": setting.seed,
         "limit": asked.limit,
-        "options": options_text(setting.fast._given),
+        "options": options_text({**setting.fast._given, **setting.options}),
     }
     model = setting.model
     header = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..attack import Norm
 from ..comparison import Own
 from ..model import FastAttackModel
+from ..options import FastAttackOptions
 from .confirming import Judge
 from .counting import Counter
 from .rows import Case
@@ -33,6 +34,7 @@ class Setting:
         seed: of all random numbers.
         classes: how many the model knows.
         random: whether the model draws random numbers.
+        options: that were given for the fast model; they win over what suits an attack.
     """
 
     model: nn.Module
@@ -44,6 +46,12 @@ class Setting:
     seed: int
     classes: int
     random: bool
+    options: FastAttackOptions
+
+    @property
+    def shared(self) -> FastAttackModel:
+        """The fast model for attacks of libraries: with logits in float32, which all take, unless others were given."""
+        return self.fast if "logits_dtype" in self.options else self.fast.view(logits_dtype=torch.float32)
 
 
 class Stage(Protocol):

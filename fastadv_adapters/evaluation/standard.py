@@ -89,6 +89,5 @@ def _attack(name: str, setting: Setting, eps: float) -> Any:
         attack.targeted = name == "fab-t"
     if hasattr(attack, "n_target_classes"):
         attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
-    shared = setting.fast.view(logits_dtype=torch.float32)
-    setattr(attack, autoattack.ATTACKS[part], autoattack.view_for(part, shared, {}))
+    setattr(attack, autoattack.ATTACKS[part], autoattack.view_for(part, setting.shared, setting.options))
     return attack

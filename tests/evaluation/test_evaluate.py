@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from fastadv_adapters import FastAttackModel, FastAttackWarning, Report, SafePGD, evaluate
+from fastadv_adapters import FastAttackModel, FastAttackOptions, FastAttackWarning, Report, SafePGD, evaluate
 from fastadv_adapters.evaluation import Row
+from fastadv_adapters.modules import Decisions
 from tests.evaluation.runs import EPS, FLOAT32, data, evaluated, net, verdicts
 from tests.networks.test_losing import Angles, bright_from
 from tests.support.tools import attackable_net, fingerprint
@@ -193,6 +194,41 @@ def test_attacks_of_all_libraries_one_after_the_other() -> None:
     assert standing
     assert all((row.backward or 0) >= 1 + 3 + 0 + 8 for row in standing)
     assert {"torchattacks", "foolbox"} <= set(report.header["versions"])
+
+
+def ascending(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    x = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), y), x)
+    return (x + EPS * gradient.sign()).clamp(0, 1).detach()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda: torchattacks.FGSM(net(), eps=EPS),
+        lambda: torchattacks.EADL1(net(), max_iterations=10, binary_search_steps=1),
+        lambda: foolbox.attacks.LinfPGD(steps=1),
+        lambda: "apgd-ce",
+        lambda: ascending,
+    ],
+    ids=["torchattacks", "EAD", "foolbox", "reference", "callable"],
+)
+@pytest.mark.parametrize(("decisions", "dtype"), [("exact", torch.float32), ("fast", torch.float64)])
+def test_decisions_and_logits_that_are_asked_for_reach_every_attack(
+    attack: Callable[[], Any], decisions: Decisions, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    original = FastAttackModel.forward
+
+    def watched(self: FastAttackModel, x: Tensor) -> Any:
+        if x.requires_grad:
+            seen.add((self._decisions, self._logits_dtype, self._full_precision))
+        return original(self, x)
+
+    monkeypatch.setattr(FastAttackModel, "forward", watched)
+    options: FastAttackOptions = {"dtype": torch.float32, "decisions": decisions, "logits_dtype": dtype}
+    evaluate(net(), data(8), [attack()], eps=EPS, progress=False, options=options)
+    assert seen == {(decisions, dtype, False)}
 
 
 def test_passes_on_a_model_of_its_own_are_not_counted() -> None:
