@@ -29,11 +29,11 @@ COLUMNS = ("dtype", "eps", "loss", "alpha", "images x steps", "robust", "early s
 MORE = ("fewer", "verdicts", "images")
 NOTE = (
     "The robust digits network, attacked by SafePGD in L-infinity. Robust: how many images stand. The next two "
-    "columns: gradients at one image each, by early stop alone, and if samples in a "
-    "[cycle](../how-it-works.md#cycles) rest too. Verdicts, images: of how many the verdict is the same, and every "
-    "bit of the result. What cannot be saved are the steps that lead into a cycle, of which there are more if steps "
-    "are shorter. The direction of the loss auto changes with the step, so no sample may rest. In float16, which is "
-    "slow on processors, there are fewer images and steps."
+    "columns: gradients at single images, with early stop alone, and if samples in a "
+    "[cycle](../how-it-works.md#cycles) rest too. Verdicts: the number of images with the same verdict in both runs. "
+    "Images: the number of those whose result is bit for bit the same. The steps that lead into a cycle cannot be "
+    "saved; shorter steps need more of them. The direction of the loss auto changes with the step, so no sample may "
+    "rest. In float16, which is slow on processors, there are fewer images and steps."
 )
 console = Console()
 

@@ -38,23 +38,26 @@ The guide explains [decisions](guides/options.md#decisions) and [logits](guides/
 |---|---|
 | gradient | robust accuracy with the same seed: at most 2 images in 100 more than on the plain model, 1 in 25 |
 | minimum-norm | the same, and a median distance at most 1 % larger; what was not broken is infinitely far |
-| black-box | as for minimum-norm; *bit-equal*: the same bits in all images, of which half precision has fewer |
+| black-box | as for minimum-norm; *bit-equal*: every image that was attacked is the same bit for bit |
 
-*Full precision*, in the column *options*, says that the gradients are in full precision. EADL1 and EADEN were given
-it here. By default they, JSMA and EADAttack run so too, whatever this column says, for the fast model sees who asks.
+*Full precision*, in the column *options*, says that gradients are in full precision. EADL1 and EADEN were given it
+here. By default these two, JSMA and EADAttack get it even if the column does not name it, because the fast model
+[recognises the attack](how-it-works.md#who-is-asking).
 
-*Works* says that the attack runs on a fast model without an error that the plain model does not raise too. The limits
-are wider than those of [compare](guides/compare.md#what-it-finds), for they have to serve every attack.
+*Works* says that the attack runs on a fast model without an error that the plain model does not raise too. The limit on
+robust accuracy is wider than that of [compare](guides/compare.md#what-it-finds) (1 image in 100), because it has to
+serve every attack. The limit on distances is narrower (there 5 %).
 
 *Stronger* says that the attack is better than on the plain model by more than the limit. *Fails on plain* says that the
 attack raises the same error on the plain model, *plain fails* that it raises an error on the plain model alone.
 
 Some attacks amplify rounding without any noise: one step more or less decides, in favour of either model. So if the
-first look finds an attack weaker, a closer look decides: both models, all images, three seeds, and nine seeds if it is
-weaker with three. With every seed but the first, each pixel of the clean images is first moved by at most {move:g}.
-The median of the fast runs then has to be within the limits of the plain median. *Within spread*: the median is beyond
-them, but not beyond the worst of the plain model's own runs. A median distance of *inf* says that half of the images or
-more were not broken. If both medians are *inf*, robust images alone are compared.
+first look finds an attack beyond the limits, a closer look decides. It runs both models on all images with three
+seeds. With every seed but the first, each pixel of the clean images is first moved by at most {move:g}. The median of
+the fast runs then has to be within the limits of the plain median. *Within spread* says that it is beyond them, but not
+beyond the worst of the plain model's own runs. *Weaker* says that it is beyond those too. Before an attack is called
+weaker, nine seeds are taken. A median distance of *inf* says that half of the images or more were not broken. If both
+medians are *inf*, robust images alone are compared.
 
 An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both networks. Cases
 that fail on the plain model do not count. An image counts as broken if it is within bounds and budget, and the plain
@@ -82,7 +85,8 @@ what `accelerate` chose (for AutoAttack, for each kind of attack inside), and wh
 given by label, but to FAB by a function and to LGV as the least likely class."""
 _FOOLBOX = """\
 The plain attack gets a `foolbox.PyTorchModel`, the fast one a `FastPyTorchModel` with the dtype and the *options* named
-here. `accelerate`, which gives PGD and DDN logits in float64, is not in it. A row has all names of an attack."""
+here. (`accelerate`, which is not used here, would give PGD and DDN logits in float64.) A row has all names of an
+attack."""
 
 
 def _measured(results: Results) -> str:

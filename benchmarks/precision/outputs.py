@@ -108,12 +108,12 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
         for r in sorted(rows, key=lambda r: r["off"])
     ]
     note = (
-        "Outputs off: of the median of 64 images, as a share of its largest output. Behind: robust accuracy after the "
-        "attack through the fast model in bfloat16, less that after the attack on the plain model, in points of a "
-        "hundred, both by the plain model; the mean and the largest of four attacks: PGD with 10 steps in "
-        f"L-infinity, eps {' and '.join(map(str, BUDGETS))}, cross entropy and margin. Each row is a residual "
-        "network of width 8 on images of noise that it has labelled itself. The limit on outputs is switched off "
-        f"here; audits of gradients are not. By default a model whose outputs are off by more than "
+        "Outputs off: error of the outputs of the median of 64 images, as a share of the image's largest output. "
+        "Behind: robust accuracy after the attack through the fast model in bfloat16, minus that after the attack on "
+        "the plain model, in percentage points, both judged by the plain model; mean and largest of four attacks: PGD "
+        f"with 10 steps in L-infinity, eps {' and '.join(map(str, BUDGETS))}, cross entropy and margin. Each row is a "
+        "residual network of width 8 on images of noise that it has labelled itself. The limit on outputs is switched "
+        f"off here; audits of gradients are not. By default a model whose outputs are off by more than "
         f"{nearness.FAR:.0%} runs in float32."
     )
     return Table("Networks with random weights", ["outputs off", "behind, mean", "behind, most"], body, note)

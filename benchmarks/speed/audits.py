@@ -141,8 +141,8 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
         f"What an audit costs, batch {batch}",
         columns,
         body,
-        f"Medians of attacks by torchattacks' PGD, in each of which the first step was audited, after another "
-        f"attack, in which the networks and the self-check were made. The last two shares are computed: in later "
+        f"Each entry is a median over attacks by torchattacks' PGD. The first step of each attack is audited. An "
+        f"attack before it has made the networks and the self-check. The last two shares are computed: in later "
         f"attacks one pass in {PASSES} is audited, in training, where weights change all the time, one in "
         f"{PASSES // 2}.",
     )

@@ -157,9 +157,10 @@ def main(
         "ours to float32",
     )
     note = (
-        "Output and gradient at the input together, channels-last. Own: PyTorch's. Ours: the fast network's, made of "
-        f"it. Slow: {SLOW:g} times the time of float32 or more. Ours to float32: our bfloat16 over the faster one of "
-        "both ways in float32. A call of ours costs some 20 microseconds more, which shows in the smallest layers. "
+        "Output and gradient at the input together, channels-last. Own: PyTorch's layer. Ours: the same layer as "
+        f"the fast network runs it. Slow: {SLOW:g} times the time of float32 or more. Ours to float32: our bfloat16 "
+        "over the faster one of both ways in float32. A call of ours costs some 20 microseconds more, which shows in "
+        "the smallest layers. "
         "Channels and options of each layer are in `benchmarks/speed/layer_kinds.py`."
     )
     report.add("layers", Part([Table("Layers", columns, rows, note)], record))

@@ -10,7 +10,7 @@ from benchmarks.shared.report import Part, Table
 from benchmarks.shared.rows import FOOLBOX, PLAIN
 from benchmarks.speed.scaling import BATCH, STEPS
 
-PASS, SHORT, OPEN = "PASS", "short", "not measured"
+PASS, SHORT, OPEN = "PASS", "missed", "not measured"
 
 GPU_GROWTH = 4 * 2**20
 """Bytes by which the memory of tensors may grow on a GPU. Not every growth is a leak there: a library's workspace that
@@ -70,12 +70,12 @@ def tenths(value: float) -> str:
 
 
 def limits_part(results: Results, *, gpu: bool) -> Part:
-    """The list of what must hold on a processor, or on a GPU."""
+    """What this project aims at on a processor, or on a GPU, and what was measured."""
     found = list(on_gpu(results) if gpu else on_processor(results))
     rows = [(limit.what, limit.needed, limit.found, limit.word) for limit in found]
     size = "full" if gpu else "small"
-    note = f"Needed: what this project aims at, for size {size} on a quiet machine. Short: missed."
-    table = Table("Must hold", ("what", "needed", "measured", "outcome"), rows, note)
+    note = f"Aims of this project, for size {size} on a quiet machine."
+    table = Table("Aims", ("what", "aim", "measured", "outcome"), rows, note)
     return Part([table], [{**asdict(limit), "outcome": limit.word} for limit in found])
 
 

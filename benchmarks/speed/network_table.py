@@ -95,6 +95,6 @@ def _note(measurement: Measurement, *, judged: bool) -> str:
         f"and attention read and write {work.elements / 1e6:.4g} million entries in it, copied at "
         f"{rates.bytes_per_s / 1e9:.4g} GB/s. So the limit is {'; '.join(floors)}; the larger counts. First: building, "
         "compiling or capturing, and the first attack."
-        + (" Verdict: of this way on the confident digits network." if judged else "")
+        + (" Verdict: that of the same way on the confident digits network." if judged else "")
         + (f" {_EARLY}" if any(row.eps != EPS for row in measurement.rows) else "")
     )

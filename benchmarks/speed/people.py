@@ -244,10 +244,10 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
     note = (
         "Time of the plain model over that of the fast one, a gradient pass each; above 1 is faster. Medians of turns, "
         "models untrained. Without gradient: the same for passes without gradient, by default options. Default adds: "
-        "what a gradient pass by default options takes more than a plain one. "
-        "Start: from the plain model to the first gradient, also in gradient passes of the plain model. A step of ours "
-        "has a cost that does not depend on the batch (the boundary, and a look at every tensor and attribute for "
-        "changes): what is as short as that does not gain. The first row shows it."
+        "what a gradient pass by default options takes more than a plain one. Start: time until the first gradient of "
+        "a new fast model; in brackets the same in gradient passes of the plain model. Each gradient pass of a fast "
+        "model has a cost that does not depend on the batch (the boundary, and a look at every tensor and attribute "
+        "for changes). A model whose pass takes no longer than that gains nothing, as the first row shows."
     )
     return Table("Plain time over fast time", columns, body, note)
 

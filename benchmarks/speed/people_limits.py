@@ -49,12 +49,12 @@ def must_hold(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, row in rows.items():
         for limit, why in _limits(name.split(", batch")[0].removesuffix(", 96").removesuffix(", 224"), row):
             lines.append((name, limit.what, limit.needed, limit.found, limit.word, "" if limit.holds else why))
-    columns = ("model", "what", "needed", "measured", "outcome", "if short, because of")
+    columns = ("model", "what", "aim", "measured", "outcome", "if missed, because of")
     note = (
-        "Needed: what this project aims at on a quiet processor with bfloat16 in hardware. Short: missed. The kinds of "
-        "layers are measured by `python -m benchmarks.speed.layers`."
+        "Aims of this project on a quiet processor with bfloat16 in hardware. The kinds of layers are measured by "
+        "`python -m benchmarks.speed.layers`."
     )
-    return Table("Must hold", columns, lines, note)
+    return Table("Aims", columns, lines, note)
 
 
 def _limits(model: str, row: Mapping[str, Any]) -> Iterator[tuple[Limit, str]]:

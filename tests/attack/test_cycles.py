@@ -76,9 +76,10 @@ def robust(data: Digits) -> nn.Module:
 def test_200_steps_on_the_robust_digits_network_need_a_fifth_of_the_passes(
     dtype: torch.dtype, loss: LossName, robust: nn.Module, data: Digits
 ) -> None:
-    x, y = data.test_images[:80], data.test_labels[:80]
+    count = 80 if dtype == torch.float32 else 30  # bfloat16 is slow on most processors
+    x, y = data.test_images[:count], data.test_labels[:count]
     found, with_rest, without = both(robust, dtype, x, y, eps=0.15, alpha=0.15 / 4, steps=200, loss=loss)
-    assert 10 < int(broken(robust, found, y).sum()) < 60
+    assert count / 8 < int(broken(robust, found, y).sum()) < count * 3 / 4
     assert 5 * with_rest <= without
 
 

@@ -19,7 +19,7 @@ from digits import DigitsNet, accuracy, grey_digits, rgb_digits, train
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
 
-IMAGES, RESNET_IMAGES = 60, 20
+IMAGES, RESNET_IMAGES = 60, 12
 SETTINGS = Settings(IMAGES, 10, 4, RESNET_IMAGES, 8, 8, 0)
 COSINE_WITHIN = {"fast float16": 0.004, "fast bfloat16": 0.02}
 pytestmark = pytest.mark.usefixtures("untouched")
