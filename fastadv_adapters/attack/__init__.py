@@ -1,4 +1,4 @@
-"""``SafePGD``: an attack that no vanishing loss, half precision or broken gradient makes weaker.
+"""``SafePGD``: an attack that no vanishing loss, half precision or spoilt gradient makes weaker.
 
 ``safe_pgd`` holds the settings, checked by ``checks``; ``search`` is the loop, over the samples that ``pool`` holds,
 with ``objectives`` (another class, or just a higher loss) over ``targets``, made of ``losses`` and their

@@ -54,7 +54,7 @@ class Seen(NamedTuple):
         rows: how x stands in the batch that the network was given.
         leaf: that batch.
         outputs: of the leaf, with history if a gradient is wanted.
-        watch: tells which of its gradients were broken.
+        watch: tells which of its gradients were spoilt.
     """
 
     x: Tensor
@@ -99,18 +99,18 @@ class Looking:
         if inside is not None:
             adversarial, values = adversarial & inside, values.masked_fill(~inside, -torch.inf)
         pool.best.offer(seen.x, adversarial, values.masked_fill(lost, -torch.inf))
-        pool.broken.logical_or_(lost)
+        pool.spoilt.logical_or_(lost)
         return adversarial
 
     def _gradient(self, seen: Seen, directions: list[Tensor | None], pool: Pool) -> Tensor:
-        """The gradient at the samples of a pool, which learns which of them were broken."""
+        """The gradient at the samples of a pool, which learns which of them were spoilt."""
         pairs = zip(seen.outputs.tensors, directions, strict=True)
         wanted = [(output, direction) for output, direction in pairs if direction is not None and output.requires_grad]
         (gradient,) = torch.autograd.grad([o for o, _ in wanted], seen.leaf, [d for _, d in wanted])
         if self.settings.before is not None:  # it may overflow behind the boundary
             gradient = gradient.nan_to_num(0.0)
-        if seen.watch.broken is not None:
-            pool.broken.logical_or_(seen.rows.kept(seen.watch.broken))
+        if seen.watch.spoilt is not None:
+            pool.spoilt.logical_or_(seen.rows.kept(seen.watch.spoilt))
         return seen.rows.kept(gradient)
 
     def _judged(self, ball: Ball, targets: Targets, best: Best, x: Tensor) -> tuple[Tensor, Packed]:

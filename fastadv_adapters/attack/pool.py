@@ -84,7 +84,7 @@ class Pool:
         index: their places in the caller's batch.
         x: the iterates.
         best: the best candidates, as the attacked network judges them.
-        broken: whether gradient or logits were not finite in any step.
+        spoilt: whether gradient or logits were not finite in any step.
         past: earlier iterates, if it matters whether one comes again.
     """
 
@@ -93,22 +93,22 @@ class Pool:
     ball: Ball
     x: Tensor
     best: Best
-    broken: Tensor
+    spoilt: Tensor
     past: Past | None = None
     _rows: Rows | None = field(default=None, init=False)
 
     def take(self, index: Tensor) -> "Pool":
         """The samples at ``index``, in this pool's order."""
-        places, x, broken = (t.index_select(0, index) for t in (self.index, self.x, self.broken))
+        places, x, spoilt = (t.index_select(0, index) for t in (self.index, self.x, self.spoilt))
         best, past = self.best.take(index), self.past and self.past.take(index)
-        return Pool(places, self.targets.take(index), self.ball.take(index), x, best, broken, past)
+        return Pool(places, self.targets.take(index), self.ball.take(index), x, best, spoilt, past)
 
     def join(self, other: "Pool") -> "Pool":
         """These samples and then others."""
-        index, x, broken = (torch.cat([getattr(self, n), getattr(other, n)]) for n in ("index", "x", "broken"))
+        index, x, spoilt = (torch.cat([getattr(self, n), getattr(other, n)]) for n in ("index", "x", "spoilt"))
         past = self.past and other.past and self.past.join(other.past)
         best, targets, ball = self.best.join(other.best), self.targets.join(other.targets), self.ball.join(other.ball)
-        return Pool(index, targets, ball, x, best, broken, past)
+        return Pool(index, targets, ball, x, best, spoilt, past)
 
     def forget_rows(self) -> None:
         """Make the batch anew when it is next asked for: targets have changed."""
@@ -117,14 +117,14 @@ class Pool:
     def rows(self, size: int) -> Rows:
         """The batch of ``size`` rows.
 
-        What is repeated is the first sample that was not broken when this was first asked: a copy of a broken one would
+        What is repeated is the first sample that was not spoilt when this was first asked: a copy of a spoilt one would
         count as one more when the scale of half precision is chosen.
         """
         count = len(self.index)
         if size == count:
             return Rows(count, None, self.targets)
         if self._rows is None or self._rows.size != size:
-            index = padded_rows(count, size, self.broken.to(torch.uint8).argmin())
+            index = padded_rows(count, size, self.spoilt.to(torch.uint8).argmin())
             self._rows = Rows(count, index, self.targets.take(index))
         return self._rows
 

@@ -96,6 +96,6 @@ class Resting:
         def joined(values: list[Tensor]) -> Tensor:
             return torch.cat(values).index_select(0, order)
 
-        index, x, broken = (joined([getattr(part, name) for part in parts]) for name in ("index", "x", "broken"))
+        index, x, spoilt = (joined([getattr(part, name) for part in parts]) for name in ("index", "x", "spoilt"))
         best = Best(*(joined([getattr(part.best, f.name) for part in parts]) for f in fields(Best)))
-        return Pool(index, self._targets.take(index), self._ball.take(index), x, best, broken)
+        return Pool(index, self._targets.take(index), self._ball.take(index), x, best, spoilt)

@@ -1,4 +1,4 @@
-"""``SafePGD``: projected gradient descent that no vanishing loss, half precision or broken gradient makes weaker."""
+"""``SafePGD``: projected gradient descent that no vanishing loss, half precision or spoilt gradient makes weaker."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

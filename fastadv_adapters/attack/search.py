@@ -51,9 +51,9 @@ class Search(Looking):
 
     def _pool(self, index: Tensor) -> Pool:
         x = self.ball.origin
-        broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        spoilt = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         whole = torch.arange(len(x), device=x.device)
-        pool = Pool(whole, self.targets, self.ball, self.ball.start(), Best.none(x.clone()), broken)
+        pool = Pool(whole, self.targets, self.ball, self.ball.start(), Best.none(x.clone()), spoilt)
         return pool if len(index) == len(x) else pool.take(index)
 
     def _start(self, seed: int, pool: Pool) -> Tensor:
@@ -109,7 +109,7 @@ class Search(Looking):
             directions = [None if d is None else seen.rows.spread(d.index_select(0, places)) for d in directions]
             return left, self._gradient(seen, directions, left)
         gradient = self._gradient(seen, directions, pool).index_select(0, places)
-        left.broken.copy_(pool.broken.index_select(0, places))
+        left.spoilt.copy_(pool.spoilt.index_select(0, places))
         return left, gradient
 
     def _confirm(self, pool: Pool, x: Tensor, adversarial: Tensor) -> Tensor | None:
@@ -122,9 +122,9 @@ class Search(Looking):
         return left if len(left) < len(x) else None
 
     def _settle(self, pool: Pool) -> Tensor:
-        """Judge the best candidates exactly; returns the samples that were broken or wrongly held adversarial."""
+        """Judge the best candidates exactly; returns the samples that were spoilt or wrongly held adversarial."""
         confirmed = self._judge(pool.index, pool.best.x)
-        return pool.index[pool.broken | (pool.best.adversarial & ~confirmed)]
+        return pool.index[pool.spoilt | (pool.best.adversarial & ~confirmed)]
 
     def _judge(self, index: Tensor, x: Tensor) -> Tensor:
         """Offer candidates as they would be returned, on exact logits; returns which are adversarial.

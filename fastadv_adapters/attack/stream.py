@@ -50,7 +50,7 @@ class Stream(Looking):
 
     Attributes:
         way: how it runs.
-        full: the network for samples whose gradients were broken, or that the fast one wrongly held adversarial.
+        full: the network for samples whose gradients were spoilt, or that the fast one wrongly held adversarial.
     """
 
     way: Way
@@ -91,8 +91,8 @@ class Stream(Looking):
         ball = ball_around(way.norm, x, eps=way.eps, bounds=way.bounds)
         turn = torch.zeros_like(entrants.y)
         tree = (entrants.y, entrants.rivals, turn) if entrants.rivals.shape[1] else entrants.y
-        broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        pool = Pool(entrants.index, Targets(Packed(tree)), ball, ball.start(), Best.none(x.clone()), broken)
+        spoilt = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        pool = Pool(entrants.index, Targets(Packed(tree)), ball, ball.start(), Best.none(x.clone()), spoilt)
         if self.settings.stops_cycles:
             pool.past = Past.fresh(pool.x, 0)
         flow = Flow.of(pool, x)
@@ -246,7 +246,7 @@ class Stream(Looking):
         if network is self.full:
             return flow
         pool = flow.pool
-        doubtful = (pool.broken | pool.best.adversarial) & ~flow.found.adversarial
+        doubtful = (pool.spoilt | pool.best.adversarial) & ~flow.found.adversarial
         if doubtful.any():
             self._doubtful.append(flow.take(doubtful.nonzero().squeeze(1)))
             flow = flow.take((~doubtful).nonzero().squeeze(1))
@@ -263,7 +263,7 @@ class Stream(Looking):
             self._doubtful.append(flow.take(places[count:]))
             flow = flow.take(places[:count])
         origin = flow.pool.ball.origin
-        flow.pool.best, flow.pool.broken = Best.none(origin.clone()), torch.zeros_like(flow.pool.broken)
+        flow.pool.best, flow.pool.spoilt = Best.none(origin.clone()), torch.zeros_like(flow.pool.spoilt)
         flow.start.zero_()
         self._begin(flow, torch.arange(len(flow), device=flow.step.device))
         return flow

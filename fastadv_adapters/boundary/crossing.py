@@ -19,11 +19,11 @@ class Pulled(NamedTuple):
 
     Attributes:
         gradients: one for each input that requires one, float32 or float64, finite.
-        broken: which samples lost entries, bool (N,); None if the gradients are empty.
+        spoilt: which samples lost entries, bool (N,); None if the gradients are empty.
     """
 
     gradients: list[Tensor]
-    broken: Tensor | None
+    spoilt: Tensor | None
 
 
 @dataclass(frozen=True)

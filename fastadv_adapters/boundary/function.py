@@ -146,11 +146,11 @@ def _pull(
         pulled = tape.pull(grads, keep=False)
     if call.audit is not None:
         pulled = call.audit(tensors, needs, grads, pulled, tape.output.tensors)
-    if pulled.broken is not None:
+    if pulled.spoilt is not None:
         entries = sum(g.numel() for g in pulled.gradients)
-        call.crossing.state.count_pass(samples=pulled.broken.numel(), entries=entries)
+        call.crossing.state.count_pass(samples=pulled.spoilt.numel(), entries=entries)
         for watch in call.watches:
-            watch.add(pulled.broken)
+            watch.add(pulled.spoilt)
     found = iter(pulled.gradients)
     for tensor, need in zip(tensors, needs, strict=True):
         yield next(found).to(tensor.dtype) if need else None

@@ -61,7 +61,7 @@ class DeviceState(State):
         )  # nonfinite, zero, entries that are zero, logits
         self._start, self.exponent = (torch.full((), START, dtype=torch.int32, device=device) for _ in range(2))
         self._calm = torch.zeros((), dtype=torch.int64, device=device)
-        self._broken_at_start = torch.zeros((), dtype=torch.int64, device=device)
+        self._spoilt_at_start = torch.zeros((), dtype=torch.int64, device=device)
         self._incurable = torch.zeros((), dtype=torch.int64, device=device)
 
     def start_anew(self) -> None:
@@ -118,10 +118,10 @@ class DeviceState(State):
         """
         lower = count > self._incurable
         at_start, at_floor = self.exponent >= self._start, self.exponent <= FLOOR
-        self._broken_at_start.copy_(torch.where(lower & at_start, count, self._broken_at_start))
+        self._spoilt_at_start.copy_(torch.where(lower & at_start, count, self._spoilt_at_start))
         given_up = lower & at_floor
         self._incurable.copy_(torch.where(given_up, count, self._incurable))
-        at_bottom = torch.where(count < self._broken_at_start, FLOOR, self._start)
+        at_bottom = torch.where(count < self._spoilt_at_start, FLOOR, self._start)
         lowered = torch.where(at_floor, at_bottom, (self.exponent - STEP).clamp(min=FLOOR))
         self.exponent.copy_(torch.where(lower, lowered, self.exponent))
         self._calm.add_(1).masked_fill_(lower, 0)
@@ -129,7 +129,7 @@ class DeviceState(State):
     @contextmanager
     def kept(self) -> Iterator[None]:
         """As before afterwards."""
-        tensors = (self._counts, self.exponent, self._broken_at_start, self._incurable, self._calm)
+        tensors = (self._counts, self.exponent, self._spoilt_at_start, self._incurable, self._calm)
         before = [t.clone() for t in tensors]
         numbers = self._passes, self._samples, self._entries
         try:
@@ -180,16 +180,16 @@ class DeviceState(State):
             peaks = row_peaks(grads)
             if peaks is None:
                 return list(grads), None
-        broken = ~peaks.isfinite()
+        spoilt = ~peaks.isfinite()
         grads = [g.nan_to_num(0.0, 0.0, 0.0).contiguous() for g in grads]
         zeros = sum((g.numel() - torch.count_nonzero(g) for g in grads), start=torch.zeros_like(self._counts[0]))
-        self._counts[:3] += torch.stack((broken.sum(), (peaks == 0).sum(), zeros))
+        self._counts[:3] += torch.stack((spoilt.sum(), (peaks == 0).sum(), zeros))
         if entered is not None:
-            self.lower_after((broken & _entered_finite(entered, broken)).sum())
-        return grads, broken
+            self.lower_after((spoilt & _entered_finite(entered, spoilt)).sum())
+        return grads, spoilt
 
 
-def _entered_finite(entered: Sequence[Tensor], broken: Tensor) -> Tensor:
+def _entered_finite(entered: Sequence[Tensor], spoilt: Tensor) -> Tensor:
     """Which samples have finite outputs and came with a finite gradient: the others cannot tell of an overflow."""
     peaks = row_peaks([t.detach().float() for t in entered])
-    return broken if peaks is None or peaks.shape != broken.shape else peaks.isfinite()
+    return spoilt if peaks is None or peaks.shape != spoilt.shape else peaks.isfinite()

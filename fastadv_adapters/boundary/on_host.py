@@ -83,7 +83,7 @@ class HostState(State):
     def start_anew(self) -> None:
         """Scale as for a model that was never seen."""
         self._start = self.exponent = START
-        self._incurable = self._calm = self._broken_at_start = 0
+        self._incurable = self._calm = self._spoilt_at_start = 0
         self._moderate = False
 
     def start_at_most(self, exponent: int) -> None:
@@ -137,12 +137,12 @@ class HostState(State):
             return
         self._calm = 0
         if self.exponent >= self._start:
-            self._broken_at_start = count
+            self._spoilt_at_start = count
         if self.exponent > FLOOR:
             self.exponent = max(self.exponent - STEP, FLOOR)
         else:
             self._incurable = count
-            self.exponent = FLOOR if count < self._broken_at_start else self._start
+            self.exponent = FLOOR if count < self._spoilt_at_start else self._start
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -209,25 +209,25 @@ class HostState(State):
             grads = added(grads, past)
             numbers = _numbers(grads)
         whole = math.isfinite(sum(numbers))
-        broken = [] if whole else [not math.isfinite(number) for number in numbers]
+        spoilt = [] if whole else [not math.isfinite(number) for number in numbers]
         if not whole:
             grads = [g.nan_to_num(0.0, 0.0, 0.0) for g in grads]
-        self._nonfinite += sum(broken)
+        self._nonfinite += sum(spoilt)
         self._zero += (zero := numbers.count(0.0))
         self._vanished += max(zero - self._came_in[1], 0) if len(numbers) == self._came_in[0] else 0
         self._zeros += sum(g.numel() - int(torch.count_nonzero(g)) for g in grads)
         if entered is not None:
-            self.lower_after(0 if whole else _told(broken, entered))
-        which = torch.zeros(len(numbers), dtype=torch.bool) if whole else torch.tensor(broken)
+            self.lower_after(0 if whole else _told(spoilt, entered))
+        which = torch.zeros(len(numbers), dtype=torch.bool) if whole else torch.tensor(spoilt)
         return [g.contiguous() for g in grads], which
 
 
-def _told(broken: Sequence[bool], entered: Sequence[Tensor]) -> int:
-    """How many of the broken samples came in whole."""
+def _told(spoilt: Sequence[bool], entered: Sequence[Tensor]) -> int:
+    """How many of the spoilt samples came in whole."""
     numbers = _numbers([t.detach().float() for t in entered])
-    if len(numbers) != len(broken):
-        return sum(broken)
-    return sum(lost and math.isfinite(number) for lost, number in zip(broken, numbers, strict=True))
+    if len(numbers) != len(spoilt):
+        return sum(spoilt)
+    return sum(lost and math.isfinite(number) for lost, number in zip(spoilt, numbers, strict=True))
 
 
 def _exponents(numbers: Sequence[float]) -> tuple[int, int]:

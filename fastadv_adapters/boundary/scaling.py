@@ -70,7 +70,7 @@ class State(ABC):
     """What the boundary of one model remembers between passes, and its arithmetic there.
 
     An overflow deep in the network seldom reaches the input as an infinity: the next layer sums infinities of both
-    signs to NaN. So NaN lowers the exponent too, down to the lowest. Samples that are still broken there were broken by
+    signs to NaN. So NaN lowers the exponent too, down to the lowest. Samples that are still spoilt there were spoilt by
     something else: that many are put up with until the next update, and if lowering has cured no other sample, the
     exponent goes back to the start.
 
@@ -161,8 +161,8 @@ class State(ABC):
             grads: at the inputs, scaled.
             shift: by what.
             past: gradients at the inputs that were never scaled, to be added.
-            entered: the outputs and the gradients that entered there, if the network may overflow: samples that came
-                in broken cannot tell of an overflow. None if it cannot.
+            entered: the outputs and the gradients that entered there, if the network may overflow: samples that were
+                spoilt when they came in cannot tell of an overflow. None if it cannot.
 
         Returns:
             The gradients in float32 (or float64), contiguous, and which samples lost entries: bool (N,), or None if

@@ -11,24 +11,24 @@ class Watch:
     """Collects which samples lost gradient entries; see :func:`watch_gradients`.
 
     Attributes:
-        broken: bool tensor (N,), True for samples with a non-finite entry in any watched pass; None before the first.
+        spoilt: bool tensor (N,), True for samples with a non-finite entry in any watched pass; None before the first.
     """
 
     def __init__(self) -> None:
-        self.broken: Tensor | None = None
+        self.spoilt: Tensor | None = None
 
-    def add(self, broken: Tensor) -> None:
-        """Note the broken samples of one pass.
+    def add(self, spoilt: Tensor) -> None:
+        """Note the spoilt samples of one pass.
 
         Raises:
             ValueError: another number of samples than in the passes before.
         """
-        if self.broken is not None and self.broken.shape != broken.shape:
+        if self.spoilt is not None and self.spoilt.shape != spoilt.shape:
             raise ValueError(
-                f"expected passes of {len(self.broken)} samples inside one watch_gradients(), got one of "
-                f"{len(broken)}: watch batches of each size in a block of their own"
+                f"expected passes of {len(self.spoilt)} samples inside one watch_gradients(), got one of "
+                f"{len(spoilt)}: watch batches of each size in a block of their own"
             )
-        self.broken = broken if self.broken is None else self.broken | broken
+        self.spoilt = spoilt if self.spoilt is None else self.spoilt | spoilt
 
 
 _watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
@@ -41,7 +41,7 @@ def watch_gradients() -> Iterator[Watch]:
     All those passes must have the same number of samples. Nothing waits for the device.
 
     Yields:
-        An object whose ``broken`` is None before the first backward pass, and then a bool tensor (N,), True for samples
+        An object whose ``spoilt`` is None before the first backward pass, and then a bool tensor (N,), True for samples
         with an infinite or NaN entry in the gradient of any of the passes. On a processor these are the samples that
         full precision, in which they are run again, does not mend.
     """

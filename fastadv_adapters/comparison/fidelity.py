@@ -29,7 +29,7 @@ class Agreement:
         cosine: with the reference's gradient, -1 to 1; a gradient of zeros has 0, one that is not finite NaN.
         signs: the share, 0 to 1, of entries with the reference's sign, of those that are not 0 there.
         zero: whether every entry of the gradient is 0.
-        broken: whether an entry of the gradient, or a logit, is not finite.
+        spoilt: whether an entry of the gradient, or a logit, is not finite.
     """
 
     logits_error: Tensor
@@ -37,7 +37,7 @@ class Agreement:
     cosine: Tensor
     signs: Tensor
     zero: Tensor
-    broken: Tensor
+    spoilt: Tensor
 
 
 def gradient_pass(model: nn.Module, x: Tensor, y: Tensor) -> Pass:
@@ -80,7 +80,7 @@ def agreement(found: Pass, reference: Pass) -> Agreement:
         cosine=row_cosines(gradient, exact),
         signs=same.sum(1).double() / counted.sum(1).clamp(min=1),
         zero=~gradient.any(1),
-        broken=~(gradient.isfinite().all(1) & found.logits.isfinite().all(1)),
+        spoilt=~(gradient.isfinite().all(1) & found.logits.isfinite().all(1)),
     )
 
 

@@ -53,7 +53,7 @@ class Row:
         cosines: of each gradient with the reference's, -1 to 1; 0 for a gradient of zeros, NaN for one not finite.
         signs: mean share of the entries with the reference's sign, 0 to 1.
         zero: samples whose gradient is all 0.
-        broken: spoilt samples: gradient or logits are not finite.
+        spoilt: spoilt samples: gradient or logits are not finite.
         lost: samples whose gradient is all 0 or not finite, though the plain model's is neither.
         robust_accuracy: after this attack, judged by the plain model, 0 to 1.
         differ: images that stand here and are broken by the plain attack, or the other way round.
@@ -74,7 +74,7 @@ class Row:
     cosines: list[float] = field(default_factory=list)
     signs: float | None = None
     zero: int = 0
-    broken: int = 0
+    spoilt: int = 0
     lost: int = 0
     robust_accuracy: float | None = None
     differ: int = 0
@@ -123,13 +123,13 @@ class Row:
 
     def put(self, agreement: Agreement, plain: Agreement) -> None:
         """Take in how logits and gradients agree with the reference, beside those of the plain model."""
-        useless = agreement.zero | agreement.broken
+        useless = agreement.zero | agreement.spoilt
         self.logits_error = agreement.logits_error.nanmedian().item()
         self.classes_differ = int((~agreement.same_class).sum())
         self.cosines = agreement.cosine.tolist()
         self.signs = agreement.signs.mean().item()
-        self.zero, self.broken = int(agreement.zero.sum()), int(agreement.broken.sum())
-        self.lost = int((useless & ~(plain.zero | plain.broken)).sum())
+        self.zero, self.spoilt = int(agreement.zero.sum()), int(agreement.spoilt.sum())
+        self.lost = int((useless & ~(plain.zero | plain.spoilt)).sum())
 
     def judge(self, effect: Effect, plain: Effect, plain_row: "Row") -> None:
         """Take in what the attack does, and say whether it is as strong as the plain one."""

@@ -37,7 +37,7 @@ def _column(row: Row) -> dict[str, str]:
         "cosine": f"{row.cosine:.4f}, {least:.3f}",
         "signs agree": f"{row.signs:.1%}",
         "zero gradients": str(row.zero),
-        "not finite": str(row.broken),
+        "not finite": str(row.spoilt),
         "robust accuracy": f"{row.robust_accuracy:.1%}",
         "images differ": str(row.differ),
         "faithful": "yes" if row.faithful else "NO",

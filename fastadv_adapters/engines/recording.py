@@ -100,5 +100,5 @@ class Recording:
             else:
                 own.copy_(grad)
         self._replay_backward()
-        gradients, broken = self._pulled
-        return Pulled([g.clone() for g in gradients], None if broken is None else broken.clone())
+        gradients, spoilt = self._pulled
+        return Pulled([g.clone() for g in gradients], None if spoilt is None else spoilt.clone())

@@ -1,4 +1,4 @@
-"""PGD attacks of foolbox that no saturated loss and no broken gradient makes weaker."""
+"""PGD attacks of foolbox that no saturated loss and no spoilt gradient makes weaker."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -74,8 +74,8 @@ class _SafeSteps(BaseGradientDescent):
         with watch_gradients() as watch:
             x: ep.Tensor = super().run(model, x0, criterion, epsilon=epsilon, **kwargs)
         full = in_full_precision(model)
-        if full is not None and watch.broken is not None and bool(watch.broken.any()):
-            index = ep.astensor((watch.broken & ~criterion(x, model(x)).raw).nonzero().flatten())
+        if full is not None and watch.spoilt is not None and bool(watch.spoilt.any()):
+            index = ep.astensor((watch.spoilt & ~criterion(x, model(x)).raw).nonzero().flatten())
             if len(index):
                 again: Any = super().run(full, x0[index], _subset(criterion, index), epsilon=epsilon, **kwargs)
                 x = ep.astensor(x.raw.index_copy(0, index.raw, again.raw))

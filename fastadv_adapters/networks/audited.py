@@ -84,14 +84,14 @@ class Audited(ABC):
             if auditor.was_right:
                 saw_lost = not (first and crossing.can_overflow)
                 schedule.was_right(number_of_samples(tensors), self.source, saw_lost=saw_lost)
-            if first and crossing.state.lost is None and pulled.broken is not None and bool(pulled.broken.any()):
+            if first and crossing.state.lost is None and pulled.spoilt is not None and bool(pulled.spoilt.any()):
                 schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
         lost = curable(pulled, grads) if on_host else None
         count = 0 if lost is None else int(lost.sum())
         if kind.loses_more(count, self.updates) and lost is not None:
             twin = self.twin.engine.bind(arguments)
             pulled = Mender(twin, crossing, tensors, needs, grads, outputs)(pulled, lost)
-            kind.beyond = int((cast(Tensor, pulled.broken) & lost).sum())
+            kind.beyond = int((cast(Tensor, pulled.spoilt) & lost).sum())
         return pulled
 
     def _auditor(self, kind: Kind, arguments: Packed, crossing: Crossing, *, first: bool) -> Auditor:

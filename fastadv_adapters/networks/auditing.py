@@ -207,10 +207,10 @@ class Auditor:
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, pulled: Pulled
     ) -> tuple[Problem, Finding] | None:
         """Look at a few samples, and at all of them if a few may not be enough; None if the model cannot be asked."""
-        found, broken = pulled.gradients, pulled.broken
+        found, spoilt = pulled.gradients, pulled.spoilt
         apart = are_rows(found)
-        known = broken is not None and apart and broken.shape == found[0].shape[:1]
-        lost = broken if broken is not None and known and bool(broken.any()) else None
+        known = spoilt is not None and apart and spoilt.shape == found[0].shape[:1]
+        lost = spoilt if spoilt is not None and known and bool(spoilt.any()) else None
         # An overflow in the first pass is cured by the scale of the next one.
         left_out = lost if self.first and self.crossing.can_overflow else None
         if apart and (len(found[0]) > SAMPLES or left_out is not None):

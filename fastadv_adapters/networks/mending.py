@@ -48,13 +48,13 @@ class Mender:
         better = self._run(whole.part(index)) if apart and len(lost) == len(found[0]) else None
         if better is None:
             better = self._run(replace(whole, tensors=[t.clone() for t in whole.tensors]))
-            if better is None or better.broken is None or len(lost) != len(found[0]):
+            if better is None or better.spoilt is None or len(lost) != len(found[0]):
                 return better or pulled
-            better = Pulled([g.index_select(0, index) for g in better.gradients], better.broken.index_select(0, index))
-        taken = ~cast(Tensor, better.broken)
+            better = Pulled([g.index_select(0, index) for g in better.gradients], better.spoilt.index_select(0, index))
+        taken = ~cast(Tensor, better.spoilt)
         index, gradients = index[taken], [e[taken] for e in better.gradients]
         mended = [g.index_copy(0, index, e.to(g.dtype)) for g, e in zip(found, gradients, strict=True)]
-        return Pulled(mended, cast(Tensor, pulled.broken).index_fill(0, index, value=False))
+        return Pulled(mended, cast(Tensor, pulled.spoilt).index_fill(0, index, value=False))
 
     def _run(self, problem: Problem) -> Pulled | None:
         """The gradients of the twin; None if it refuses these samples, or gives other outputs than the pass did."""
@@ -74,7 +74,7 @@ class Mender:
 
 def curable(pulled: Pulled, grads: Gradients) -> Tensor | None:
     """Which samples lost entries though what came in was finite, bool (N,); None if none lost any."""
-    lost = pulled.broken
+    lost = pulled.spoilt
     if lost is None or not bool(lost.any()):
         return None
     for grad in grads:

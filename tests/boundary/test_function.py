@@ -137,17 +137,17 @@ def test_broken_samples_are_zeroed_and_counted_and_leave_the_others_alone(dtype:
     assert found.isfinite().all()
     broken_entries = found != expected
     assert broken_entries.flatten(1).sum(1).tolist() == [0, 1, 0, 1, 0]
-    assert watch.broken is not None
-    assert watch.broken.tolist() == [False, True, False, True, False]
+    assert watch.spoilt is not None
+    assert watch.spoilt.tolist() == [False, True, False, True, False]
     assert fast.gradient_stats[:3] == (1, 5, 2)
 
 
 def test_watches_are_off_outside_their_block() -> None:
     fast, (x, y) = FastAttackModel(Faulty([0], float("nan")), **FLOAT32), batch(3)
     with watch_gradients() as watch:
-        assert watch.broken is None
+        assert watch.spoilt is None
     input_gradient(fast, x, y)
-    assert watch.broken is None
+    assert watch.spoilt is None
 
 
 class Steep(nn.Module):

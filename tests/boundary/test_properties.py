@@ -226,15 +226,15 @@ def test_the_filter_touches_only_the_samples_that_are_broken(
         with Fault.in_rows(rows, value, place), watch_gradients() as watch:
             found = run(fast, x)[1]
     with Fault.in_rows(rows, value, place):
-        spoilt = ~run(net, x)[1].isfinite()
+        entries = ~run(net, x)[1].isfinite()
     others = [row for row in range(samples) if row not in rows]
-    assert watch.broken is not None
-    broken = watch.broken.tolist()
-    event(f"broken samples: {sum(broken)}")
+    assert watch.spoilt is not None
+    spoilt = watch.spoilt.tolist()
+    event(f"spoilt samples: {sum(spoilt)}")
     assert torch.equal(found[others], whole[others])
-    assert not any(broken[row] for row in others)
+    assert not any(spoilt[row] for row in others)
     assert found.isfinite().all()
-    assert fast.gradient_stats.nonfinite == sum(broken)
+    assert fast.gradient_stats.nonfinite == sum(spoilt)
     if dtype == torch.float64:  # in others rounding may choose another maximum, and so other ways back
-        assert broken == spoilt.flatten(1).any(1).tolist()
-        assert (found[spoilt] == 0).all()
+        assert spoilt == entries.flatten(1).any(1).tolist()
+        assert (found[entries] == 0).all()

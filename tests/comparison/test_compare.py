@@ -70,7 +70,7 @@ def test_it_tells_how_fast_how_faithful_and_how_strong(found: Comparison, net: n
     assert plain.cosine > 0.9999
     assert default.cosine > 0.99
     assert 0.9 < (default.signs or 0) <= 1
-    assert (default.zero, default.broken, default.lost) == (0, 0, 0)
+    assert (default.zero, default.spoilt, default.lost) == (0, 0, 0)
     assert 0 < (default.kept_bytes or 0) < (plain.kept_bytes or 0)
     with torch.no_grad():
         clean = (net(X).argmax(1) == Y).double().mean().item()
@@ -188,7 +188,7 @@ def test_gradients_that_are_zero_or_not_finite_are_counted_and_not_faithful() ->
     row, plain_row, effect = Row("default", {}), Row("plain"), Effect(torch.ones(4).bool(), torch.zeros(4))
     plain_row.put(plain, plain)
     row.put(fast, plain)
-    assert (row.zero, row.broken, row.lost, row.classes_differ) == (2, 1, 2, 1), "the last one is lost in plain too"
+    assert (row.zero, row.spoilt, row.lost, row.classes_differ) == (2, 1, 2, 1), "the last one is lost in plain too"
     row.judge(effect, effect, plain_row)
     assert "2 of 4 gradients are zero or not finite" in row.faults[0]
     assert "cosine" in row.faults[1]

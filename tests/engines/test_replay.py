@@ -145,7 +145,7 @@ def test_what_is_handed_out_stays_as_it_is(replayed: None) -> None:
         with watch_gradients() as watch:
             output = model(leaf)
             (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
-        outcomes.append((output, gradient, watch.broken))
+        outcomes.append((output, gradient, watch.spoilt))
         for samples in (6, 2):
             input_gradient(model, *batch(samples, seed=2))
     torch.testing.assert_close(*outcomes, rtol=0, atol=0, equal_nan=True)

@@ -123,6 +123,6 @@ def test_a_watch_sees_the_passes_of_its_own_thread_only() -> None:
         with watch_gradients() as watch:
             for _ in range(5):
                 input_gradient(fast, x[:samples], y[:samples])
-        return -1 if watch.broken is None else len(watch.broken)
+        return -1 if watch.spoilt is None else len(watch.spoilt)
 
     assert at_the_same_time([lambda n=n: watched(n) for n in (2, 3, 4)]) == [2, 3, 4]  # type: ignore[misc]

@@ -63,8 +63,8 @@ def test_a_pass_that_overflows_is_mended_at_once(end: str, *, warmed_up: bool) -
     if end == "alone":
         assert fast.gradient_stats.nonfinite > 0, "else this tests nothing"
         assert fast._networks.dtype == torch.float16
-    assert watch.broken is not None
-    assert not watch.broken.any()
+    assert watch.spoilt is not None
+    assert not watch.spoilt.any()
     wanted = gradients(model, x, y, *others)
     assert (cosine(found, wanted) > 0.98).all()
     lengths = found.flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)

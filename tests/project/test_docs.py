@@ -277,7 +277,7 @@ def test_the_figures_of_the_readme_are_measured() -> None:
         slow, fast = rows[before]["median_s"], rows[after]["median_s"]
         assert f"| {1000 * slow:.0f} ms | {1000 * fast:.0f} ms | **{slow / fast:.1f}x** |" in readme
     found = (robust[way] for way in ("plain float32", "fast bfloat16", "fast float16", "recipe float16"))
-    assert "| {:.1%} | {:.1%} (bfloat16), {:.1%} (float16) | naive float16: **{:.1%}** |".format(*found) in readme
+    assert "| {:.1%} | {:.1%} in bfloat16, {:.1%} in float16 | **{:.1%}, wrong** |".format(*found) in readme
     assert f"up to {rows['foolbox']['median_s'] / rows['foolbox-ours-bfloat16']['median_s']:.1f} times faster" in readme
     assert f"{gains(networks, 'bfloat16')} times faster" in readme
     assert f"{gains(networks, 'float32')} times faster" in readme
