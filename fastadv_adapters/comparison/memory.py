@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..boundary import Packed
+from ..boundary import Packed, ends_of
 from ..model import FastAttackModel
 from ..modules import (
     accept_model,
@@ -19,7 +19,7 @@ from ..modules import (
     random_state_kept,
     tensors_in,
 )
-from ..networks import Networks, key_of
+from ..networks import Kind, Networks, key_of
 
 
 class BytesKept(NamedTuple):
@@ -75,17 +75,20 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
             plain = copy_module(source, lambda t: alias(t).requires_grad_(t.requires_grad))
             counter.run(plain, arguments, lambda t: t)
         else:
-            network = _fast_copy(networks, arguments)
-            with networks.precision.context():
-                counter.run(network, arguments, networks.precision.enter)
+            kind = _kind_of_call(networks, arguments)
+            engine = networks.throw_away_copy(kind)
+            ends = None if kind.full else kind.rows.ends
+            with engine.precision.context(), ends_of(ends, device.type, cut=True):
+                counter.run(engine.network, arguments, engine.enter)
     return counter.result(samples)
 
 
-def _fast_copy(networks: Networks, arguments: Packed) -> nn.Module:
+def _kind_of_call(networks: Networks, arguments: Packed) -> Kind:
     networks.refresh(unasked=True)
     needs = [t.is_floating_point() for t in arguments.tensors]
-    networks.check_once(key_of(arguments, needs), arguments, needs)
-    return networks.throw_away_copy()
+    key = key_of(arguments, needs)
+    networks.check_once(key, arguments, needs)
+    return networks.kind(key)
 
 
 class _Counter:

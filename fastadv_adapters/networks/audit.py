@@ -39,7 +39,8 @@ class Finding:
         least: likewise, of these gains.
         overflown: how many have outputs that are finite in full precision alone.
         lone: whether there are samples whose gradients point elsewhere, so few that they say nothing of the others.
-        off: by how much outputs are off, as a share of a sample's largest one, if that is more than rounding; else 0.
+        off: by how much outputs are off, or their differences if the loss sees these alone, as a share of a sample's
+            largest one; 0 if that is no more than rounding.
     """
 
     samples: int
@@ -63,7 +64,7 @@ class Finding:
 
     def __str__(self) -> str:
         parts = [f"outputs of {self.overflown} samples overflow"] if self.overflown else []
-        parts += [f"outputs are off by {self.off:.0%} of a sample's largest one"] if self.off else []
+        parts += [f"outputs, or their differences, are off by {self.off:.0%} of the largest"] if self.off else []
         parts += [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
         if self.cosine == self.cosine:
             few = f", of the worst samples {self.low:.2f}" if self.low < LOW <= self.cosine else ""
@@ -173,11 +174,12 @@ def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) 
     one. Both steps are one batch, as large as that of the exact gradients.
     """
     worst = near.nan_to_num(-1.0).argsort()[: len(near) // 2]
-    part = problem.part(torch.cat([worst, worst]))
-    gains = part.gain(torch.cat([fast[worst], exact[worst]]))
+    rest = worst[: len(near) % 2]  # an odd batch is filled up: the model may take batches of one size only
+    part = problem.part(torch.cat([worst, worst, rest]))
+    gains = part.gain(torch.cat([fast[worst], exact[worst], exact[rest]]))
     if gains.ndim == 0 or not bool((gains[len(worst) :] > 0).all()):
         return float("nan"), float("nan")
-    ours, theirs = gains.chunk(2)
+    ours, theirs = gains[: 2 * len(worst)].chunk(2)
     return _median(ours / theirs), lowest(ours / theirs, of=len(near))
 
 

@@ -17,7 +17,7 @@ from . import remarks
 from .audit import Finding, Gradients
 from .auditing import Auditor
 from .fast import Fast
-from .inputs import glance_at
+from .inputs import balanced, glance_at
 from .kinds import Kind
 from .mending import Mender, curable
 from .schedule import CURED
@@ -64,8 +64,9 @@ class Audited(ABC):
         outputs: Sequence[Tensor],
     ) -> Pulled:
         """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
-        schedule, asks = kind.schedule, (crossing.logits_dtype, *(g is not None for g in grads))
-        on_host, first, doubts = crossing.state.lost is not None, schedule.is_first(asks), kind.has_doubts()
+        schedule, on_host = kind.schedule, crossing.state.lost is not None
+        asks = (crossing.logits_dtype, *(g is not None for g in grads), *(balanced(grads) if on_host else ()))
+        first, doubts = schedule.is_first(asks), kind.has_doubts()
         doubts |= schedule.is_losing(self._lost_since(crossing.state.lost), curable=crossing.can_overflow)
         if not all(g.numel() for g in pulled.gradients):
             return pulled
@@ -103,7 +104,7 @@ class Audited(ABC):
             anew=self._made_anew,
             update=self._update_late,
             others=partial(self._others, kind),
-            tell=partial(self._found_wanting, kind.dtype),
+            tell=partial(self._found_wanting, kind),
             first=first,
             usual=kind.usual,
         )
@@ -129,20 +130,27 @@ class Audited(ABC):
 
     def _others(self, kind: Kind) -> Iterator[Fast]:
         """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
-        with self._lock:
-            kind.wanting.add(kind.dtype)
-            kind.schedule.innocent = 0
-            halves = [d for d in HALF if d not in kind.wanting and is_in_hardware(d, self.precision.device)]
-            for dtype in (*halves, torch.float32):
-                kind.dtype = dtype
-                yield self.network_in(dtype)
-                kind.wanting.add(dtype)
-            self.twin.thaw()
-            kind.full = True  # even in full precision the fast network computes something else for these samples
+        tried = {kind.dtype, *kind.wanting}
+        halves = [d for d in HALF if d not in tried and is_in_hardware(d, self.precision.device)]
+        for dtype in (*halves, torch.float32):
+            network = self.network_in(dtype)
+            if kind.rows.ends is not None:
+                network.end_at(kind.rows.ends.layers)
+            yield network
+        self.twin.thaw()
 
-    def _found_wanting(self, was: torch.dtype, finding: Finding, runs_in: str) -> None:
+    def _found_wanting(self, kind: Kind, finding: Finding, chosen: Fast | None) -> None:
+        """Run this kind in the chosen network from now on, or on the twin; and say so."""
+        was, runs_in = kind.dtype, "full precision, on the model's twin,"
+        with self._lock:
+            kind.wanting.add(was)
+            kind.schedule.innocent = 0
+            if chosen is None:  # even in full precision the fast network computes something else for these samples
+                kind.dtype, kind.full = torch.float32, True
+            else:
+                kind.dtype, runs_in = chosen.precision.dtype, str(chosen.precision.dtype)
         self.failed += 1
-        text = remarks.AUDIT.format(was, finding, runs_in)
+        text = remarks.AUDIT.format(was, finding, runs_in) + (remarks.AGAIN if finding.off or finding.overflown else "")
         if text not in self.notes:
             self.notes.append(text)
         notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "audit-failed")

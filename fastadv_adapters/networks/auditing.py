@@ -16,7 +16,7 @@ from .drawing import SameDraws
 from .fast import Fast
 from .glimpse import Glimpse, take_glimpse
 from .mending import are_rows
-from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, farthest, is_near, overflow, usual_sizes
+from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, is_near, off_for_loss, overflow, usual_sizes
 from .overflowing import Overflown, find_overflown
 
 
@@ -32,9 +32,10 @@ class Auditor:
         anew: makes another one like this, from the weights as they are; contiguous, if that is asked for.
         update: brings all up to date, and says that the weights had been changed unnoticed.
         others: the fast networks in the dtypes that may be tried instead, best first; after the last the twin is left.
-        tell: is told what was found to be too little, and what the kind of call runs in from now on.
+        tell: is told what was found to be too little, and which of these the kind of call runs in from now on; None if
+            none of them is good enough.
         first: whether it is the first pass of its kind.
-        usual: how large each output was in the first audit of its kind; nothing before.
+        usual: how large outputs were in the first audit of its kind, see :func:`usual_sizes`; nothing before.
         idle: whether the pass tells nothing: nothing came in at its outputs, or its inputs are blank, as in a warm-up.
         was_right: whether samples were looked at, and all was well.
         draws: runs the model in full precision, a random one with the same numbers each time.
@@ -47,7 +48,7 @@ class Auditor:
     anew: Callable[..., Fast]
     update: Callable[[], None]
     others: Callable[[], Iterator[Fast]]
-    tell: Callable[[Finding, str], None]
+    tell: Callable[[Finding, Fast | None], None]
     first: bool
     usual: list[float] = field(default_factory=list)
     idle: bool = True
@@ -68,7 +69,7 @@ class Auditor:
         self.draws = SameDraws(self.twin.bind(self.arguments), tensors[0].device)
         with random_state_kept(tensors[0].device), self.crossing.state.kept():
             judged = self._judge(tensors, needs, grads, pulled)
-            if judged is not None and len(self.usual) != len(judged[0].values):
+            if judged is not None and len(self.usual) != 2 * len(judged[0].values):
                 self.usual = usual_sizes(judged[0].values)
             if judged is not None and self._are_weights_old(judged[0], tensors, outputs):
                 self.update()
@@ -77,8 +78,8 @@ class Auditor:
                     or pulled
                 )
                 judged = self._judge(tensors, needs, grads, pulled)
-            elif judged is not None and judged[1].good and self._are_values_far(judged[0], tensors, outputs):
-                off = farthest(self._own_values(judged[0], outputs), judged[0].values, self.usual)
+            elif judged is not None and self._are_values_far(judged[0], tensors, outputs):
+                off = self._off(self._own_values(judged[0], outputs), judged[0])
                 judged = judged[0], replace(judged[1], off=off)
             elif judged is not None and judged[1].good:
                 judged = self._of_differences(judged[0]) or judged
@@ -90,14 +91,13 @@ class Auditor:
                 return pulled
             else:
                 finding = judged[1]
-            engine, crossing, runs_in = self.twin, self.crossing, "full precision, on the model's twin,"
-            for other in self.others():
-                if self._is_good(other, judged and judged[0], overflown, values=finding.off > 0):
-                    engine, crossing, runs_in = other.engine, self._crossing(other), str(other.precision.dtype)
-                    break
+            values, problem = finding.off > 0, judged and judged[0]
+            chosen = next((o for o in self.others() if self._is_good(o, problem, overflown, values=values)), None)
+            engine = self.twin if chosen is None else chosen.engine
+            crossing = self.crossing if chosen is None else self._crossing(chosen)
             better = engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
         self.idle = False
-        self.tell(finding, runs_in)  # last, since a warning may be an error
+        self.tell(finding, chosen)  # last, since a warning may be an error
         return better or pulled
 
     def glimpse(
@@ -123,13 +123,23 @@ class Auditor:
                 return None
 
     def _is_good(self, other: Fast, problem: Problem | None, overflown: Overflown | None, *, values: bool) -> bool:
-        """Whether this network in another precision is good enough for the samples that were looked at."""
+        """Whether this network in another precision runs, and is good enough for the samples that were looked at."""
+        try:
+            return self._is_near_enough(other, problem, overflown, values=values)
+        except Exception as error:  # an operator has no kernel for this dtype, say
+            if is_out_of_memory(error):
+                raise
+            return False
+
+    def _is_near_enough(
+        self, other: Fast, problem: Problem | None, overflown: Overflown | None, *, values: bool
+    ) -> bool:
         if overflown is not None and overflow(self._values(other.eager(), overflown.tensors), overflown.exact):
             return False
         if problem is None:
             return True
         outputs, gradients = self._run(other, problem)
-        if values and not self._is_near(outputs, problem, FAR):
+        if values and self._off(outputs, problem) > FAR:
             return False
         finding = look(problem, gradients)
         return finding.good and (other.precision.half or not finding.cosine < COSINE_ABOVE)
@@ -139,7 +149,7 @@ class Auditor:
         if self._is_random():  # those with the same draws have been compared
             return False
         try:
-            if self._is_near(self._own_values(problem, outputs), problem, FAR):
+            if self._off(self._own_values(problem, outputs), problem) <= FAR:
                 return False
             with torch.no_grad():
                 again = self.twin.bind(self.arguments)([t.clone() for t in problem.tensors]).tensors
@@ -169,7 +179,11 @@ class Auditor:
             return False
 
     def _is_near(self, values: Sequence[Tensor], problem: Problem, within: float = OLD) -> bool:
-        return is_near(values, problem.values, within=within, usual=self.usual, numbers=within < FAR)
+        sizes = self.usual[: len(problem.values)]
+        return is_near(values, problem.values, within=within, usual=sizes)
+
+    def _off(self, values: Sequence[Tensor], problem: Problem) -> float:
+        return off_for_loss(values, problem.values, problem.grads, self.usual)
 
     def _are_alone_the_same(self, problem: Problem, tensors: Sequence[Tensor]) -> bool:
         """Whether, in full precision, a few samples get by themselves what they get among all.
@@ -248,7 +262,7 @@ class Auditor:
         problem = replace(problem, tensors=[t.contiguous() for t in problem.tensors], values=[])
         outputs, gradients = self._run(self.mine, problem)
         finding = look(problem, gradients)
-        off = farthest(outputs, problem.values, self.usual)
+        off = self._off(outputs, problem)
         return problem, replace(finding, off=off) if off > FAR else finding
 
     def _of_differences(self, problem: Problem) -> tuple[Problem, Finding] | None:

@@ -1,4 +1,4 @@
-"""Whether inputs are of another kind than those of the last audit, after a warm-up on noise or with other data."""
+"""Whether what comes in is of another kind than at the last audit: inputs, or the gradients of another loss."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from torch import Tensor
 _FEWEST, _IMAGES = 4, 8
 _SHIFT = 0.75  # in standard deviations; of 8 natural images each the means differ by a third of that
 _RATIO = 2.0
+_BALANCED = 0.01  # of a sample's absolute sum
 
 
 class Glance(NamedTuple):
@@ -33,9 +34,30 @@ def are_others(now: Sequence[Glance], before: Sequence[Glance]) -> bool:
     return any(_is_other(*pair) for pair in zip(now, before, strict=False))
 
 
+def balanced(grads: Sequence[Tensor | None]) -> tuple[bool, ...]:
+    """Of the gradients at each output, whether they sum to zero over a sample, as those of a cross entropy or a margin.
+
+    Then a part that all logits share has no say. A sum of logits, their largest or the energy asks for that part alone,
+    and tells nothing of what a cross entropy will ask for. It waits for the device.
+    """
+    return tuple(g is not None and g.ndim > 1 and g.numel() > 0 and _sums_to_zero(_few(g.detach())) for g in grads)
+
+
+def _sums_to_zero(grads: Tensor) -> bool:
+    """Seen at the largest: in the gradient of a cross entropy that is sure of a class, all is rounding."""
+    rows = grads.flatten(1)
+    sizes: list[float] = rows.abs().sum(1).tolist()
+    totals: list[float] = rows.sum(1).tolist()
+    size, total = max(zip(sizes, totals, strict=True))
+    return abs(total) <= _BALANCED * size
+
+
+def _few(tensor: Tensor) -> Tensor:
+    return tensor[:: max(len(tensor) // _IMAGES, 1)][:_IMAGES]
+
+
 def _glance(tensor: Tensor) -> Glance:
-    few = tensor[:: max(len(tensor) // _IMAGES, 1)][:_IMAGES]
-    deviation, mean = torch.std_mean(few, correction=0)
+    deviation, mean = torch.std_mean(_few(tensor), correction=0)
     return Glance(float(mean), float(deviation))
 
 

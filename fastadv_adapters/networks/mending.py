@@ -42,13 +42,14 @@ class Mender:
         gives other outputs for (another draw of a random model), and what it loses too, is left as it is.
         """
         found = pulled.gradients
-        apart = are_rows(found) and self.crossing.rows.apart([g is not None for g in self.grads], cut=False)
+        fits = are_rows(found) and len(lost) == len(found[0])
+        apart = fits and self.crossing.rows.apart([g is not None for g in self.grads], cut=False)
         whole = Problem(self.twin, [t.detach() for t in self.tensors], self.needs, self.grads, apart)
         index = lost.nonzero().flatten()
-        better = self._run(whole.part(index)) if apart and len(lost) == len(found[0]) else None
+        better = self._run(whole.part(index)) if apart else None
         if better is None:
             better = self._run(replace(whole, tensors=[t.clone() for t in whole.tensors]))
-            if better is None or better.spoilt is None or len(lost) != len(found[0]):
+            if better is None or better.spoilt is None or not fits:
                 return better or pulled
             better = Pulled([g.index_select(0, index) for g in better.gradients], better.spoilt.index_select(0, index))
         taken = ~cast(Tensor, better.spoilt)

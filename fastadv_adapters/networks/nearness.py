@@ -1,13 +1,16 @@
 """How near two outcomes of the same call are: outputs by their size, gradients by their direction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .inputs import balanced
+
 LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
 COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 
+SHARED = 0.25  # of logits: without the part that all share, they are so much smaller
 FAR_BELOW = 3  # times the largest of the others, in size
 
 OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
@@ -18,40 +21,36 @@ Outcome = tuple[list[Tensor], list[Tensor]] | str
 
 
 def difference(
-    found: Outcome, reference: tuple[list[Tensor], list[Tensor]], moved: Outcome | None = None
+    found: Outcome, reference: tuple[list[Tensor], list[Tensor]], moved: Sequence[Outcome] = ()
 ) -> str | None:
     """In words how far ``found`` is from ``reference``, or None if it is near enough.
 
     Args:
         found: outputs and gradients, or what was raised.
         reference: what they should be.
-        moved: the reference again after a change of the size of rounding; samples that this moves too far are not
-            compared. None compares all.
+        moved: the reference again, each time after another change of the size of rounding; samples that one of them
+            moves too far are not compared.
     """
     if isinstance(found, str):
         return f"the folded model raised {found}"
     if [t.shape for t in found[0]] != [t.shape for t in reference[0]]:
         return "the folded model's outputs have other shapes"
-    nothing: tuple[list[Tensor | None], list[Tensor | None]] = ([None] * len(reference[0]), [None] * len(reference[1]))
-    outputs, gradients = nothing if moved is None or isinstance(moved, str) else moved
-    for ours, theirs, other in zip(found[0], reference[0], outputs, strict=True):
-        differ = _outputs_differ(ours, theirs) & ~_is_rounding(_outputs_differ, other, theirs)
+    others = [outcome for outcome in moved if not isinstance(outcome, str)]
+    for place, (ours, theirs) in enumerate(zip(found[0], reference[0], strict=True)):
+        differ = _outputs_differ(ours, theirs)
+        for outputs, _ in others:
+            differ &= ~_outputs_differ(outputs[place], theirs)
         if bool(differ.any()):
             share = float(_off_by(ours, theirs)[differ].max())
             return f"the folded model's outputs differ by up to {share:.2g} of a sample's largest"
-    for ours, theirs, other in zip(found[1], reference[1], gradients, strict=True):
-        differ = _gradients_differ(ours, theirs) & ~_is_rounding(_gradients_differ, other, theirs)
+    for place, (ours, theirs) in enumerate(zip(found[1], reference[1], strict=True)):
+        differ = _gradients_differ(ours, theirs)
+        for _, gradients in others:
+            differ &= ~_gradients_differ(gradients[place], theirs)
         if bool(differ.any()):
             cosine = float(cosines(ours, theirs)[differ].min())
             return f"the folded model's gradients differ, cosine {cosine:.3f}"
     return None
-
-
-def _is_rounding(differ: Callable[[Tensor, Tensor], Tensor], moved: Tensor | None, theirs: Tensor) -> Tensor:
-    """Which samples differ from themselves after a change of the size of rounding."""
-    if moved is None:
-        return torch.zeros(len(rows(theirs)), dtype=torch.bool, device=theirs.device)
-    return differ(moved, theirs)
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,9 +148,63 @@ def off_by(ours: Tensor, theirs: Tensor, usual: float = 0.0) -> Tensor:
     return (off / size).nan_to_num(0.0).sort().values[len(off) // 2]
 
 
+def beyond_chance(runs: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> float:
+    """By how much outputs are off in the mean of several runs, beyond three standard errors; see :func:`farthest`.
+
+    Args:
+        runs: in each of them, each output and the exact one.
+    """
+    found, exact = [], []
+    for output in zip(*runs, strict=True):
+        theirs = torch.stack([t for _, t in output])
+        off = torch.stack([o for o, _ in output]) - theirs
+        mean, chance = off.mean(0), 3 * off.std(0) / len(runs) ** 0.5
+        exact.append(theirs.mean(0))
+        found.append(exact[-1] + mean - torch.minimum(torch.maximum(mean, -chance), chance))
+    return farthest(found, exact)
+
+
+def off_for_loss(
+    found: Sequence[Tensor], exact: Sequence[Tensor], grads: Sequence[Tensor | None], usual: Sequence[float] = ()
+) -> float:
+    """By how much outputs are off for the loss that the gradients at them come from; see :func:`farthest`.
+
+    A loss that compares logits does not see a part that all of them share. If that is most of them, it hides in their
+    size how far off their differences are: so these are looked at, too.
+
+    Args:
+        found: outputs.
+        exact: those in full precision.
+        grads: what came in at them.
+        usual: see :func:`usual_sizes`.
+    """
+    sizes, spreads = usual[: len(exact)], usual[len(exact) :] or [0.0] * len(exact)
+    off = [farthest(found, exact, sizes)]
+    for ours, theirs, grad, spread in zip(found, exact, grads, spreads, strict=True):
+        if _are_logits(theirs) and balanced([grad])[0]:
+            counted = theirs.isfinite() & ~_left_out(theirs)
+            own, differences = _differences(ours, counted), _differences(theirs, counted)
+            sizes_of_these = differences.abs().amax(1).clamp(min=spread)
+            if bool(sizes_of_these.median() < SHARED * _apart(theirs, theirs)[1].median()):
+                off.append(float(off_by(own, differences, spread)))
+    return max(off)
+
+
+def _are_logits(values: Tensor) -> bool:
+    return values.ndim == 2 and values.is_floating_point() and values.numel() > 0
+
+
+def _differences(logits: Tensor, counted: Tensor) -> Tensor:
+    """From the mean of each row, over those that count; zero in others."""
+    wide = logits.detach().double().where(counted, 0.0)
+    return (wide - wide.sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)).where(counted, 0.0)
+
+
 def usual_sizes(values: Sequence[Tensor]) -> list[float]:
-    """The mean of the samples' largest outputs, for each output of a call."""
-    return [float(_apart(v, v)[1].mean()) if v.is_floating_point() and v.numel() else 0.0 for v in values]
+    """The mean of the samples' largest outputs, for each output of a call; and then that of differences of logits."""
+    sizes = [float(_apart(v, v)[1].mean()) if v.is_floating_point() and v.numel() else 0.0 for v in values]
+    logits = [(v, v.isfinite() & ~_left_out(v)) if _are_logits(v) else None for v in values]
+    return sizes + [0.0 if one is None else float(_differences(*one).abs().amax(1).mean()) for one in logits]
 
 
 def overflow(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..boundary import START, STEP, Engine, Packed, outside_of_transforms, state_on
+from ..engines import EagerEngine
 from ..folding import Folded, Trace, build_fast, trace
 from ..modules import EngineName, RunBy, device_of, notify, number_of_samples, refuse_unfit, resolve
 from . import remarks
@@ -185,9 +186,14 @@ class Networks(BuiltLater, Audited):
         """Whether the twin runs on the weights of the last update: its own, or the source's while they are the same."""
         return not self.twin.live or self._freshness.change() is Change.NONE
 
-    def throw_away_copy(self) -> nn.Module:
-        """Another fast network like the one in use, for looking into while it runs."""
-        return build_fast(self.source, self._trace, self.precision).network
+    def throw_away_copy(self, kind: Kind) -> EagerEngine:
+        """What runs calls of this kind, once more, for looking into while it runs."""
+        if kind.full:
+            return Twin(self.source, self.precision, live=False).engine
+        precision = replace(self.precision, dtype=kind.dtype)
+        folded = build_fast(self.source, self._trace, precision)
+        folded.end_at(kind.rows.ends.layers if precision.half and kind.rows.ends is not None else ())
+        return EagerEngine(folded.network, precision, convert=True)
 
     def unfold(self, layers: Collection[str]) -> None:
         """Fold no more into these layers, which turned out to be called without their batch norm."""
@@ -281,8 +287,9 @@ class Networks(BuiltLater, Audited):
             self.choice.why = ""  # a note says it
         if verdict.unexplained:
             self.twin.thaw()
+        said = [(text, anchor) for text, anchor in said if text not in self.notes]
         self.notes += [text for text, _ in said]
-        if said:
+        if verdict.plan is not self._trace or verdict.layout_error is not None or verdict.half_error is not None:
             self._trace = verdict.plan
             self.generation += 1
             self._copy_fast()

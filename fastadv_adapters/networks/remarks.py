@@ -12,6 +12,7 @@ DIFFERS = (
     "no seed of PyTorch, Python or NumPy controls?); such calls run on the model's twin, no faster"
 )
 AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
+AGAIN = "; run the attack again, for its loss was computed from these outputs"
 WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
 OTHER_ENGINE = "the engine is {}, since {}"
 UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"

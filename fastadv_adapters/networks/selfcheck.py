@@ -126,7 +126,7 @@ def _check(
             verdict.half_error, verdict.instead, found, single = f"it raised {found}", double.dtype, other, double
     half: Half | str | None = None
     if precision.half and not isinstance(found, str) and verdict.half_error is None:
-        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0], reference)
+        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0])
         if isinstance(half, str):
             verdict.half_error, verdict.tried = half, precision.dtype
     _check_folding(verdict, trial, single, found, reference)
@@ -172,7 +172,7 @@ def _check_folding(
     if difference(found, reference) is None:
         return
     # A gradient that cancels (a mean over normalised values) is rounding, which has no direction to compare.
-    moved = trial.moved()
+    moved = [trial.moved(wave) for wave in (torch.cos, torch.sin)]
     verdict.folding_error = difference(found, reference, moved)
     if verdict.folding_error is None:
         return

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shared.networks import resnet18, settle_statistics
-from fastadv_adapters import FastAttackModel
+from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.comparison.memory import bytes_kept
+from tests.networks.test_auditing import CancelsLater, images_for_later
 from tests.support.tools import fingerprint, small_net
 
 FLOAT = 4  # bytes
@@ -57,6 +58,19 @@ def test_half_precision_keeps_half(untouched: None) -> None:
     single, half = (bytes_kept(FastAttackModel(net, dtype=d), x) for d in (torch.float32, torch.bfloat16))
     assert single.by_layer == {"ReLU": 4 * 64 * FLOAT}
     assert half.by_layer == {"ReLU": 4 * 64 * FLOAT / 2}
+
+
+def test_what_runs_in_float32_after_an_audit_keeps_what_that_keeps() -> None:
+    model, x = CancelsLater().eval(), images_for_later(16)[0]
+    fast, kept = (
+        FastAttackModel(model, dtype=torch.bfloat16),
+        bytes_kept(FastAttackModel(model, dtype=torch.float32), x),
+    )
+    before = bytes_kept(fast, x)
+    with pytest.warns(FastAttackWarning, match="audit-failed"):
+        fast(x.requires_grad_()).square().sum().backward()
+    assert bytes_kept(fast, x) == kept
+    assert kept.total > before.total
 
 
 def test_autocast_around_the_call_counts_for_a_plain_model() -> None:

@@ -1,12 +1,17 @@
-"""An audit comes again if the inputs are of another kind than those that the last one saw."""
+"""An audit comes again if inputs, or gradients that come in, are of another kind than those that the last one saw."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
-from fastadv_adapters.networks.inputs import are_others, glance_at
+from fastadv_adapters.networks.inputs import are_others, balanced, glance_at
 from fastadv_adapters.networks.schedule import Schedule
 from tests.networks.test_losing import Angles, bright_from
+from tests.networks.test_shared_parts import SharedPart
 from tests.support.tools import cosine, input_gradient, small_net
 
 
@@ -37,3 +42,35 @@ def test_surprises_become_seldom() -> None:
     due = [number for number, one in enumerate(inputs) if schedule.is_due(0, "all", source, one)]
     assert due[:2] == [0, 1]
     assert len(due) < 8
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": torch.sum,
+    "energy": lambda z: z.logsumexp(1).sum(),
+    "largest": lambda z: z.amax(1).sum(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_pass_with_another_loss_hides_nothing(loss: str) -> None:
+    model, x, y = SharedPart().eval(), torch.rand(16, 3, 4, 4), torch.arange(16) % 10
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    for _ in range(3):
+        LOSSES[loss](fast(x.clone().requires_grad_())).backward()
+    assert fast.dtype == torch.bfloat16
+    with pytest.warns(FastAttackWarning, match="audit-failed"):
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(model, x, y)) > 0.99).all()
+
+
+def test_which_losses_are_balanced() -> None:
+    torch.manual_seed(0)
+    y = torch.arange(32) % 10
+    for size in (0.01, 1.0, 30.0, 200.0):
+        logits = (size * torch.randn(32, 10)).requires_grad_()
+        margin = logits.gather(1, y[:, None]).squeeze(1) - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+        for value in (F.cross_entropy(logits, y), F.cross_entropy(logits, y, reduction="sum"), margin.sum()):
+            assert balanced(torch.autograd.grad(value, logits, retain_graph=True)) == (True,)
+        for other in LOSSES.values():
+            assert balanced(torch.autograd.grad(other(logits), logits, retain_graph=True)) == (False,)
+    assert balanced([None, torch.ones(4), torch.ones(4, 0)]) == (False, False, False)

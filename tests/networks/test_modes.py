@@ -55,6 +55,20 @@ def test_parts_that_stay_in_training_mode_are_told_once(make: type[nn.Module]) -
     assert torch.allclose(fast(x), alike(x), atol=1e-5)
 
 
+def test_other_kinds_of_calls_are_told_nothing_new_and_nothing_is_built_anew() -> None:
+    fast, (x, y) = FastAttackModel(KeepsTraining().eval(), dtype=torch.float32), batch(12)
+    with pytest.warns(FastAttackWarning, match="mixed-modes"):
+        input_gradient(fast, x[:1], y[:1])
+    network, generation = fast._networks.folded.network, fast._networks.generation
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*#samples-coupled")
+        input_gradient(fast, x, y)
+    assert fast.summary().count("in training mode though") == 1
+    assert fast._networks.folded.network is network
+    assert fast._networks.generation == generation
+
+
 def without_rate() -> nn.Module:
     model = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(3, track_running_stats=False), small_net()).eval()
     model[:2].train()

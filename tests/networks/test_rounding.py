@@ -44,9 +44,12 @@ def test_what_rounding_moves_is_not_compared_and_the_rest_is() -> None:
     turned, moved = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     reference = [logits], [gradients]
     assert difference(([logits], [turned]), reference) is not None
-    assert difference(([logits], [turned]), reference, ([logits], [moved])) is None
-    assert difference(([logits], [turned.flip(0)]), reference, ([logits], [moved])) is not None
-    assert difference(([logits], [turned]), reference, "RuntimeError: refused") is not None
+    assert difference(([logits], [turned]), reference, [([logits], [moved])]) is None
+    assert difference(([logits], [turned.flip(0)]), reference, [([logits], [moved])]) is not None
+    assert difference(([logits], [turned]), reference, ["RuntimeError: refused"]) is not None
+    still = [gradients[:1].expand(2, 2)]
+    for others in ([([logits], [moved]), ([logits], still)], [([logits], still), ([logits], [moved])]):
+        assert difference(([logits], [turned]), reference, others) is None, "one of the changes is enough"
 
 
 def test_a_class_that_is_left_out_hides_no_difference_of_the_others() -> None:
@@ -63,9 +66,9 @@ def test_outputs_near_zero_are_compared_with_what_is_usual() -> None:
     """An attack leads samples to where two logits of opposite sign are both near zero."""
     clean, there = torch.tensor([[4.0, -4.0], [2.0, -2.0]]), torch.tensor([[1e-3, -1e-3], [-2e-3, 2e-3]])
     off = there + 0.03
-    assert usual_sizes([clean, torch.arange(2)]) == [3.0, 0.0]
+    assert usual_sizes([clean, torch.arange(2)]) == [3.0, 0.0, 3.0, 0.0]
     assert farthest([off], [there]) > 1
-    assert farthest([off], [there], usual_sizes([clean])) == pytest.approx(0.01)
+    assert farthest([off], [there], usual_sizes([clean])[:1]) == pytest.approx(0.01)
 
 
 def test_one_sample_near_zero_among_others_is_no_difference() -> None:
