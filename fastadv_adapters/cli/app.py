@@ -134,7 +134,10 @@ def evaluate_command(
 
     Under torchrun the samples are shared among its processes, which need --output.
     """
-    with in_one_line(debug=debug):
+    kept = (
+        f": what is finished is in {output}, the same command goes on" if output else ", nothing is kept (see --output)"
+    )
+    with in_one_line(debug=debug, after=kept):
         _can_be_written(json_file, plot, triples)
         required = [requirement(text) for text in require or ()]
         budgets, within = numbers(eps), bounds_of(bounds)

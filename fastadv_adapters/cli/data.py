@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from ..evaluation.lookalikes import refuse_lookalikes
+from ..evaluation.data import samples_of
 from ..modules import need
 from .locating import called, find
 
@@ -75,32 +75,14 @@ def data_named(text: str, dtype: torch.dtype, bounds: tuple[float, float]) -> An
 
 
 def first_of(data: Any, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` samples as one batch.
+    """The first ``count`` samples, as ``evaluate`` reads them, as one batch.
 
     Raises:
         TypeError: they are arrays of NumPy, or something else that only looks like data.
         ValueError: there is none, or they are no pairs of images of one shape and labels.
     """
-    refuse_lookalikes(data)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return data[0][:count], data[1][:count]
-    data = data.dataset if isinstance(data, DataLoader) else data
-    try:
-        if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-            x, y = default_collate([_pair(data[index]) for index in range(min(count, len(data)))])
-        else:
-            x, y = _pair(next(iter(data)))
-    except Exception as error:
-        raise ValueError(
-            f"expected data to give pairs of images of one shape and labels, got {type(error).__name__}: {error}: mend "
-            f"what is broken, or leave it out"
-        ) from error
-    return torch.as_tensor(x)[:count], torch.as_tensor(y)[:count]
-
-
-def _pair(item: Any) -> tuple[Any, Any]:
-    x, y = item
-    return x, y
+    samples = samples_of(data, count)
+    return samples.read(range(samples.count))
 
 
 def _of_file(path: Path, dtype: torch.dtype, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:

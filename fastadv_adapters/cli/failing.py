@@ -13,14 +13,19 @@ BAD, FALLS_SHORT, INTERRUPTED = 2, 1, 130
 
 
 @contextmanager
-def in_one_line(*, debug: bool) -> Iterator[None]:
-    """Let an error inside, also one of writing what was printed, end the process with one line and status 2."""
+def in_one_line(*, debug: bool, after: str = "") -> Iterator[None]:
+    """Let an error inside, also one of writing what was printed, end the process with one line and status 2.
+
+    Args:
+        debug: whether Python's own report comes before that line.
+        after: what to know after Ctrl-C.
+    """
     try:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
         if is_first():
-            say("interrupted. What an evaluation has finished is kept: the same call goes on")
+            say(f"interrupted{after}")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if debug:

@@ -28,7 +28,7 @@ def information() -> dict[str, Any]:
         "versions": versions(),
         "devices": {str(device): describe_device(device) for device in devices},
         "auto": {str(device): _chosen(device) for device in devices},
-        "extras": {extra: "there" if not names else f"without {', '.join(names)}" for extra, names in missing.items()},
+        "extras": {e: f"{', '.join(names)} not installed" if names else "there" for e, names in missing.items()},
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attack import Norm
 from ..model import FastAttackModel
-from ..modules import HALF, accept_model, device_of, is_in_hardware, random_state_kept
+from ..modules import HALF, accept_model, device_of, is_in_hardware, random_state_kept, seed_generators
 from ..options import FastAttackOptions
 from .attacking import Attacker, Run, attacker_for, refuse_class
 from .budgets import Budget, budget_for, reach
@@ -174,7 +174,7 @@ class _Study:
 
         def first() -> None:
             made.append(make())
-            torch.manual_seed(0)
+            seed_generators(0)
             found.append(self._attack(made[0]))
 
         row.first_seconds = seconds_of(first, self.x.device)
@@ -213,7 +213,7 @@ class _Study:
     def _time(self, names: list[str], repeats: int) -> dict[str, list[float]]:
         """Time these ways in turn, add what was found to their rows, and return each one's ratios."""
         counts = {name: self._attacks_between_looks(name) for name in names}
-        ways = {name: Way(self._several(name, counts[name]), lambda: torch.manual_seed(0)) for name in names}
+        ways = {name: Way(self._several(name, counts[name]), lambda: seed_generators(0)) for name in names}
         timings = measure_in_turn(ways, device=self.x.device, repeats=repeats)
         seconds = {name: [s / counts[name] for s in timing.seconds] for name, timing in timings.items()}
         found = {}

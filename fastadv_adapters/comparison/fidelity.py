@@ -71,16 +71,17 @@ def _in_float64(tensor: Tensor) -> Tensor:
 def agreement(found: Pass, reference: Pass) -> Agreement:
     """Compare a pass with the reference."""
     gradient, exact = found.gradient, reference.gradient
-    largest = reference.logits.abs().amax(1).clamp(min=1e-300)
+    largest = reference.logits.where(reference.logits.isfinite(), 0.0).abs().amax(1).clamp(min=1e-300)
     counted = exact != 0
     same = (gradient.sign() == exact.sign()) & counted
+    left_out = (reference.logits == -torch.inf) & (found.logits == -torch.inf)  # a class that is left out
     return Agreement(
-        logits_error=(found.logits - reference.logits).abs().amax(1) / largest,
+        logits_error=(found.logits - reference.logits).where(~left_out, 0.0).abs().amax(1) / largest,
         same_class=found.logits.argmax(1) == reference.logits.argmax(1),
         cosine=row_cosines(gradient, exact),
         signs=same.sum(1).double() / counted.sum(1).clamp(min=1),
         zero=~gradient.any(1),
-        spoilt=~(gradient.isfinite().all(1) & found.logits.isfinite().all(1)),
+        spoilt=~(gradient.isfinite().all(1) & (found.logits.isfinite() | left_out).all(1)),
     )
 
 

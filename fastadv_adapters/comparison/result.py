@@ -149,7 +149,8 @@ def _speed(row: Row, *, surely: bool = True) -> str:
     if row.failure is not None:
         return "not able to run"
     lower, upper = row.spread
-    word = "no faster" if row.ratio < 1 else "faster" if surely and lower >= 1 else "hardly faster"
+    slow = "slower" if row.ratio < 0.95 else "no faster"
+    word = slow if row.ratio < 1 else "faster" if surely and lower >= 1 else "hardly faster"
     return f"{word} ({row.ratio:.2f} times as fast, {lower:.2f} to {upper:.2f})"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from ..attack import SafePGD, resolve_loss
 from ..comparison import is_from, refuse_class
 from .libraries import Foolbox, Function, Torchattack
+from .rows import CLEAN
 from .safe import Safe
 from .stages import Attack
 from .standard import NAMES, RANDOM, STANDARD, Reference
@@ -40,7 +41,7 @@ def attacks_of(given: Any, *, random: bool) -> list[Attack]:
     attacks: list[Attack] = []
     for one in wanted:
         for attack in _named(one, random=random) if isinstance(one, str) else [_existing(one)]:
-            attacks.append(_renamed(attack, {a.name for a in attacks}))
+            attacks.append(_renamed(attack, {CLEAN, *(a.name for a in attacks)}))
     return attacks
 
 
@@ -65,6 +66,12 @@ def _existing(attack: Any) -> Attack:
             raise ValueError(
                 "expected an untargeted SafePGD in attacks, got one with targeted=True, whose labels would be targets: "
                 'name "safe-pgd-targeted", which raises the likeliest classes one after the other'
+            )
+        if attack.classes is False or attack.before is not None:
+            what = "classes=False" if attack.classes is False else "an attribute before"
+            raise ValueError(
+                f"expected SafePGD of images and class labels in attacks, got one with {what}: pass a callable "
+                f"(model, x, y) that runs it"
             )
         settings = {name: getattr(attack, name) for name in ("alpha", "steps", "random_start", "restarts")}
         named = attack.loss.closed is not None or attack.loss.function is resolve_loss("dlr").function

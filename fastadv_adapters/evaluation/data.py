@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from ..attack import accept_inputs
 from ..modules import lone_image, random_state_kept
+from .content import bytes_of
 from .lookalikes import refuse_lookalikes
 
 AT_ONCE = 256
@@ -120,7 +121,7 @@ def look_at(samples: Samples, bounds: tuple[float, float], classes: Callable[[Te
 
 def _hash(image: Tensor) -> str:
     digest = hashlib.blake2b(repr((image.dtype, tuple(image.shape))).encode(), digest_size=8)
-    digest.update(image.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(bytes_of(image))
     return digest.hexdigest()
 
 

@@ -114,13 +114,17 @@ def _in_folder(asked: Asked, together: Sharing, folder: Folder) -> Report:
         folder.clean_up()
         return {"run": folder.next_run(), "finished": sorted(folder.rows())}
 
-    shared = together.plan(begin)
-    plan = plans[0] if plans else plan_of(asked)
-    known = folder.rows()
-    finished = {index: known[index] for index in shared["finished"]}
-    writer = Writer(folder, f"{shared['run']:04}-{together.rank:04}")
-    _attack(asked, plan, together, finished, writer.write, lambda: set(folder.rows()))
-    together.close(folder.merge)
+    try:
+        shared = together.plan(begin)
+        plan = plans[0] if plans else plan_of(asked)
+        known = folder.rows()
+        finished = {index: known[index] for index in shared["finished"]}
+        writer = Writer(folder, f"{shared['run']:04}-{together.rank:04}")
+        _attack(asked, plan, together, finished, writer.write, lambda: set(folder.rows()))
+        together.close(folder.merge)
+    except BaseException:  # this process may live on, and is not to be waited for
+        together.leave()
+        raise
     return Report.load(folder.path)
 
 

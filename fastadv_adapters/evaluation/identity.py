@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .content import bytes_of
 from .stages import Attack
 
 
@@ -18,7 +19,7 @@ def model_hash(model: nn.Module) -> str:
     for name, tensor in tensors:
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
-        digest.update(dense.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(dense))
     return digest.hexdigest()
 
 

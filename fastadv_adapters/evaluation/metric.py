@@ -69,6 +69,8 @@ class RobustAccuracy(Metric):
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Attack a batch and count."""
+        if not len(x):
+            return
         fast, attack, seed = self._held
         judge = Judge(fast.wrapped, seed)
         found = attack(x, y)

@@ -29,6 +29,8 @@ Images = Callable[[], dict[int, tuple[Tensor, Tensor | None]]]
 class Report:
     """What an evaluation found.
 
+    Broken samples are finished first. So shares of an evaluation that is not ``complete`` look worse than they are.
+
     Attributes:
         header: settings, versions, attacks, and who model and data are.
         samples: a row per sample, in order of the index.
@@ -71,7 +73,7 @@ class Report:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of samples that stand up to all attacks, 0 to 1; of several budgets at the largest."""
+        """The share of finished samples that stand up to all attacks, 0 to 1; of several budgets at the largest."""
         return self._share(lambda row: row.broken_by is None)
 
     @property
@@ -144,16 +146,11 @@ class Report:
 
     @property
     def quote(self) -> str:
-        """One sentence to be quoted, with attacks and versions."""
+        """One sentence to be quoted, with attacks and versions; it says so if not all samples are finished."""
         settings, versions = self.header["settings"], self.header["versions"]
-        low, high = self.interval
-        eps = settings["eps"][-1]
         attacks = ", ".join(settings["attacks"].values())
-        return (
-            f"{100 * self.robust_accuracy:.2f} % robust accuracy (95 % interval {100 * low:.2f} to {100 * high:.2f} %) "
-            f"and {100 * self.clean_accuracy:.2f} % clean accuracy on {len(self.samples)} samples, {settings['norm']}, "
-            f"eps = {eps:.6g}; {attacks}; {', '.join(f'{k} {v}' for k, v in versions.items())}"
-        )
+        told = f"{settings['norm']}, eps = {settings['eps'][-1]:.6g}; {attacks}; "
+        return f"{self._accuracies()}, {told}{', '.join(f'{k} {v}' for k, v in versions.items())}"
 
     def as_dict(self) -> dict[str, Any]:
         """All that is known but the images, ready for JSON; keys are the names of the attributes."""
@@ -198,14 +195,28 @@ class Report:
         return {index: adversarial for index, (adversarial, _) in self.images().items()}
 
     def __str__(self) -> str:
-        lines = [self.quote]
-        lines += [f"  {name}: {100 * accuracy:.2f} %" for name, accuracy in self.by_attack.items()]
+        lines, curve = [self.quote], self.curve
+        if self.complete:
+            lines += [f"  {name}: {100 * accuracy:.2f} %" for name, accuracy in self.by_attack.items()]
+            lines += [f"  eps = {eps:.6g}: {100 * share:.2f} %" for eps, share in curve.items() if len(curve) > 1]
         lines += [f"  note: {text}" for text in self.notes]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         accuracies = f"robust_accuracy={self.robust_accuracy:.4f}, clean_accuracy={self.clean_accuracy:.4f}"
         return f"Report({accuracies}, samples={len(self.samples)})"
+
+    def _accuracies(self) -> str:
+        done, total = len(self.samples), int(self.header["data"]["samples"])
+        if not self.complete:
+            standing = sum(row.broken_by is None for row in self.samples)
+            between = f"between {100 * standing / total:.2f} and {100 * (standing + total - done) / total:.2f} %"
+            return f"not finished, {done} of {total} samples: {between} robust accuracy"
+        low, high = self.interval
+        return (
+            f"{100 * self.robust_accuracy:.2f} % robust accuracy (95 % interval {100 * low:.2f} to {100 * high:.2f} %) "
+            f"and {100 * self.clean_accuracy:.2f} % clean accuracy on {done} samples"
+        )
 
     def _by_chance(self) -> str | None:
         """A note if nothing shows that the model knows the classes; of finished samples alone most may be wrong."""

@@ -1,15 +1,12 @@
 """Random numbers that depend on the sample and the attack, and on nothing else."""
 
 import hashlib
-import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from ..modules import random_state_kept
+from ..modules import random_state_kept, seed_generators
 
 
 def seed_of(*parts: object) -> int:
@@ -22,9 +19,5 @@ def seed_of(*parts: object) -> int:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """All generators begin at this seed inside, and are as before afterwards."""
     with random_state_kept(device):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        numpy: Any = sys.modules.get("numpy")
-        if numpy:
-            numpy.random.seed(seed % 2**32)
+        seed_generators(seed)
         yield

@@ -71,6 +71,9 @@ class Sharing(Protocol):
     def close(self, merge: Callable[[], None]) -> None:
         """Let the lowest rank that is alive merge, once, and wait for that."""
 
+    def leave(self) -> None:
+        """Fall silent after an error: nobody is to wait for this process, which may live on."""
+
 
 class Alone:
     """One process."""
@@ -106,6 +109,9 @@ class Alone:
     def close(self, merge: Callable[[], None]) -> None:
         """Merge."""
         merge()
+
+    def leave(self) -> None:
+        """Nobody waits."""
 
 
 class Together:
@@ -195,6 +201,10 @@ class Together:
             self._store.check([f"left/{rank}"]) or self._is_dead(rank) for rank in range(1, self.world)
         ):
             time.sleep(_POLL)
+
+    def leave(self) -> None:
+        """Fall silent: the others take what is left."""
+        self._stop.set()
 
     def _wait_until_told(self) -> None:
         """Stay until the others know: the store may go with this process."""

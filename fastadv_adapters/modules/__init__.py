@@ -43,7 +43,7 @@ from .leaving_out import LeftOut, is_left_out, is_trainer
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify
 from .precision import HALF, MATRIX_LAYERS, Precision, autocast, cast_ahead_names, ieee_float32, is_in_hardware, resolve
-from .randomness import generator_states, holds_generator, host_state, random_state_kept
+from .randomness import generator_states, holds_generator, host_state, random_state_kept, seed_generators
 from .shell import Shell
 
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "refused",
     "resolve",
     "same_memory",
+    "seed_generators",
     "tensors_in",
     "tensors_in_containers",
     "thaw",

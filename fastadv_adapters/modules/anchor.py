@@ -21,7 +21,8 @@ class Anchor(nn.Parameter):
 
 
 def _refuse_to_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if all(isinstance(p, Anchor) for group in optimizer.param_groups for p in group["params"]):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if parameters and all(isinstance(p, Anchor) for p in parameters):
         raise ValueError(
             f"expected an optimizer of the wrapped model's parameters, got {type(optimizer).__name__} of a fast "
             f"model's, which has none to train: make it of fast.wrapped.parameters(), and the fast model follows"

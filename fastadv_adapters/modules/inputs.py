@@ -165,8 +165,8 @@ def accept_tensors(tensors: Sequence[Tensor], device: torch.device) -> None:
     """Raise TypeError or ValueError for arguments that the model cannot be attacked with."""
     floating = [t for t in tensors if t.is_floating_point()]
     if not floating and (not tensors or torch.is_grad_enabled()):  # without gradients nobody can mean to attack
-        got = f"{tensors[0].dtype}" if tensors else "no tensor"
-        raise TypeError(f"expected an input that is a floating-point tensor, got {got}: convert it with .float()")
+        got = f"{tensors[0].dtype}: convert it with .float()" if tensors else "no tensor: make one by torch.from_numpy"
+        raise TypeError(f"expected an input that is a floating-point tensor, got {got}")
     if not any(t.ndim for t in floating or tensors):
         raise ValueError("expected an input with a batch dimension, got a 0-d tensor: add one with [None]")
     for tensor in tensors:

@@ -135,7 +135,8 @@ def resolve(
     """Turn the user's options into a :class:`Precision`; raises ValueError for an unknown option."""
     if dtype != "auto" and dtype not in DTYPES:
         choices = ", ".join(str(d) for d in DTYPES)
-        raise ValueError(f'expected dtype to be "auto" or one of {choices}, got {dtype!r}')
+        named = ": pass the dtype, not its name" if isinstance(dtype, str) else ""
+        raise ValueError(f'expected dtype to be "auto" or one of {choices}, got {dtype!r}{named}')
     if not isinstance(channels_last, bool) and channels_last != "auto":
         raise ValueError(f'expected channels_last to be True, False or "auto", got {channels_last!r}')
     if channels_last == "auto":

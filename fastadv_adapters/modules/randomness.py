@@ -24,6 +24,15 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
             numpy.random.set_state(numpy_state)
 
 
+def seed_generators(seed: int) -> None:
+    """All generators begin at this seed."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy:
+        numpy.random.seed(seed % 2**32)
+
+
 def host_state() -> tuple[Any, ...]:
     """What all generators but those of devices are at, to be compared."""
     numpy: Any = sys.modules.get("numpy")

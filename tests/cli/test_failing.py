@@ -209,7 +209,7 @@ def test_a_disk_that_is_full_in_the_middle_of_an_evaluation(fastadv: Run, monkey
 
 
 def test_an_interrupted_evaluation_says_that_it_goes_on(fastadv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(handle: int) -> None:
+    def stop(*_: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     what = ("evaluate", NET, *ON, *FAST, "--output", "run")
@@ -217,9 +217,14 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(fastadv: Run, monkeypatc
         patch.setattr(os, "fsync", stop)
         result = fastadv(*what)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1].startswith("fastadv: interrupted.")
+    assert result.stderr.splitlines()[-1].startswith("fastadv: interrupted: what is finished is in run")
     assert "Traceback" not in result.output
     assert fastadv(*what).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("fastadv_adapters.cli.app.evaluate", stop)
+        assert fastadv(*what[:-2]).stderr.splitlines()[-1] == "fastadv: interrupted, nothing is kept (see --output)"
+        patch.setattr("fastadv_adapters.cli.app.compare", stop)
+        assert fastadv("compare", NET, *ON).stderr.splitlines()[-1] == "fastadv: interrupted"
 
 
 def test_debug_shows_where_an_error_comes_from(fastadv: Run) -> None:

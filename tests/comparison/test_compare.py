@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import random
 import re
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import foolbox
 import matplotlib
+import numpy as np
 import pytest
 import torch
 import torchattacks
@@ -119,7 +121,7 @@ def test_what_is_slower_is_never_recommended() -> None:
     assert found.recommended is None
     assert found.speedup == 1
     assert found.faithful
-    assert found.verdict.startswith("Stay with the plain model: the fast one is faithful and no faster (")
+    assert found.verdict.startswith("Stay with the plain model: the fast one is faithful and slower (")
 
 
 def test_what_is_recommended_beside_the_default_options_is_named() -> None:
@@ -128,7 +130,7 @@ def test_what_is_recommended_beside_the_default_options_is_named() -> None:
     found = Comparison("PGD-10", 4, rows, "float32", "float64", {"eps": 0.1, "norm": "linf"}, {}, {})
     assert found.verdict == (
         "The fast model is faster (1.60 times as fast, 1.55 to 1.65) and faithful, with dtype=torch.float32; with the "
-        "default options it is faithful and no faster (0.85 times as fast, 0.83 to 0.88)."
+        "default options it is faithful and slower (0.85 times as fast, 0.83 to 0.88)."
     )
     assert found.verdict in repr(found)
     assert found.record()["recommended"] == {"dtype": "torch.float32"}
@@ -389,3 +391,15 @@ def test_tensors_of_inference_mode_are_taken() -> None:
     with torch.inference_mode():
         found = compare(model, X.clone(), Y.clone(), eps=0.15, repeats=1)
     assert found.row("default").failure is None
+
+
+def test_attacks_that_draw_from_any_generator_draw_the_same_on_every_model() -> None:
+    drawn: list[tuple[float, float, float]] = []
+
+    def noting(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        drawn.append((float(torch.rand(())), float(np.random.rand()), random.random()))  # noqa: NPY002
+        return x
+
+    compare(linear(), X, Y, attack=noting, repeats=1)
+    assert len(drawn) > 3
+    assert len(set(drawn)) == len({first for first, _, _ in drawn}) < len(drawn), "each as often as PyTorch's"

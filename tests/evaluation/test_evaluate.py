@@ -231,6 +231,16 @@ def test_decisions_and_logits_that_are_asked_for_reach_every_attack(
     assert seen == {(decisions, dtype, False)}
 
 
+def test_an_attack_may_be_called_clean() -> None:
+    def clean(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return ascending(model, x, y)
+
+    report, other = evaluated(attacks=clean), evaluated(attacks=ascending)
+    assert list(report.by_attack) == ["clean", "clean (2)"]
+    assert list(report.by_attack.values()) == list(other.by_attack.values())
+    assert report.clean_accuracy > report.robust_accuracy
+
+
 def test_passes_on_a_model_of_its_own_are_not_counted() -> None:
     transferred = torchattacks.FGSM(attackable_net(), eps=EPS)
     report = evaluated(attacks=transferred)

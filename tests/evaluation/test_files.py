@@ -164,6 +164,7 @@ def test_a_report_is_written_and_drawn(tmp_path: Path) -> None:
     for name in ("clean_accuracy", "robust_accuracy", "by_attack", "borderline", "denied", "quote"):
         assert told[name] == getattr(report, name)
     assert told["interval"] == list(report.interval)
+    assert all(f"\n  eps = {eps:.6g}: {100 * share:.2f} %" in str(report) for eps, share in report.curve.items())
     assert len(told["samples"]) == len(report.samples)
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("plot.png", "triples.png"))
     with pytest.raises(ValueError, match="expected a broken sample whose images are kept"):

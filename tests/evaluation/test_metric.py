@@ -55,4 +55,5 @@ def test_an_attack_of_ones_own_takes_the_place_of_safe_pgd(
 ) -> None:
     metric = metric_of(net(), eps=EPS, attack=plain)
     metric.update(*data(24))
+    metric.update(torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
     assert metric.compute() == pytest.approx(1 - 3 / 24)

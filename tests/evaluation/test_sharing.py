@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from fastadv_adapters import Report
-from fastadv_adapters.evaluation import sharing
+from fastadv_adapters.evaluation import evaluating, sharing
 from tests.evaluation.processes import forked, kill_when, meeting_point, wait_for
 from tests.evaluation.runs import data, evaluated, lines, verdicts
 
@@ -113,6 +114,18 @@ def test_a_chunk_whose_owner_died_before_it_said_so_is_inherited_once(monkeypatc
         assert not thread.is_alive()
     first = next(iter(sharing.Together(in_memory(), 0, 3).chunks(todo)))
     assert found == ([[index for index in first if index != 0]] if len(first) > 1 else [])
+
+
+def test_who_fails_and_lives_on_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = sharing.Together(in_memory(), 0, 1)
+    monkeypatch.setattr(evaluating, "sharing", lambda: together)
+
+    def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise RuntimeError("no such attack")
+
+    with pytest.raises(RuntimeError, match="no such attack"):
+        evaluated(attacks=broken, output=tmp_path)
+    assert together._stop.is_set()
 
 
 def test_torchrun_starts_them_and_starts_them_again(whole: Report, tmp_path: Path) -> None:
