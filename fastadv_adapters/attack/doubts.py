@@ -15,7 +15,7 @@ LOADED = "were the weights loaded"
 STEP = 0.1 / 255
 """A tenth of what two neighbouring bytes are apart, as a share of the bounds."""
 
-SPAN = 0.02
+SPAN = 0.1
 """Images that take up no more than this share of the bounds are hardly meant."""
 
 APART = 1e-4

@@ -158,7 +158,8 @@ class Stream(Looking):
                 confirmed = self._confirm(flow, seen.x, 2 * votes > self.way.passes)
             going = int((~confirmed & (flow.step < steps)).sum())
             if going == 0 or (self.way.passes == 1 and 3 * going < 2 * len(flow)):
-                return confirmed, None
+                total = None  # the other passes still vote
+                continue
             gradient = self._gradient(seen, directions, pool)
             flow.backwards += 1
             total = gradient if total is None else total + gradient

@@ -68,7 +68,10 @@ def need_of_classes(loss: object, *, targeted: bool, early_stop: bool) -> Need |
     if targeted:
         return Need("targeted=True", "no class can be reached. Pass a loss that is larger nearer to the target")
     if not callable(loss):
-        return Need(f"loss={loss!r}", "it compares logits. Pass a callable loss(outputs, targets) -> (N,)")
+        what = (
+            "it compares logits. Pass a callable loss(outputs, targets) -> (N,), or y.argmax(1) if y has one-hot rows"
+        )
+        return Need(f"loss={loss!r}", what)
     return None
 
 

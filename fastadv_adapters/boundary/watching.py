@@ -38,7 +38,9 @@ _watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
 def watch_gradients() -> Iterator[Watch]:
     """Watch the backward passes of all forwards made inside the block (the passes themselves may come later).
 
-    All those passes must have the same number of samples. Nothing waits for the device.
+    All those passes must have the same number of samples, else the backward pass raises. So put your own passes inside,
+    and no attack that leaves samples out as it goes (early stop, AutoAttack, or ``SafePGD``, which attacks some samples
+    again). Nothing waits for the device.
 
     Yields:
         An object whose ``spoilt`` is None before the first backward pass, and then a bool tensor (N,), True for samples

@@ -11,7 +11,6 @@ recorded their addresses (a CUDA graph) reads the new values.
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, autocast, become, generator_states, kind_of
+from ..modules import Precision, autocast, become, generator_states, is_out_of_memory, kind_of
 from .traceless import opened_by
 
 MOST = 16
@@ -116,9 +115,12 @@ class Memo:
             if one is None:
                 self._kept[key] = None
             elif self._all_still(one.reads):
-                with suppress(RuntimeError):  # other shapes went in
+                try:
                     if one.compute():
                         self._keep(key, one)
+                except RuntimeError as error:  # other shapes went in
+                    if is_out_of_memory(error):
+                        raise
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What the call gives, and whether that took something that is kept and is more than a view."""

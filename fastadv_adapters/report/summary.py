@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modules import HALF
+from ..modules import HALF, is_in_hardware
 from ..networks import Networks
 from .alignment import Misfit, misfits
 
@@ -35,7 +35,7 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
         "updates": f"{'automatic' if options['auto_update'] else 'by update() only'}, {networks.updates} so far",
         "self-check": _check(networks),
         "in place": _in_place(len(networks.folded.in_place)),
-        "speed": _speed(networks.dtype in HALF),
+        "speed": _speed(networks),
     }
     lines = [f"FastAttackModel of {type(networks.source).__name__}"]
     lines += [f"  {name:<14} {value}" for name, value in facts.items()]
@@ -71,11 +71,18 @@ def _check(networks: Networks) -> str:
     return "done at the first gradient pass" if networks.kinds else "due at the first gradient pass"
 
 
-def _speed(half: bool) -> str:
+def _speed(networks: Networks) -> str:
     """What to expect, which depends on the model; measuring is not for a summary."""
-    gain = (
-        "half precision, the faster the larger the layers are" if half else "no half precision, so the gain is smaller"
-    )
+    gain = "half precision, the faster the larger the layers are"
+    if networks.dtype not in HALF:
+        folded = any(done.startswith("folded") for done in networks.folded.report.values())
+        smaller, none = (
+            "no half precision, so the gain is smaller",
+            "no half precision, nothing folded: perhaps no gain",
+        )
+        gain = smaller if folded else none
+    elif not is_in_hardware(networks.dtype, networks.precision.device):
+        gain = "half precision without hardware, slower than float32"
     return f"{gain} (docs/performance.md); first calls are slow"
 
 

@@ -27,7 +27,7 @@ def classified(fast: FastAttackModel, samples: int = 24) -> tuple[Tensor, Tensor
 
 
 def streamed(
-    attack: SafePGD, x: Tensor, y: Tensor, *, capacity: int = 8, rivals: Tensor | None = None
+    attack: SafePGD, x: Tensor, y: Tensor, *, capacity: int = 8, rivals: Tensor | None = None, passes: int = 1
 ) -> list[Departed]:
     """All samples through a stream, in the order in which they leave."""
     chosen = torch.zeros(len(x), 0, dtype=torch.int64) if rivals is None else rivals
@@ -38,6 +38,7 @@ def streamed(
         starts=chosen.shape[1] or (attack.restarts if attack.random_start else 1),
         capacity=capacity,
         seed_of=lambda index, start: 1000 * index + start,
+        passes=passes,
     )
     waiting = iter(range(len(x)))
 
@@ -120,3 +121,11 @@ def test_samples_with_broken_gradients_are_attacked_again_in_full_precision() ->
 
 def test_nobody_comes_and_nobody_leaves(fast: FastAttackModel) -> None:
     assert streamed(SafePGD(fast, eps=0.1), *classified(fast, samples=0)) == []
+
+
+@pytest.mark.parametrize("samples", [4, 12])
+def test_every_vote_on_the_last_iterate_is_cast_whoever_stands_beside(samples: int, fast: FastAttackModel) -> None:
+    x, y = classified(fast, samples)
+    attack = SafePGD(fast, eps=1e-6, steps=2, random_start=False, loss="ce")
+    gone = streamed(attack, x, y, passes=5)
+    assert {int(count) for some in gone for count in some.forwards} == {4 * 5}

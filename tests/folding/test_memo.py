@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.profiler import ProfilerActivity, profile
 
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.folding import memo
 from fastadv_adapters.folding.memo import Memo, Remembering
 from tests.support.agreement import train_a_step
 from tests.support.computed import MODELS, ScaledStdConv2d, StdLinear
@@ -414,3 +415,22 @@ def test_draws_are_made_in_every_pass() -> None:
         found.append([run(x.requires_grad_()).detach() for _ in range(3)])
     torch.testing.assert_close(*found)
     assert not found[0][0].equal(found[0][1])
+
+
+def test_running_out_of_memory_is_no_reason_to_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y) = model_of("StdConv2d", torch.float64), batch()
+    fast = fast_of(model)
+    input_gradient(fast, x.double(), y)
+    many = len(kept(fast))
+
+    def exhausted(self: object) -> bool:
+        raise torch.OutOfMemoryError("out of memory")
+
+    train_a_step(model, x.double())
+    with monkeypatch.context() as patch:
+        patch.setattr(memo._Kept, "compute", exhausted)
+        with pytest.raises(torch.OutOfMemoryError):
+            fast.update()
+    input_gradient(fast, x.double(), y)
+    assert len(kept(fast)) == many
+    equal(fast, model)

@@ -237,3 +237,4 @@ def test_an_optimizer_of_a_fast_model_is_refused_when_it_steps() -> None:
     for parent in (nn.ModuleList([nn.Linear(2, 2), fast]), nn.ModuleList([fast, nn.Linear(2, 2)])):
         torch.optim.SGD(parent.parameters(), lr=0.1).step()
     torch.optim.SGD([{"params": [p]} for p in parent.parameters()], lr=0.1).step()
+    torch.optim.SGD([{"params": []}], lr=0.1).step()  # of a network of which everything is frozen

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 CPU = torch.device("cpu")
 PLAIN_ROW = Row(PLAIN, "torchattacks", torch.float32, torchattacks_pgd)
 OURS = Row("ours-eager-float32", "ours", torch.float32, ours, ours=True)
-JUDGED = "Verdict: of this way on the confident digits network."
+JUDGED = "Verdict: that of the same way on the confident digits network."
 Build = Callable[[nn.Module, Setup], Prepared]
 
 

@@ -136,6 +136,15 @@ def test_lines_are_short_and_one_says_what_to_expect(dtype: torch.dtype) -> None
     assert ("no half precision, so the gain is smaller" in text) == (dtype == torch.float32)
 
 
+@pytest.mark.parametrize(("there", "said"), [(True, "the faster the larger"), (False, "slower than float32")])
+def test_half_precision_without_hardware_for_it_is_said_to_be_slow(
+    there: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "is_in_hardware", lambda dtype, device: there)
+    assert "  speed          half precision" in (text := FastAttackModel(residual(), dtype=torch.bfloat16).summary())
+    assert said in text
+
+
 @pytest.mark.parametrize(("layers", "text"), [(0, "no activations"), (1, "1 activation"), (2, "2 activations")])
 def test_counts_activations_in_place(layers: int, text: str) -> None:
     pairs = [layer for _ in range(layers) for layer in (nn.Conv2d(3, 3, 3), nn.ReLU())]
@@ -150,5 +159,5 @@ def test_a_fast_model_that_is_little_more_than_the_plain_one_shows_it() -> None:
     fast(x).sum().backward()
     lines = dict(line.split(maxsplit=1) for line in fast.summary().replace("batch norm", "batch-norm").splitlines()[1:])
     assert lines["dtype"].startswith("float32 (")
-    assert lines["speed"].startswith("no half precision, so the gain is smaller")
+    assert lines["speed"].startswith("no half precision, nothing folded: perhaps no gain")
     assert lines["batch-norm"] == "none in this model"
