@@ -11,7 +11,7 @@ from benchmarks.gpu.clock import device_ms, recorded
 from benchmarks.gpu.items import Items
 from benchmarks.gpu.operators import half
 from benchmarks.gpu.smoke import least_cosine
-from benchmarks.speed.cases import Case, cases
+from benchmarks.speed.cases import Case
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison import synchronize
 from fastadv_adapters.modules import Precision
@@ -45,7 +45,7 @@ def inside(run: Callable[[Tensor], Tensor], precision: Precision) -> Callable[[T
 
 def compiling(items: Items) -> None:
     """Every network."""
-    for case in cases(items.size):
+    for case in items.cases:
         items.add(case.key, lambda case=case: _compared(items, case), need=25.0)  # type: ignore[misc]
 
 

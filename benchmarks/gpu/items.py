@@ -12,7 +12,7 @@ import torch
 from benchmarks.shared.budget import NO_TIME, Budget
 from benchmarks.shared.deadline import STOPPED, OutOfTimeError
 from benchmarks.shared.report import Part, Report, Table
-from benchmarks.speed.cases import Size
+from benchmarks.speed.cases import Case, Size, cases
 from benchmarks.speed.one_way import start_afresh
 
 _LINES = 12  # of a traceback that are kept
@@ -47,6 +47,11 @@ class Items:
     def tiny(self) -> bool:
         """Whether sizes are those of a rehearsal."""
         return self.size == "tiny"
+
+    @property
+    def cases(self) -> list[Case]:
+        """The networks for items that take long: in a rehearsal one of each kind."""
+        return [case for case in cases(self.size) if not self.tiny or case.key in ("resnet18", "vit")]
 
     def add(self, key: str, work: Callable[[], Mapping[str, Any]], *, need: float = 5.0) -> None:
         """Try an item and write what it finds, or why it finds nothing.

@@ -9,7 +9,7 @@ from benchmarks.gpu.compiling import Step, inside
 from benchmarks.gpu.items import Items
 from benchmarks.gpu.operators import half
 from benchmarks.gpu.smoke import least_cosine
-from benchmarks.speed.cases import Case, cases
+from benchmarks.speed.cases import Case
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.kernels import switched
 
@@ -28,7 +28,7 @@ EVERY: dict[str, Switches] = {
 
 def prepared(items: Items) -> None:
     """Every network in every way of which it has some use."""
-    for case in (case for case in cases(items.size) if not items.tiny or case.key in ("resnet18", "vit")):
+    for case in items.cases:
         for name, switches in {**(TRANSFORMERS if case.key == "vit" else RESIDUAL), **EVERY}.items():
             key = f"{case.key}, {name}"
             items.add(key, lambda case=case, on=switches: _compared(items, case, on), need=15.0)  # type: ignore[misc]
