@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from fastadv_adapters import compare
-from fastadv_adapters.cli.data import ImageFolder, data_named
+from fastadv_adapters.cli.data import ImageFolder, data_named, first_of
 from fastadv_adapters.cli.demo import trained
 from fastadv_adapters.cli.numbers import bounds, number, requirement, shape
 
@@ -202,3 +204,27 @@ def test_the_module_is_the_command(folder: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("fastadv: expected the folder of an evaluation, got nowhere")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_compare_takes_the_samples_that_evaluate_takes() -> None:
+    x, y = torch.rand(6, 3, 2, 2), torch.arange(6) % 3
+
+    def doubled(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = default_collate(items)
+        return images / 2, labels
+
+    class Stream(IterableDataset[tuple[torch.Tensor, int]]):
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+            yield from zip(x, y.tolist(), strict=True)
+
+    some = Subset(TensorDataset(x, y), [1, 3, 5])
+    for data, images in (
+        ((x, y), x[:2]),
+        (DataLoader(some, batch_size=2, collate_fn=doubled), x[[1, 3]] / 2),
+        (DataLoader(some, sampler=[0, 2]), x[[1, 5]]),
+        (Stream(), x[:2]),
+        (DataLoader(Stream(), batch_size=4), x[:2]),
+    ):
+        found = first_of(data, 2)
+        assert torch.equal(found[0], images)
+        assert len(found[1]) == 2

@@ -403,3 +403,14 @@ def test_attacks_that_draw_from_any_generator_draw_the_same_on_every_model() -> 
     compare(linear(), X, Y, attack=noting, repeats=1)
     assert len(drawn) > 3
     assert len(set(drawn)) == len({first for first, _, _ in drawn}) < len(drawn), "each as often as PyTorch's"
+
+
+def test_a_class_that_is_left_out_is_no_error_of_logits() -> None:
+    logits, gradient = torch.tensor([[1.0, 2.0, -torch.inf]] * 3), torch.ones(3, 4)
+    off = logits.clone()
+    off[1, 0], off[2, 2] = 1.5, 0.0
+    found = agreement(Pass(off, gradient), Pass(logits, gradient))
+    assert found.logits_error.tolist() == [0.0, 0.25, torch.inf]
+    assert found.spoilt.tolist() == [False, False, False]
+    spoilt = torch.tensor([[1.0, torch.nan, -torch.inf]] * 3)
+    assert bool(agreement(Pass(spoilt, gradient), Pass(logits, gradient)).spoilt.all())

@@ -310,6 +310,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "expected SafePGD with eps, norm and bounds of the evaluation",
     ),
     "targets": ({"attacks": SafePGD(net(), eps=EPS, targeted=True)}, "expected an untargeted SafePGD"),
+    "no classes": (
+        {"attacks": SafePGD(net(), eps=EPS, loss=lambda outputs, y: outputs.sum(1), classes=False)},
+        "expected SafePGD of images and class labels in attacks, got one with classes=False: pass a callable",
+    ),
     "no budget": ({"eps": []}, "expected at least one budget"),
     "batch size": ({"batch_size": 0}, "expected batch_size to be at least 1"),
     "options twice": ({"options": FLOAT32}, "expected no options for a model that is fast already"),

@@ -113,3 +113,19 @@ def test_what_comes_in_broken_hides_no_other_sample() -> None:
     (found,) = torch.autograd.grad(logits, leaf, wrong)
     assert (found[:4] == 0).all()
     assert (found[12:].flatten(1).abs().amax(1) > 0).all()
+
+
+def test_a_gradient_at_a_number_beside_the_images_hinders_nothing() -> None:
+    x, y = faint_from(8)
+
+    class Tempered(Standardised):
+        def forward(self, temperature: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) / temperature
+
+    model = Tempered().eval()
+    fast = FastAttackModel(model, dtype=torch.float16, engine="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        leaves = [torch.tensor(2.0, requires_grad=True), x.requires_grad_()]
+        F.cross_entropy(fast(*leaves), y).backward()
+    assert all(leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves)
