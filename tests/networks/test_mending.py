@@ -1,7 +1,7 @@
 """Samples that one pass loses to infinity or NaN come back in full precision, on a processor."""
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, watch_gradients
+from fastadv_adapters.boundary import Pulled
 from fastadv_adapters.networks import mending
 from tests.support.tools import batch, cosine, input_gradient
 
@@ -115,17 +116,10 @@ def test_what_comes_in_broken_hides_no_other_sample() -> None:
     assert (found[12:].flatten(1).abs().amax(1) > 0).all()
 
 
-def test_a_gradient_at_a_number_beside_the_images_hinders_nothing() -> None:
-    x, y = faint_from(8)
-
-    class Tempered(Standardised):
-        def forward(self, temperature: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-            return super().forward(x) / temperature
-
-    model = Tempered().eval()
-    fast = FastAttackModel(model, dtype=torch.float16, engine="eager")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        leaves = [torch.tensor(2.0, requires_grad=True), x.requires_grad_()]
-        F.cross_entropy(fast(*leaves), y).backward()
-    assert all(leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves)
+def test_beside_a_gradient_of_no_dimension_all_samples_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    better = Pulled([torch.tensor(1.0), torch.ones(4, 2)], torch.zeros(4, dtype=torch.bool))
+    monkeypatch.setattr(mending.Mender, "_run", lambda self, problem: better)
+    tensors, nobody = [torch.tensor(2.0), torch.ones(4, 2)], cast(Any, None)
+    mender = mending.Mender(nobody, nobody, tensors, [True, True], [torch.ones(4, 3)], [torch.ones(4, 3)])
+    lost = torch.tensor([True, False, False, False])
+    assert mender(Pulled([torch.tensor(0.0), torch.zeros(4, 2)], lost), lost) is better
