@@ -3,8 +3,7 @@
 A call is packed (``packing``, ``opening``) and run as one autograd Function (``function``) by whatever implements the
 protocols in ``run``. Half precision ends at the last matrix layers (``ends``). On the way back ``crossing`` scales each
 sample's gradient there, unscales it in float32 at the input, and filters it (``scaling``, on processors ``on_host``, on
-accelerators ``on_device`` and ``powers``); ``watching`` tells who asks which samples lost entries. Inside the
-transforms of ``torch.func`` another way is taken (``transforms``).
+accelerators ``on_device`` and ``powers``); ``watching`` tells who asks which samples lost entries.
 """
 
 import torch
@@ -17,7 +16,6 @@ from .on_host import HostState
 from .packing import Packed
 from .run import Engine, Run, Tape, UnbalancedFoldError
 from .scaling import FLOOR, START, STEP, GradientStats, LossScale, State, scale
-from .transforms import is_transformed, outside_of_transforms
 from .watching import Watch, watch_gradients
 
 
@@ -51,10 +49,8 @@ __all__ = [
     "ends_of",
     "find_ends",
     "is_full_above",
-    "is_transformed",
     "mark_ends",
     "matrix_calls",
-    "outside_of_transforms",
     "scale",
     "state_on",
     "watch_gradients",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
 
-from ..modules import HALF, become
+from ..modules import HALF, become, widen
 
 MATRIX = (nn.Linear, _ConvNd, nn.MultiheadAttention, nn.RNNBase)
 """Layers that autocast lowers, their subclasses included."""
@@ -90,7 +90,7 @@ class _End:
         output = self._run(args, kwargs)
         if here is None or self.end_name not in here.ends.layers:
             return output
-        output = pytree.tree_map(_widened, output)
+        output = pytree.tree_map(widen, output)
         here.passed += 1
         if not here.ends.alone and here.passed == here.ends.calls:
             torch.set_autocast_enabled(here.device, False)
@@ -104,12 +104,8 @@ class _End:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         # Logits are few: their own product costs nothing in full precision, and rounds them no more.
         with torch.autocast(weight.device.type, enabled=False):
-            args, kwargs = pytree.tree_map(_widened, (args, kwargs))
+            args, kwargs = pytree.tree_map(widen, (args, kwargs))
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-
-
-def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
 def _cut_into(cuts: Cuts) -> Any:

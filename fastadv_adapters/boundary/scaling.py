@@ -39,8 +39,8 @@ class GradientStats(NamedTuple):
     Attributes:
         passes: backward passes.
         samples: samples in them.
-        nonfinite: samples whose gradient had an infinite or NaN entry. On a processor they were run again in full
-            precision; elsewhere, and if that did not help, such entries came back as 0.
+        nonfinite: samples whose gradient had an infinite or NaN entry. After a pass in half precision on a
+            CPU they were run again in full precision; else, and if that did not help, such entries came back as 0.
         zero: samples whose gradient came back as all zero though finite. High without harm in attacks that want nothing
             more of a sample once it is adversarial, as C&W, whose loss is a hinge.
         nonfinite_logits: samples with an infinite or NaN output, in forward passes with and without gradient.

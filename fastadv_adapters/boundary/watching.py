@@ -44,8 +44,8 @@ def watch_gradients() -> Iterator[Watch]:
 
     Yields:
         An object whose ``spoilt`` is None before the first backward pass, and then a bool tensor (N,), True for samples
-        with an infinite or NaN entry in the gradient of any of the passes. On a processor these are the samples that
-        full precision, in which they are run again, does not mend.
+        with an infinite or NaN entry in the gradient of any of the passes. After a pass in half
+        precision on a CPU these are the samples that full precision, in which they are run again, does not mend.
     """
     watch = Watch()
     token = _watches.set((*_watches.get(), watch))

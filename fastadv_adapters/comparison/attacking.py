@@ -1,7 +1,6 @@
 """One attack, on the plain model and on fast ones: of torchattacks, of foolbox, a callable, or PGD with ten steps."""
 
 import copy
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from ..attack import SafePGD, ball_around
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
-from .budgets import Budget
+from .budgets import Budget, is_from
 
 Run = Callable[[Tensor, Tensor], Tensor]
 """Images (N, ...) and labels (N,) to adversarial images."""
@@ -60,14 +59,14 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
     """
     if attack is None:
         return _Called(_pgd(budget), f"PGD-{STEPS}")
-    if _is_of(attack, "torchattacks.attack"):
+    if is_from("torchattacks", attack):
         if attack.model is not model:
             raise ValueError(
                 f"expected an attack on the plain model that is compared, got {attack.attack} on another "
                 f"{type(attack.model).__name__}: make the attack on that model itself"
             )
         return _Torchattacks(attack)
-    if _is_of(attack, "foolbox.attacks.base"):
+    if is_from("foolbox", attack):
         return _Foolbox(attack, budget)
     if isinstance(attack, SafePGD):
         raise TypeError(
@@ -80,12 +79,6 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
             f"{type(attack).__name__}: pass one of these, or None for PGD"
         )
     return _Called(attack, getattr(attack, "__name__", type(attack).__name__))
-
-
-def _is_of(attack: Any, module: str) -> bool:
-    """Whether it is an ``Attack`` of a library, which then is imported already."""
-    base = getattr(sys.modules.get(module), "Attack", None)
-    return base is not None and isinstance(attack, base)
 
 
 class _Called(Attacker):

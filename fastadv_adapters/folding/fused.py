@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
 
-from ..kernels import SWITCHES, input_gradient, is_transformed
-from ..modules import Precision, become, is_out_of_memory, kind_of
+from ..kernels import SWITCHES, input_gradient
+from ..modules import Precision, become, is_out_of_memory, is_transformed, kind_of
 from .rectified import RELUS
 
 _SUMS = (torch.add, Tensor.add)

@@ -13,7 +13,7 @@ from torch import nn
 from ..model import FastAttackModel
 from ..modules import needs_exact_gradients, reads_decisions
 from ..options import FastAttackOptions
-from .models import Call, around
+from .models import Caller, around
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,7 +92,7 @@ class _Accelerated:
             return around(model, self._on_fast(inner))
         if isinstance(inner, _Swapped):
             return model
-        source = inner.fast if isinstance(inner, Call) else _module_in(model)
+        source = inner.fast if isinstance(inner, Caller) else _module_in(model)
         if not isinstance(source, FastAttackModel):
             fast = _copy_of(source, inner, self._options)
             return around(model, _Swapped(fast.view(**suits(self._plain, fast.device, self._options))))
@@ -119,7 +119,7 @@ def suits(kind: type[Attack], device: torch.device, options: FastAttackOptions) 
     return {name: value for name, value in chosen.items() if name not in options}
 
 
-class _Swapped(Call):
+class _Swapped(Caller):
     """Put into a model by an accelerated attack, and left by those inside it."""
 
 

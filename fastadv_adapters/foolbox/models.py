@@ -58,18 +58,18 @@ class FastPyTorchModel(foolbox.PyTorchModel):
                 f"expected the model's own device {self.fast.device}, got {device}: move the model first with .to()"
             )
         super().__init__(self.fast, bounds, device=self.fast.device, preprocessing=preprocessing)
-        self._model = Call(self.fast)
+        self._model = Caller(self.fast)
 
     def in_full_precision(self) -> "FastPyTorchModel":
         """The same model with gradients from the full-precision twin."""
         other = copy.copy(self)
         other.fast = self.fast.view(full_precision=True)
-        other._model = Call(other.fast)
+        other._model = Caller(other.fast)
         return other
 
 
 @dataclass
-class Call:
+class Caller:
     """What foolbox calls: as its own local function there, but one that can be copied and pickled."""
 
     fast: FastAttackModel
@@ -92,8 +92,8 @@ def in_full_precision(model: Model) -> Model | None:
     if isinstance(model, FastPyTorchModel):
         return model.in_full_precision()
     inner = getattr(model, "_model", None)
-    if isinstance(inner, Call):
-        return around(model, Call(inner.fast.view(full_precision=True)))
+    if isinstance(inner, Caller):
+        return around(model, Caller(inner.fast.view(full_precision=True)))
     full = in_full_precision(inner) if isinstance(inner, Model) else None
     return None if full is None else around(model, full)
 

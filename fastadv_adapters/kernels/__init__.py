@@ -9,7 +9,6 @@ precision serves badly. ``group_norm`` takes the detour over float32. ``calls`` 
 ``prepared`` has switches for what nobody has measured, on CUDA: ``narrow`` norms, ``first`` layers on more channels.
 """
 
-from .calls import is_transformed
 from .first import pad_first
 from .group_norm import widen_group_norm
 from .linear import lay_linear_out
@@ -23,7 +22,6 @@ __all__ = [
     "SWITCHES",
     "input_gradient",
     "is_laid_out",
-    "is_transformed",
     "keep_shape_only",
     "lay_linear_out",
     "narrow_names",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calls import is_transformed
+from ..modules import is_transformed
 
 LONGEST = 640**2
 """Scores of one head. With more, PyTorch's own takes no longer, for its tiles save passes over memory."""

@@ -1,8 +1,7 @@
-"""What surrounds a call of an operator: processor, dtype, library, and whether a transform is at work."""
+"""What surrounds a call of an operator: processor, dtype, library."""
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.bfloat16)
 """In which weights of a processor are laid out, or its gradients computed otherwise."""
@@ -22,8 +21,3 @@ def is_onednn(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
     like_input = input if input.dtype == weight.dtype else weight.new_empty(()).expand(input.shape)
     moves = layer.stride, layer.padding, layer.dilation, False, (0,) * (input.ndim - 2), layer.groups
     return bool(torch._C._select_conv_backend(like_input, weight, layer.bias, *moves).name == "Mkldnn")
-
-
-def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work, which wants plain operators."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

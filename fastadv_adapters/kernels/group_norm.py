@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modules import become
-from .calls import is_transformed
+from ..modules import become, is_transformed
 
 
 class _InFloat32:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import become
+from ..modules import become, is_transformed
 from . import calls
-from .calls import DTYPES, is_transformed, runs_in
+from .calls import DTYPES, runs_in
 
 LEAST = 2**17
 """Weights with fewer entries are reordered in less time than a Function takes to be called."""

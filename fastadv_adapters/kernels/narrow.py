@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modules import HALF, Precision, autocast
-from .calls import is_transformed
+from ..modules import HALF, Precision, autocast, is_transformed
 from .prepared import SWITCHES
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calls import is_transformed
+from ..modules import is_transformed
 
 
 class _Mean(torch.autograd.Function):

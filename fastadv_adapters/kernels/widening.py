@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
 
-from ..modules import HALF
+from ..modules import widen
 
 _Operator = Callable[..., Any]
 
@@ -30,14 +30,10 @@ def _widening(operator: _Operator) -> _Operator:
     def widened(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("out") is not None:  # it would be written into a copy
             return operator(*args, **kwargs)
-        args, kwargs = pytree.tree_map(_widened, (args, kwargs))
+        args, kwargs = pytree.tree_map(widen, (args, kwargs))
         return operator(*args, **kwargs)
 
     return widened
-
-
-def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
 def _operators() -> Iterator[_Operator]:

@@ -9,7 +9,8 @@ mode; ``checkpoints`` runs reentrant ones otherwise;
 ``batch_statistics`` makes a model compute as in training mode; ``modes`` tells which parts do so by themselves;
 ``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
 tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether
-it gets logits; ``axes`` tells which axis images lack.
+it gets logits; ``axes`` tells which axis images lack; ``refusals`` bears that a model does not take what it is asked
+beside its call; ``transforms`` sees and leaves those of ``torch.func``.
 """
 
 from .anchor import Anchor
@@ -42,9 +43,21 @@ from .layouts import differ, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify
-from .precision import HALF, MATRIX_LAYERS, Precision, autocast, cast_ahead_names, ieee_float32, is_in_hardware, resolve
+from .precision import (
+    HALF,
+    MATRIX_LAYERS,
+    Precision,
+    autocast,
+    cast_ahead_names,
+    ieee_float32,
+    is_in_hardware,
+    resolve,
+    widen,
+)
 from .randomness import generator_states, holds_generator, host_state, random_state_kept, seed_generators
+from .refusals import refusals_borne
 from .shell import Shell
+from .transforms import is_transformed, outside_of_transforms
 
 __all__ = [
     "COMMON_ERRORS",
@@ -86,6 +99,7 @@ __all__ = [
     "is_left_out",
     "is_out_of_memory",
     "is_trainer",
+    "is_transformed",
     "kind",
     "kind_of",
     "lacking_axis",
@@ -95,11 +109,13 @@ __all__ = [
     "needs_exact_gradients",
     "notify",
     "number_of_samples",
+    "outside_of_transforms",
     "own_tensors",
     "pointer",
     "random_state_kept",
     "read_by_caller",
     "reads_decisions",
+    "refusals_borne",
     "refuse_unfit",
     "refused",
     "resolve",
@@ -108,6 +124,7 @@ __all__ = [
     "tensors_in",
     "tensors_in_containers",
     "thaw",
+    "widen",
     "with_batch_statistics",
     "without_anomaly_mode",
     "without_reentrant_checkpoints",

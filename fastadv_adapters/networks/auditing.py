@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..boundary import Crossing, Engine, Packed, Pulled
-from ..modules import is_out_of_memory, number_of_samples, random_state_kept
+from ..modules import number_of_samples, random_state_kept, refusals_borne
 from .audit import SAMPLES, Finding, Gradients, Problem, choose, look
 from .differences import differences_of
 from .drawing import SameDraws
@@ -113,23 +113,16 @@ class Auditor:
         apart = are_rows(found)
         index = choose(found, grads) if apart and len(found[0]) > SAMPLES else None
         ours = [g.index_select(0, index) if index is not None else g if apart else g.reshape(1, -1) for g in found]
-        with random_state_kept(tensors[0].device):
-            try:
-                problem = self._problem(tensors, needs, grads, index)
-                return take_glimpse(problem, ours, partial(self._own_values, problem, outputs))
-            except Exception as error:  # the model takes batches of one size only
-                if is_out_of_memory(error):
-                    raise
-                return None
+        with random_state_kept(tensors[0].device), refusals_borne():
+            problem = self._problem(tensors, needs, grads, index)
+            return take_glimpse(problem, ours, partial(self._own_values, problem, outputs))
+        return None
 
     def _is_good(self, other: Fast, problem: Problem | None, overflown: Overflown | None, *, values: bool) -> bool:
         """Whether this network in another precision runs, and is good enough for the samples that were looked at."""
-        try:
+        with refusals_borne():  # an operator has no kernel for this dtype, say
             return self._is_near_enough(other, problem, overflown, values=values)
-        except Exception as error:  # an operator has no kernel for this dtype, say
-            if is_out_of_memory(error):
-                raise
-            return False
+        return False
 
     def _is_near_enough(
         self, other: Fast, problem: Problem | None, overflown: Overflown | None, *, values: bool
@@ -148,35 +141,25 @@ class Auditor:
         """Whether outputs are off by more than half precision rounds, of a model that gives the same again."""
         if self._is_random():  # those with the same draws have been compared
             return False
-        try:
+        with refusals_borne():
             if self._off(self._own_values(problem, outputs), problem) <= FAR:
                 return False
-            with torch.no_grad():
-                again = self.twin.bind(self.arguments)([t.clone() for t in problem.tensors]).tensors
+            again = self._exact_values(problem.tensors)
             return self._is_near(again, problem, LOGITS_WITHIN) and self._are_alone_the_same(problem, tensors)
-        except Exception as error:  # the model takes batches of one size only
-            if is_out_of_memory(error):
-                raise
-            return False
+        return False
 
     def _are_weights_old(self, problem: Problem, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether a network made anew is near the model and this one is not: weights were changed past PyTorch."""
         if self._is_random():  # another draw may be near by chance
             return False
-        try:
+        with refusals_borne():
             if self._is_near(self._own_values(problem, outputs), problem):
                 return False
             anew = self._values(self.anew(self.mine).eager(), problem.tensors)
             if not (self._is_near(anew, problem) and self._are_alone_the_same(problem, tensors)):
                 return False
-            with torch.no_grad():  # it may draw from a source of its own
-                return self._is_near(
-                    self.twin.bind(self.arguments)([t.clone() for t in problem.tensors]).tensors, problem
-                )
-        except Exception as error:  # the model takes batches of one size only
-            if is_out_of_memory(error):
-                raise
-            return False
+            return self._is_near(self._exact_values(problem.tensors), problem)  # it may draw from a source of its own
+        return False
 
     def _is_near(self, values: Sequence[Tensor], problem: Problem, within: float = OLD) -> bool:
         sizes = self.usual[: len(problem.values)]
@@ -194,8 +177,7 @@ class Auditor:
         samples, index = number_of_samples(tensors), problem.index
         if index is None:
             return True
-        with torch.no_grad():
-            among = self.twin.bind(self.arguments)([t.clone() for t in tensors]).tensors
+        among = self._exact_values(tensors)
         pairs = [(a, v) for a, v in zip(among, problem.values, strict=False) if v.ndim and len(v) == len(index)]
         with_rows = [(a.index_select(0, index), v) for a, v in pairs if a.ndim and len(a) == samples]
         return all(is_near([a], [v], within=LOGITS_WITHIN) for a, v in with_rows)
@@ -212,6 +194,10 @@ class Auditor:
     def _values(self, engine: Engine, tensors: Sequence[Tensor]) -> list[Tensor]:
         crossing = replace(self.crossing, counts_outputs=False)
         return engine.bind(self.arguments).values([t.clone() for t in tensors], crossing).tensors
+
+    def _exact_values(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return self.twin.bind(self.arguments)([t.clone() for t in tensors]).tensors
 
     def _crossing(self, other: Fast) -> Crossing:
         can_overflow = other.precision.dtype == torch.float16 or self.crossing.rows.float16
@@ -245,13 +231,10 @@ class Auditor:
         return self._look(self._problem(tensors, needs, grads, None), whole)
 
     def _look(self, problem: Problem, found: Sequence[Tensor]) -> tuple[Problem, Finding] | None:
-        try:
+        with refusals_borne():  # the model may take batches of one size only
             finding = look(problem, found)
             return self._with_same_draws(problem) if self._is_random() else (problem, finding)
-        except Exception as error:  # the model takes batches of one size only
-            if is_out_of_memory(error):
-                raise
-            return None
+        return None
 
     def _is_random(self) -> bool:
         return self.draws is not None and bool(self.draws.drawn)

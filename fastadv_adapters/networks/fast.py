@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..boundary import outside_of_transforms
 from ..engines import EagerEngine, GiveUp, make_engine
 from ..folding import Trace, build_fast
-from ..modules import EngineName, Precision
+from ..modules import EngineName, Precision, outside_of_transforms
 
 
 class Fast:

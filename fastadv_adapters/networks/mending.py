@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor
 
 from ..boundary import Crossing, Pulled, Run
-from ..modules import is_out_of_memory, random_state_kept
+from ..modules import random_state_kept, refusals_borne
 from .audit import Gradients, Problem
 from .nearness import FAR, is_near
 
@@ -59,18 +59,12 @@ class Mender:
 
     def _run(self, problem: Problem) -> Pulled | None:
         """The gradients of the twin; None if it refuses these samples, or gives other outputs than the pass did."""
-        try:
-            with random_state_kept(self.tensors[0].device), self.crossing.state.kept():
-                tape = self.twin.record(problem.tensors, self.needs, replace(self.crossing, counts_outputs=False))
-                exact = tape.output.tensors
-                rows = [o if problem.index is None else o.index_select(0, problem.index) for o in self.outputs]
-                if not is_near(rows, exact, within=FAR):
-                    return None
+        with refusals_borne(), random_state_kept(self.tensors[0].device), self.crossing.state.kept():
+            tape = self.twin.record(problem.tensors, self.needs, replace(self.crossing, counts_outputs=False))
+            rows = [o if problem.index is None else o.index_select(0, problem.index) for o in self.outputs]
+            if is_near(rows, tape.output.tensors, within=FAR):
                 return tape.pull(problem.grads, keep=False)
-        except Exception as error:  # the model takes batches of one size only
-            if is_out_of_memory(error):
-                raise
-            return None
+        return None
 
 
 def curable(pulled: Pulled, grads: Gradients) -> Tensor | None:

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # as PyTorch's own counter of operations has it
 
-from ..boundary import is_transformed
-from ..modules import HALF, number_of_samples
+from ..modules import HALF, is_transformed, number_of_samples
 
 LEAST = {"convolution": 1e6, "matrix product": 3e6}
 """So many multiplications must one of them have on average, in a forward pass, for half precision to pay."""

@@ -33,6 +33,7 @@ from ..modules import (
     in_one_block,
     is_out_of_memory,
     random_state_kept,
+    refusals_borne,
     thaw,
 )
 from .half import Half, weights_for
@@ -181,20 +182,16 @@ class Trial:
             return found, found.layers
         for alone in (True, False) if found == met else (True,):  # how many calls there will be is not known
             ends = replace(found, alone=alone)
-            try:
+            with refusals_borne():  # the model may look at its own graph, or mix dtypes
                 with random_state_kept(self.full.device):
                     outputs, cuts = self._run(engine, leaves, ends)
                 wanted = [o for o in outputs if o.requires_grad]
                 if any(t.is_complex() for t in cuts.below):
                     break
                 if wanted and len(cuts.below) == len(cuts.above) and is_full_above(wanted):
-                    torch.autograd.grad(
-                        wanted, cuts.above or leaves, [weights_for(o) for o in wanted], allow_unused=True
-                    )
+                    weights = [weights_for(o) for o in wanted]
+                    torch.autograd.grad(wanted, cuts.above or leaves, weights, allow_unused=True)
                     return ends, found.layers
-            except Exception as error:  # the model looks at its own graph, or mixes dtypes
-                if is_out_of_memory(error):
-                    raise
         return None, found.layers
 
     def _run(self, engine: EagerEngine, leaves: list[Tensor], ends: Ends | None) -> tuple[list[Tensor], Cuts]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def is_transformed(tensors: Sequence[Tensor]) -> bool:
+def is_transformed(tensors: Sequence[Tensor] = ()) -> bool:
     """Whether a transform or forward-mode differentiation is at work, which needs the plain operators."""
     functorch = torch._C._functorch
     if functorch.peek_interpreter_stack() is not None or any(map(functorch.is_functorch_wrapped_tensor, tensors)):
