@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .boundary import Call, GradientStats, LossScale, Packed, is_transformed
+from .boundary import Call, GradientStats, LossScale, Packed
 from .modules import (
     COMMON_ERRORS,
     HALF,
@@ -21,6 +21,7 @@ from .modules import (
     accept_model,
     accept_options,
     accept_tensors,
+    is_transformed,
     read_by_caller,
     refused,
 )
@@ -57,7 +58,7 @@ class FastAttackModel(Shell):
             ``"exact"``: always the twin's, with the fast network's gradients: for such attacks from elsewhere.
             ``"fast"``: always the fast network's.
         logits_dtype: dtype of floating outputs, ``torch.float32`` or ``torch.float64``. In float64 the cross entropy
-            of a confident model does not saturate.
+            of a confident model saturates far later.
         engine: what runs the fast network. ``"eager"``: one operator after the other. ``"compile"``: as
             ``torch.compile`` makes it, once per input shape. ``"cudagraph"``: forward and backward pass recorded once
             per input shape and replayed. ``"auto"``: CUDA graphs on CUDA, eager elsewhere. If an engine cannot run the
@@ -106,8 +107,7 @@ class FastAttackModel(Shell):
 
     def _see(self, decisions: Decisions, logits_dtype: torch.dtype, *, full_precision: bool) -> None:
         self._decisions: Decisions = decisions
-        self._logits_dtype = logits_dtype
-        self._full_precision = full_precision
+        self._logits_dtype, self._full_precision = logits_dtype, full_precision
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,11 +123,10 @@ class FastAttackModel(Shell):
             ValueError: an input on another device; or no logits for a library of attacks that has called.
             RuntimeError: the model's own error (or another type), with the shapes that it refused.
         """
-        followed = self._given["auto_update"] or self._networks.unfinished
-        if followed:
+        if self._given["auto_update"] or self._networks.unfinished:
             self._networks.refresh(unasked=True)
         arguments = Packed((args, kwargs))
-        accept_tensors(arguments.tensors, self._networks.precision.device if followed else self.device)
+        accept_tensors(arguments.tensors, self._networks.precision.device)
         try:
             try:
                 output = self._run(arguments)
@@ -244,8 +243,8 @@ class FastAttackModel(Shell):
     def zero_entries(self) -> float:
         """The share of entries of all gradients since the last reset that came back as exactly 0, from 0 to 1.
 
-        ``gradient_stats.zero`` counts samples. If half precision loses many pixels of a map and keeps others, this is
-        larger than for ``view(full_precision=True)`` after :meth:`reset_gradient_stats`. Waits for the device.
+        ``gradient_stats.zero`` counts samples. To see whether half precision loses pixels of a map, attack, read this,
+        reset, and attack ``view(full_precision=True)``. Waits for the device.
         """
         return self._networks.state.zero_entries()
 

@@ -50,7 +50,8 @@ class EagerEngine:
         """An input as the network wants it."""
         if self.convert:
             return self.precision.enter(tensor)
-        return tensor.to(self.native) if self.native and tensor.is_floating_point() else tensor
+        tensor = tensor.to(self.native) if self.native and tensor.is_floating_point() else tensor
+        return tensor.clone() if tensor.is_leaf and tensor.requires_grad else tensor  # the model may write into it
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The network itself."""

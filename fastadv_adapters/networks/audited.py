@@ -25,7 +25,7 @@ from .twin import Twin
 
 
 class Audited(ABC):
-    """Networks whose backward passes are audited; ``failed`` counts the audits that found too little."""
+    """Networks whose backward passes are audited; ``findings`` has what is said of each audit that found too little."""
 
     source: nn.Module
     precision: Precision
@@ -33,7 +33,7 @@ class Audited(ABC):
     notes: list[str]
     kinds: dict[Any, Kind]
     updates: int
-    failed: int
+    findings: list[str]
     _lost: int
     _trace: Trace | None
     _lock: threading.RLock
@@ -41,12 +41,29 @@ class Audited(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """What calls run in by now: after audits, and of several kinds of calls the widest."""
-        found = [kind.runs_in for kind in self.kinds.values()]
+        found = [kind.runs_in for kind in tuple(self.kinds.values())]
         return max(found, key=lambda dtype: torch.finfo(dtype).bits, default=self.precision.dtype)
 
     @abstractmethod
     def network_in(self, dtype: torch.dtype) -> Fast:
         """The fast network in this precision."""
+
+    @property
+    def failed(self) -> int:
+        """How many audits have found too little."""
+        return len(self.findings)
+
+    @property
+    @abstractmethod
+    def followed(self) -> nn.Module:
+        """A model with the weights of the last update."""
+
+    def say(self, text: str, anchor: str) -> None:
+        """Keep a note, and warn if there is an anchor: after all has been done, since a warning may be an error."""
+        if text not in self.notes:
+            self.notes.append(text)
+        if anchor:
+            notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
 
     @abstractmethod
     def refresh(self, *, unasked: bool = False) -> None:
@@ -63,7 +80,10 @@ class Audited(ABC):
         pulled: Pulled,
         outputs: Sequence[Tensor],
     ) -> Pulled:
-        """Look at a backward pass of this kind of call, if that is due; its gradients, or better ones."""
+        """What a backward pass hands out: its gradients, after an audit if one is due, with lost samples mended.
+
+        Called for every pass in half precision.
+        """
         schedule, on_host = kind.schedule, crossing.state.lost is not None
         asks = (crossing.logits_dtype, *(g is not None for g in grads), *(balanced(grads) if on_host else ()))
         first, doubts = schedule.is_first(asks), kind.has_doubts()
@@ -118,15 +138,13 @@ class Audited(ABC):
     def _made_anew(self, like: Fast, *, contiguous: bool = False) -> Fast:
         """Another network of the weights as they are, which rounds as this one does if it has the same layout."""
         precision = replace(like.precision, channels_last=False) if contiguous else like.precision
-        source = self.source if self.twin.live else self.twin.engine.network  # as of the last update
-        other = Fast(source, self._trace, precision, "eager", lambda reason, runs="eager": None)
+        other = Fast(self.followed, self._trace, precision, "eager", lambda reason, runs="eager": None)
         other.end_at(like.ends)
         return other
 
     def _update_late(self) -> None:
         self.refresh()
-        self.notes.append(remarks.OLD_WEIGHTS)
-        notify(f"FastAttackModel of {type(self.source).__name__}: {remarks.OLD_WEIGHTS}", "old-weights")
+        self.say(remarks.OLD_WEIGHTS, "old-weights")
 
     def _others(self, kind: Kind) -> Iterator[Fast]:
         """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
@@ -149,11 +167,9 @@ class Audited(ABC):
                 kind.dtype, kind.full = torch.float32, True
             else:
                 kind.dtype, runs_in = chosen.precision.dtype, str(chosen.precision.dtype)
-        self.failed += 1
         text = remarks.AUDIT.format(was, finding, runs_in) + (remarks.AGAIN if finding.off or finding.overflown else "")
-        if text not in self.notes:
-            self.notes.append(text)
-        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "audit-failed")
+        self.findings.append(text)
+        self.say(text, "audit-failed")
 
 
 def _is_never_to_wait(device: torch.device) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from ..boundary import UnbalancedFoldError
-from ..modules import first_line, notify
+from ..modules import first_line
 from . import remarks
 from .kinds import Kind
 from .pair import Networks
@@ -46,5 +46,4 @@ def cured(networks: Networks, error: Exception, kind: Kind | None) -> Iterator[N
         text = remarks.RAISED.format(before, first_line(error))
     finally:
         del error  # its traceback knows this frame: the two would keep the model alive
-    networks.notes.append(text)
-    notify(f"FastAttackModel of {type(networks.source).__name__}: {text}", "not-half")
+    networks.say(text, "not-half")

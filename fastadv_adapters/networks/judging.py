@@ -20,6 +20,7 @@ from torch import Tensor
 from ..boundary import Crossing, Engine, Packed, Run, UnbalancedFoldError
 from ..modules import HALF, Precision, is_out_of_memory, number_of_samples, random_state_kept
 from .fast import Fast
+from .kinds import remember
 from .schedule import PASSES
 from .steadiness import watching_steadiness
 from .trial import batched
@@ -118,7 +119,7 @@ class Judges:
         twin: Run = networks.twin.engine.bind(arguments)
         if not self._pays:
             return twin
-        trust = self._trust.setdefault(key, Trust())
+        trust = self._trust.get(key) or remember(self._trust, key, Trust())
         if not trust.good:
             return twin
         return Judged(twin, networks.network_in(torch.float32).engine.bind(arguments), trust, networks)

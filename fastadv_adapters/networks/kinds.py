@@ -2,13 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..boundary import Crossing, LossScale, Packed, Rows, State
 from .glimpse import Glimpse
 from .schedule import Schedule
+
+MOST_KINDS = 64
+"""So many kinds of calls are known at once: a text that differs from call to call makes each call another kind."""
+
+T = TypeVar("T")
+
+
+def remember(known: dict[Any, T], key: Any, value: T) -> T:
+    """Keep what is known of another kind of call; the oldest is forgotten for it if there are too many."""
+    if key not in known and len(known) >= MOST_KINDS:
+        known.pop(next(iter(known)), None)
+    known[key] = value
+    return value
 
 
 @dataclass

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..boundary import Run
-from ..modules import is_out_of_memory, number_of_samples
-from .nearness import overflow
+from ..modules import number_of_samples, refusals_borne
+from .nearness import overflow, rows
 from .trial import batched
 
 _SAMPLES = 8
@@ -40,20 +40,16 @@ def find_overflown(run: Run, tensors: Sequence[Tensor], outputs: Sequence[Tensor
     """
     samples = number_of_samples(tensors)
     own = [o.ndim > 0 and len(o) == samples for o in outputs]
-    lost = [~o.detach().reshape(samples, -1).isfinite().all(1) for o, row in zip(outputs, own, strict=True) if row]
+    lost = [~rows(o.detach()).isfinite().all(1) for o, apart in zip(outputs, own, strict=True) if apart]
     if not lost:
         return None
     index = torch.stack(lost).any(0).nonzero().flatten()[:_SAMPLES]
     if not len(index):
         return None
-    rows = batched(tensors, [t.is_floating_point() for t in tensors])
-    few = [t.detach().index_select(0, index) if row else t.detach() for t, row in zip(tensors, rows, strict=True)]
-    try:
-        with torch.no_grad():
-            exact = run([t.clone() for t in few]).tensors
-    except Exception as error:  # the model takes batches of one size only
-        if is_out_of_memory(error):
-            raise
-        return None
+    alike = batched(tensors, [t.is_floating_point() for t in tensors])
+    few = [t.detach().index_select(0, index) if row else t.detach() for t, row in zip(tensors, alike, strict=True)]
     ours = [o.detach().index_select(0, index) if row else o for o, row in zip(outputs, own, strict=True)]
-    return Overflown(few, exact) if overflow(ours, exact) else None
+    with refusals_borne(), torch.no_grad():
+        exact = run([t.clone() for t in few]).tensors
+        return Overflown(few, exact) if overflow(ours, exact) else None
+    return None

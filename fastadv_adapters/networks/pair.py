@@ -9,17 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..boundary import START, STEP, Engine, Packed, outside_of_transforms, state_on
+from ..boundary import START, STEP, Engine, Packed, state_on
 from ..engines import EagerEngine
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import EngineName, RunBy, device_of, notify, number_of_samples, refuse_unfit, resolve
+from ..modules import EngineName, RunBy, device_of, number_of_samples, refuse_unfit, resolve
+from ..modules.transforms import outside_of_transforms
 from . import remarks
 from .audited import Audited
 from .building import BuiltLater
 from .fast import Fast
 from .freshness import Change, Freshness
 from .judging import Judges
-from .kinds import Kind
+from .kinds import Kind, remember
 from .paying import Choice
 from .selfcheck import Verdict, check
 from .trial import few
@@ -68,7 +69,8 @@ class Networks(BuiltLater, Audited):
         self._channels_last: bool | Literal["auto"] = channels_last
         self.fuse_bn, self._live, self._engine, self._settled = fuse_bn, live, engine, settled
         self.state = state_on(device_of(source))
-        self.generation = self.updates = self.failed = self._lost = 0
+        self.generation = self.updates = self._lost = 0
+        self.findings: list[str] = []
         self.unfinished = False
         self._lock = threading.RLock()
         self._freshness = Freshness(source)
@@ -111,8 +113,7 @@ class Networks(BuiltLater, Audited):
         """Copy the source anew, as the options ask for it on its present device."""
         refuse_unfit(self.source)
         self._freshness.take()
-        device = device_of(self.source)
-        if device != self.state.device:
+        if (device := device_of(self.source)) != self.state.device:
             self.state = state_on(device)
         self.state.start_anew()
         self.precision = resolve(self.source, device, self._dtype, self._channels_last)
@@ -129,12 +130,12 @@ class Networks(BuiltLater, Audited):
     @property
     def fast(self) -> Engine:
         """What runs the fast network."""
-        return self._networks[self.precision.dtype].engine
+        return self.network_in(self.precision.dtype).engine
 
     @property
     def folded(self) -> Folded:
         """The fast network."""
-        return self._networks[self.precision.dtype].folded
+        return self.network_in(self.precision.dtype).folded
 
     def engine_for(self, kind: Kind) -> Engine:
         """What runs calls of this kind."""
@@ -165,6 +166,11 @@ class Networks(BuiltLater, Audited):
             self._networks[kind.dtype].end_at(kind.rows.ends.layers)
 
     @property
+    def followed(self) -> nn.Module:
+        """A model with the weights of the last update: the source, or if that has changed since then, the twin's."""
+        return self.source if self._live or self._freshness.change() is Change.NONE else self.twin.engine.network
+
+    @property
     def opaque(self) -> dict[str, str]:
         """Parts of the model whose forward does not trace, with the reason."""
         return self._trace.opaque if self._trace else {}
@@ -178,9 +184,7 @@ class Networks(BuiltLater, Audited):
         """The engine asked for cannot run this network; with "auto" nothing was asked for, and a note is enough."""
         text = remarks.OTHER_ENGINE.format(runs, reason)
         if text not in self.notes:
-            self.notes.append(text)
-            if self._engine != "auto":
-                notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "engine-eager")
+            self.say(text, "" if self._engine == "auto" else "engine-eager")
 
     def twin_is_current(self) -> bool:
         """Whether the twin runs on the weights of the last update: its own, or the source's while they are the same."""
@@ -189,9 +193,9 @@ class Networks(BuiltLater, Audited):
     def throw_away_copy(self, kind: Kind) -> EagerEngine:
         """What runs calls of this kind, once more, for looking into while it runs."""
         if kind.full:
-            return Twin(self.source, self.precision, live=False).engine
+            return Twin(self.followed, self.precision, live=False).engine
         precision = replace(self.precision, dtype=kind.dtype)
-        folded = build_fast(self.source, self._trace, precision)
+        folded = build_fast(self.followed, self._trace, precision)
         folded.end_at(kind.rows.ends.layers if precision.half and kind.rows.ends is not None else ())
         return EagerEngine(folded.network, precision, convert=True)
 
@@ -203,32 +207,29 @@ class Networks(BuiltLater, Audited):
             self._trace = self._trace and self._trace.without_layers(layers)
             self.generation += 1
             self._copy_fast()
-            self.notes.append(text)
             self.unfinished = False
-        notify(f"FastAttackModel of {type(self.source).__name__}: {text}", "not-folded")
+        self.say(text, "not-folded")
 
     def marks(self) -> tuple[Any, ...]:
         """Equal as long as the gradient at an input is made in the same way; waits for the device in float16."""
-        dtypes = [kind.dtype for kind in self.kinds.values()]
+        dtypes = [kind.dtype for kind in tuple(self.kinds.values())]
         return self.generation, self.updates, dtypes, int(self.state.exponent) if self._can_overflow() else None
 
     def _can_overflow(self) -> bool:
-        return any(kind.dtype == torch.float16 or kind.rows.float16 for kind in self.kinds.values())
+        return any(kind.dtype == torch.float16 or kind.rows.float16 for kind in tuple(self.kinds.values()))
 
     def known_apart(self) -> bool:
         """Whether samples do not see each other in any kind of call so far, of which there is one at least."""
-        return bool(self.kinds) and all(kind.known_apart for kind in self.kinds.values())
+        return bool(self.kinds) and all(kind.known_apart for kind in tuple(self.kinds.values()))
 
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: how large are its products, and does it write into the twin's parameters?"""
         with self._lock:
             if self.looked:
                 return
-            writes = None
-            for tensors in (few(arguments.tensors, needs), arguments.tensors):  # it may take batches of one size only
-                writes = writes_parameters(self.source, self.precision, arguments, tensors, self.choice.counting)
-                if writes is not None:
-                    break
+            asked = (few(arguments.tensors, needs), arguments.tensors)  # it may take batches of one size only
+            seen = (writes_parameters(self.followed, self.precision, arguments, t, self.choice.counting) for t in asked)
+            writes = next((found for found in seen if found is not None), None)
             if writes and self.twin.live:
                 self.unfinished = True
                 self.twin = Twin(self.source, self.precision, live=False)
@@ -253,19 +254,18 @@ class Networks(BuiltLater, Audited):
                 self.look_once(arguments, needs)
             if not self.choice.settle(samples):
                 self._run_in_full()
-            verdict = check(self.source, self._trace, self.precision, arguments, needs)
+            verdict = check(self.followed, self._trace, self.precision, arguments, needs)
             if verdict is None:
+                self.twin.try_out(arguments)
                 return
             said = self._adopt(verdict)
-            self.kinds[key] = verdict.kind(self.precision.dtype, settled=samples > 1)
-            self._let_end(self.kinds[key])
+            self._let_end(remember(self.kinds, key, verdict.kind(self.precision.dtype, settled=samples > 1)))
         for text, anchor in said:  # last, since a warning may be an error
-            notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
+            self.say(text, anchor)
 
     def _run_in_full(self) -> None:
         """Half precision does not pay."""
-        self.unfinished = True
-        self.precision = replace(self.precision, dtype=torch.float32)
+        self.unfinished, self.precision = True, replace(self.precision, dtype=torch.float32)
         self.generation += 1
         self._copy_fast()
         self.unfinished = False

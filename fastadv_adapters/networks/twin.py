@@ -77,6 +77,12 @@ class Twin:
         if self._thawed:
             self.thaw()
 
+    def try_out(self, arguments: Packed) -> None:
+        """Raise the model's own error for this call, if it has one."""
+        tensors = arguments.tensors
+        with torch.no_grad(), random_state_kept(tensors[0].device):
+            self.engine.bind(arguments)([t.clone() for t in tensors])
+
     def thaw(self) -> None:
         """Let weights want a gradient as the source's do, from now on: its code was seen to ask for that.
 
