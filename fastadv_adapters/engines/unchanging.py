@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import has_hooks, host_state, is_data, is_trainer
+from ..modules import has_hooks, host_state, is_data, is_trainer, tensors_in_containers
 
 
 class CannotRecordError(RuntimeError):
@@ -67,6 +67,7 @@ def memory_kept(network: nn.Module) -> Iterator[None]:
     dicts = [held for part in network.modules() for held in (vars(part), part._buffers, part._parameters)]
     before = [dict(attributes) for attributes in dicts]
     held = [t for attributes in before for t in attributes.values() if isinstance(t, Tensor)]
+    held += tensors_in_containers(network)
     tensors = [(t, t._version, t.clone()) for t in held]
     try:
         yield

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, autocast, become, generator_states, is_out_of_memory, kind_of
+from ..modules import Precision, autocast, become, generator_states, kind_of, refusals_borne
 from .traceless import opened_by
 
 MOST = 16
@@ -102,11 +102,12 @@ class Memo:
     @property
     def _still(self) -> dict[int, Tensor]:
         """Tensors that stand still, by identity. It holds them, so no other tensor gets that."""
-        if self._stock is None:
+        if (stock := self._stock) is None:  # which an update in another thread may forget
             network = self._network()
             tensors = () if network is None else (*network.parameters(), *network.buffers())
-            self._stock = {id(t): t for t in tensors if t.layout is torch.strided and id(t) not in self._open}
-        return self._stock
+            stock = {id(t): t for t in tensors if t.layout is torch.strided and id(t) not in self._open}
+            self._stock = stock
+        return stock
 
     def __call__(self) -> None:
         """Compute all that is kept again, or forget it: then the next pass keeps it anew."""
@@ -115,12 +116,9 @@ class Memo:
             if one is None:
                 self._kept[key] = None
             elif self._all_still(one.reads):
-                try:
+                with refusals_borne():  # other shapes may have gone in
                     if one.compute():
                         self._keep(key, one)
-                except RuntimeError as error:  # other shapes went in
-                    if is_out_of_memory(error):
-                        raise
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What the call gives, and whether that took something that is kept and is more than a view."""
@@ -163,6 +161,7 @@ class Memo:
         if not all(type(t) in (Tensor, nn.Parameter) for t in writes):
             return result, False
         one = _Kept(function, args, kwargs, reads, result, writes, self._lowered())
+        one.versions[: len(reads)] = versions  # another thread may have updated them in between
         self._keep(key, one)
         return result, not one.is_view
 

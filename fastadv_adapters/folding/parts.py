@@ -88,5 +88,6 @@ def swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Gr
     graph.eliminate_dead_code()
     graph.owning_module = None
     rewritten = fx.GraphModule(part, graph)
+    rewritten._parameters, rewritten._buffers = part._parameters, part._buffers  # those that refreshes write to
     become(part, Rewritten)
     part.rewritten = rewritten

@@ -12,7 +12,7 @@ from ..modules import first_line, has_hooks
 
 
 class _Sized(fx.Proxy):
-    """A proxy with a length, which models ask for in ``view(len(x), -1)``; the trace is only read, never run."""
+    """A proxy with a length, which models ask for in ``view(len(x), -1)``; for a trace that is read, and never run."""
 
     def __len__(self) -> int:
         return 2
@@ -24,6 +24,10 @@ class Tracer(fx.Tracer):
     So are modules with hooks: a hook is the user's, and is not to be handed what stands for a value. What other
     threads do meanwhile goes on as ever.
 
+    Args:
+        leaves: which modules are not traced into; None for :func:`is_leaf`.
+        sized: whether values have a length while tracing, for a trace that is never run.
+
     Attributes:
         failed: name of each module that does not trace -> why.
         hooked: names of the modules with hooks, to be traced by themselves.
@@ -31,16 +35,16 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Callable[[nn.Module], bool] | None = None) -> None:
+    def __init__(self, leaves: Callable[[nn.Module], bool] | None = None, *, sized: bool = True) -> None:
         super().__init__()
-        self._leaves = leaves or is_leaf
+        self._leaves, self._sized = leaves or is_leaf, sized
         self.failed: dict[str, str] = {}
         self.hooked: dict[str, None] = {}
         self._thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a value while tracing."""
-        return _Sized(node, self)
+        return _Sized(node, self) if self._sized else fx.Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the call of this module stays one node."""

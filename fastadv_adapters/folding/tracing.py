@@ -240,12 +240,15 @@ def without_batch_norm(module: nn.Module) -> tuple[fx.Graph, fx.Node]:
     copied._check_input_dim = lambda input: None  # type: ignore[assignment]  # looks at the shape, which a trace has not
     try:
         with _alone:
-            graph = Tracer(leaves=lambda m: True).trace(copied)
+            graph = Tracer(leaves=lambda m: True, sized=False).trace(copied)
     except Exception as error:
         raise ValueError(f"its own forward does not trace ({type(error).__name__})") from error
     nodes = [n for n in graph.nodes if n.target is nn.functional.batch_norm]
     if len(nodes) != 1 or not _uses_running_statistics(nodes[0], module):
         raise ValueError("its own forward is not one batch norm with running statistics")
+    own = {*module._parameters, *module._buffers}
+    if any(node.op == "get_attr" and node.target not in own for node in graph.nodes):
+        raise ValueError("its own forward reads tensors that are neither parameters nor buffers of its own")
     return graph, nodes[0]
 
 

@@ -71,7 +71,8 @@ class _ShapeOnly:
         return output
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.compiler.is_compiling():  # a compiler decides by itself what is kept, and how weights are laid out
+        # A compiler decides by itself what is kept, and how weights are laid out; a lone image has no batch axis.
+        if torch.compiler.is_compiling() or input.ndim != weight.ndim:
             return self.convolve(input, weight)
         packed = self.prepacked.find(self, input, weight)  # type: ignore[arg-type]
         if packed is None and _is_kept(input):

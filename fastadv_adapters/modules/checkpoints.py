@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-_REENTRANT = checkpoint.CheckpointFunction
-_OTHER: Any = checkpoint._checkpoint_without_reentrant_generator
-
 
 class _Mark:
     """Of one run of ours: it dies with the frame of that, so an interrupt at any line leaves none behind."""
@@ -40,7 +37,7 @@ class _StandIn:
     def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
         """Checkpoint, without reentering autograd if this thread is in a run of ours."""
         if not _here.inside:
-            return _REENTRANT.apply(function, preserve_rng_state, *args)
+            return _theirs[_REENTRANT].apply(function, preserve_rng_state, *args)
         return checkpoint.checkpoint(
             function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, determinism_check="none"
         )
@@ -49,17 +46,18 @@ class _StandIn:
 def _other(function: Any, *args: Any, **kwargs: Any) -> Any:
     """In the place of the other kind: what runs again in a backward pass must make the same checkpoints inside."""
     if not _here.inside:
-        return _OTHER(function, *args, **kwargs)
+        return _theirs[_OTHER](function, *args, **kwargs)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with without_reentrant_checkpoints():
             return function(*args, **kwargs)
 
-    return _OTHER(run, *args, **kwargs)
+    return _theirs[_OTHER](run, *args, **kwargs)
 
 
-_THEIRS = {"CheckpointFunction": _REENTRANT, "_checkpoint_without_reentrant_generator": _OTHER}
-_OURS = {"CheckpointFunction": _StandIn, "_checkpoint_without_reentrant_generator": _other}
+_REENTRANT, _OTHER = "CheckpointFunction", "_checkpoint_without_reentrant_generator"
+_OURS: dict[str, Any] = {_REENTRANT: _StandIn, _OTHER: _other}
+_theirs: dict[str, Any] = {name: vars(checkpoint)[name] for name in _OURS}
 
 
 @contextmanager
@@ -79,6 +77,11 @@ def without_reentrant_checkpoints() -> Iterator[None]:
     try:
         _here.mark = weakref.ref(mark)
         with _lock:
+            for name, ours in _OURS.items():
+                if (
+                    found := vars(checkpoint)[name]
+                ) is not ours:  # PyTorch's own, or what another library has put there
+                    _theirs[name] = found
             _marks.add(mark)
             vars(checkpoint).update(_OURS)
         yield
@@ -86,5 +89,5 @@ def without_reentrant_checkpoints() -> Iterator[None]:
         with _lock:
             _marks.discard(mark)
             if not _marks:
-                vars(checkpoint).update(_THEIRS)
+                vars(checkpoint).update(_theirs)
         _here.mark = None

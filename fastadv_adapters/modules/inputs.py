@@ -43,7 +43,8 @@ def accept_model(model: object) -> nn.Module:
     while (inside := inside_of(model)) is not None and not has_hooks(model):
         model = inside
     refuse_unfit(model)
-    refuse_nan(_tensors(model))
+    device_of(model)  # raises of several
+    refuse_nan({name: tensor for name, tensor in _tensors(model).items() if not isinstance(tensor, Anchor)})
     return model
 
 

@@ -219,3 +219,81 @@ def test_batch_norms_that_differ_in_an_attribute_are_traced_by_themselves() -> N
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-5)
     assert [done.split()[0] for done in fast._networks.folded.report.values()] == ["folded", "frozen"]
+
+
+class SlopedNorm(nn.BatchNorm2d):
+    """With a parameter and a buffer of its own."""
+
+    lift: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+        self.register_buffer("lift", torch.zeros(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.prelu(super().forward(input), self.slope) + self.lift
+
+
+class ConstantNorm(nn.BatchNorm2d):
+    """With a tensor that nobody could follow."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * torch.tensor(2.0)
+
+
+class ReshapedNorm(nn.BatchNorm2d):
+    """Asks how many samples there are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).reshape(len(input), self.num_features, -1, input.shape[3]) / len(input)
+
+
+def with_norm(norm: nn.Module) -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(4 * 36, 5))
+    return settle(net).eval()  # type: ignore[return-value]
+
+
+def by_storage(norm: Any) -> None:
+    norm.slope.data = torch.full((4,), -1.0)
+    norm.lift = torch.tensor(3.0)
+
+
+def in_place(norm: Any) -> None:
+    with torch.no_grad():
+        norm.slope.fill_(-1.0)
+        norm.lift.fill_(3.0)
+
+
+@pytest.mark.parametrize("change", [by_storage, in_place])
+@pytest.mark.parametrize("behind_a_sum", [False, True])
+def test_what_a_subclass_has_of_its_own_is_followed(change: Any, *, behind_a_sum: bool) -> None:
+    x = torch.rand(4, 3, 8, 8)
+    net = with_norm(SlopedNorm(4))
+    if behind_a_sum:
+        net.insert(1, nn.Conv2d(4, 4, 1))
+        net.insert(2, Doubled())
+    fast = FastAttackModel(net.eval(), **FLOAT32)
+    y = torch.arange(4)
+    for _ in range(2):
+        assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+        change(next(part for part in net if isinstance(part, SlopedNorm)))
+    assert not fast._networks.notes
+
+
+class Doubled(nn.Module):
+    """A sum, behind which a batch norm is frozen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
+@pytest.mark.parametrize("kind", [ConstantNorm, ReshapedNorm])
+def test_a_subclass_whose_trace_would_not_stand_for_it_is_kept(kind: Any) -> None:
+    net = with_norm(kind(4))
+    fast = FastAttackModel(net, **FLOAT32)
+    for samples in (2, 5):
+        x, y = torch.rand(samples, 3, 8, 8), torch.arange(samples)
+        assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+    assert fast._networks.folded.report["1"].startswith("kept: its own forward")
+    assert not fast._networks.notes

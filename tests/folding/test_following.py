@@ -137,7 +137,7 @@ def test_pruned_by_hand() -> None:
     last.weight = nn.Parameter(last.weight.detach()[:, :4])
     fast = fast_of(model)
     agrees(fast, model.eval(), torch.rand(2, 3, 8, 8))
-    assert "folded into 0" in fast.summary()
+    assert "folded into layer 0" in fast.summary()
 
 
 def test_float64_of_a_float32_model() -> None:

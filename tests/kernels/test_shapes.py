@@ -156,3 +156,24 @@ def test_two_backward_passes_through_one_forward_pass() -> None:
     first, second = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert first.any()
+
+
+class Each(nn.Module):
+    """A convolution of one image at a time, without a batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Linear(6 * 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.stack([self.conv(image) for image in F.silu(x)])
+        out: Tensor = self.head(self.norm(h).flatten(1))
+        return out
+
+
+def test_a_convolution_of_a_lone_image_is_pytorchs_own() -> None:
+    net, x = settle(Each()).eval(), torch.rand(3, 4, 6, 6)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    for found, wanted in zip(step(fast, x), step(net, x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not fast._networks.notes
