@@ -76,7 +76,12 @@ def _existing(attack: Any) -> Attack:
         settings = {name: getattr(attack, name) for name in ("alpha", "steps", "random_start", "restarts")}
         named = attack.loss.closed is not None or attack.loss.function is resolve_loss("dlr").function
         loss = attack.loss.name if named else attack.loss.function
-        return Safe("SafePGD", {**settings, "loss": loss}, given=(attack.eps, attack.norm, attack.bounds))
+        return Safe(
+            "SafePGD",
+            {**settings, "loss": loss},
+            given=(attack.eps, attack.norm, attack.bounds),
+            made_of=attack.model.wrapped,
+        )
     refuse_class(attack, "attacks")
     kind = type(attack)
     if is_from("torchattacks", attack):

@@ -113,13 +113,14 @@ def look_at(samples: Samples, bounds: tuple[float, float], classes: Callable[[Te
                 f"expected labels below the number of classes, {most}, got {largest} in samples {index[0]} to "
                 f"{index[-1]} of data: count labels from 0, and check that they belong to the model's task"
             )
-        hashes += [_hash(image) for image in x]
+        hashes += [hash_of(image) for image in x]
         labels += y.tolist()
     whole.update(repr((hashes, labels)).encode())
     return Seen(hashes, labels, whole.hexdigest())
 
 
-def _hash(image: Tensor) -> str:
+def hash_of(image: Tensor) -> str:
+    """Of the values, dtype and shape of an image."""
     digest = hashlib.blake2b(repr((image.dtype, tuple(image.shape))).encode(), digest_size=8)
     digest.update(bytes_of(image))
     return digest.hexdigest()
@@ -175,7 +176,8 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     """Which samples of its data set a loader gives, in the order of the data set: so shuffling changes nothing."""
     sampler, size = loader.sampler, len(loader.dataset)  # type: ignore[arg-type]
     own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
-    if not own_batches and isinstance(sampler, (SequentialSampler, DistributedSampler)):
+    shuffled = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size
+    if not own_batches and (shuffled or isinstance(sampler, (SequentialSampler, DistributedSampler))):
         return range(size)  # of a share per process the whole, for the processes share it anew
     with random_state_kept(torch.device("cpu")):  # what a sampler draws is nobody's business
         own = (index for batch in loader.batch_sampler or () for index in batch)

@@ -16,7 +16,7 @@ from .report import Report
 from .rows import Row
 from .running import Sink, run
 from .sharing import Sharing, sharing
-from .store import SHOWN, Finished, Folder, Writer
+from .store import SHOWN, Finished, Folder, Writer, difference
 
 
 @with_one_data
@@ -102,7 +102,7 @@ def _in_memory(asked: Asked, together: Sharing) -> Report:
                 images[index] = one.adversarial.cpu(), one.clean.cpu() if index < SHOWN else None
 
     _attack(asked, plan, together, {}, keep)
-    return Report.of(plan.header, rows, lambda: images)
+    return Report.of(plan.header, rows, lambda: images, plan.setting.fast._networks.findings[plan.failed :])
 
 
 def _in_folder(asked: Asked, together: Sharing, folder: Folder) -> Report:
@@ -112,20 +112,44 @@ def _in_folder(asked: Asked, together: Sharing, folder: Folder) -> Report:
         plans.append(plan_of(asked))
         folder.begin(plans[0].header, resume=asked.resume)
         folder.clean_up()
-        return {"run": folder.next_run(), "finished": sorted(folder.rows())}
+        same = {part: plans[0].header[part] for part in ("model", "data")}
+        return {"run": folder.next_run(), "finished": sorted(folder.rows()), "same": same}
 
     try:
         shared = together.plan(begin)
         plan = plans[0] if plans else plan_of(asked)
+        _expect_the_same(shared["same"], plan, together.rank)
         known = folder.rows()
         finished = {index: known[index] for index in shared["finished"]}
         writer = Writer(folder, f"{shared['run']:04}-{together.rank:04}")
-        _attack(asked, plan, together, finished, writer.write, lambda: set(folder.rows()))
+        told = plan.failed
+
+        def write(some: list[Finished]) -> None:
+            """Findings come first: a process may be killed at any moment."""
+            nonlocal told
+            new = plan.setting.fast._networks.findings[told:]
+            writer.write(some, new)
+            told += len(new)
+
+        _attack(asked, plan, together, finished, write, lambda: set(folder.rows()))
         together.close(folder.merge)
-    except BaseException:  # this process may live on, and is not to be waited for
+    except BaseException as error:  # this process may live on, and is not to be waited for
         together.leave()
+        if isinstance(error, KeyboardInterrupt) and not error.args:
+            error.args = (f"what is finished is in {folder.path}: the same call goes on",)
         raise
     return Report.load(folder.path)
+
+
+def _expect_the_same(first: dict[str, Any], plan: Plan, rank: int) -> None:
+    """Raise unless this process has the model and the data of the first one: their rows make one number."""
+    for part, theirs in first.items():
+        if found := difference(theirs, plan.header[part], part):
+            name, there, here = found
+            raise ValueError(
+                f"expected all processes to have the same {name}, got {there!r} in process 0 and {here!r} in process "
+                f"{rank}: load the same weights and the whole data set in each; evaluate shares the samples out"
+            )
 
 
 def _attack(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model import FastAttackModel
+from ..modules import inside_of
 from .content import bytes_of
 from .stages import Attack
 
@@ -35,3 +37,19 @@ def versions(attacks: Iterable[Attack]) -> dict[str, str]:
 def options_text(options: dict[str, Any]) -> dict[str, str]:
     """Options of a fast model for the header."""
     return {name: str(value) for name, value in sorted(options.items())}
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside containers that only run it elsewhere or otherwise: DataParallel, ``torch.compile``."""
+    while isinstance(model, nn.Module) and (inside := inside_of(model)) is not None:
+        model = inside
+    return model
+
+
+def are_one(attacked: Any, model: nn.Module) -> bool:
+    """Whether these are the same model, wrapped or not: they share a parameter. A function may be anything."""
+    inner = attacked.wrapped if isinstance(attacked, FastAttackModel) else attacked
+    if not isinstance(inner, nn.Module):
+        return True
+    own = {id(parameter) for parameter in model.parameters()}
+    return inner is model or any(id(parameter) in own for parameter in inner.parameters())

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from ..comparison import Own, own_budget
 from ..model import FastAttackModel
 from ..modules import need
+from .identity import are_one, unwrapped
 from .safe import described
 from .stages import Attack, BatchStage, Setting, Stage
+
+_PASSING = re.compile(r" at 0x[0-9a-f]+|\bdevice=[^,)]*, |, \w+=tensor\(.*?\)(?=, \w+=|\)$)", re.DOTALL)
+"""What an attack of torchattacks prints of itself that is no setting: where it is, and arrays that settings make."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Torchattack(Attack):
     @property
     def description(self) -> str:
         """The class and its settings, as torchattacks prints them."""
-        return re.sub(" at 0x[0-9a-f]+", "", f"torchattacks {self.attack!r}")
+        return f"torchattacks {_PASSING.sub('', repr(self.attack))}"
 
     @property
     def own(self) -> Own:
@@ -45,7 +49,7 @@ class Torchattack(Attack):
     def doubt(self, model: nn.Module) -> str | None:
         """Whether it was made of another model."""
         adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
-        if any(_are_one(part.model, model) for part in adapter.attacks_in(self.attack)):
+        if any(are_one(part.model, model) for part in adapter.attacks_in(self.attack)):
             return None
         return (
             f"{self.name} was made of another model, a {type(self.attack.model).__name__}: it attacks that, and its "
@@ -59,7 +63,7 @@ class Torchattack(Attack):
         shared = setting.shared
         parts = list(adapter.attacks_in(attack))
         for part in parts:  # one fast copy serves all
-            if part.model is setting.model and type(part).__name__ != "LGV":
+            if unwrapped(part.model) is setting.model and type(part).__name__ != "LGV":
                 part.model = adapter.view_for(part, shared, setting.options)
         counted = all(shares(part.model, setting.fast) for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)
@@ -132,15 +136,6 @@ class Function(Attack):
 def shares(model: Any, fast: FastAttackModel) -> bool:
     """Whether a model is a view of this fast model."""
     return isinstance(model, FastAttackModel) and model._networks is fast._networks
-
-
-def _are_one(attacked: Any, model: nn.Module) -> bool:
-    """Whether these are the same model, wrapped or not: they share a parameter. A function may be anything."""
-    inner = attacked.wrapped if isinstance(attacked, FastAttackModel) else attacked
-    if not isinstance(inner, nn.Module):
-        return True
-    own = {id(parameter) for parameter in model.parameters()}
-    return inner is model or any(id(parameter) in own for parameter in inner.parameters())
 
 
 def takes_model(function: Callable[..., Any]) -> bool:

@@ -1,5 +1,7 @@
 """``RobustAccuracy``: the robust accuracy as a metric of torchmetrics, whose sums are reduced over processes."""
 
+import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,39 @@ except ImportError as error:
     ) from error
 
 
+_numbers = itertools.count()
+
+
+class _Held:
+    """Model, attack and seed of a metric, no submodules of it.
+
+    Copies of the metric share them, unless the model is copied too. That is known once the whole copy is made.
+    """
+
+    def __init__(
+        self,
+        fast: FastAttackModel,
+        attack: Callable[[Tensor, Tensor], Tensor],
+        seed: int,
+        copied: dict[int, Any] | None = None,
+    ) -> None:
+        self.fast, self.attack, self.seed, self._copied = fast, attack, seed, copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Held":
+        held = self.settled()
+        return _Held(held.fast, held.attack, held.seed, memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self.settled())}
+
+    def settled(self) -> "_Held":
+        """With the copies of model and attack, if the model was copied."""
+        copied, self._copied = self._copied, None
+        if copied is not None and id(self.fast.wrapped) in copied:
+            self.fast, self.attack = copy.deepcopy((self.fast, self.attack), copied)
+        return self
+
+
 class RobustAccuracy(Metric):
     """The share of samples that a model classifies as labelled, as they are and under attack.
 
@@ -26,12 +61,13 @@ class RobustAccuracy(Metric):
 
     Args:
         model: the plain model, or a :class:`~fastadv_adapters.FastAttackModel`; it may be trained in between. It is no
-            submodule: ``to()`` and ``state_dict()`` of the metric leave it alone.
+            submodule: ``to()`` and ``state_dict()`` of the metric leave it alone, and copies of the metric share it.
         eps: the budget, in units of x and of the norm.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         bounds: the least and the largest value of an input.
         steps: of SafePGD, which stops early.
-        attack: in the place of SafePGD, called as ``attack(x, y)``; its budget is its own.
+        attack: in the place of SafePGD, called as ``attack(x, y)``; its budget is its own. (A function that encloses a
+            model is not copied with the metric: give an object.)
         seed: of random numbers that the model may draw.
         **kwargs: of ``torchmetrics.Metric``.
 
@@ -47,6 +83,7 @@ class RobustAccuracy(Metric):
 
     standing: Tensor
     total: Tensor
+    number: Tensor
 
     def __init__(
         self,
@@ -63,19 +100,24 @@ class RobustAccuracy(Metric):
         super().__init__(**kwargs)
         fast = model if isinstance(model, FastAttackModel) else FastAttackModel(model)
         own = SafePGD(fast, eps=eps, norm=norm, bounds=bounds, steps=steps, early_stop=True)
-        self._held = (fast, attack or own, seed)  # in a tuple: the model is no submodule
+        self._held = _Held(fast, attack or own, seed)
         self.add_state("standing", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
+        # A MetricCollection updates only one of several metrics whose states are equal.
+        self.add_state("number", default=torch.tensor(next(_numbers)), dist_reduce_fx="max")
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Attack a batch and count."""
         if not len(x):
             return
-        fast, attack, seed = self._held
-        judge = Judge(fast.wrapped, seed)
-        found = attack(x, y)
+        held = self._held.settled()
+        judge = Judge(
+            held.fast.update().wrapped, held.seed
+        )  # up to date, whatever its options are: it is judged as it is
+        found = held.attack(x, y)
         y = y.to(torch.int64)
-        broken = judge.verdicts(x, y, "clean").adversarial | judge.verdicts(found, y, "attacked").adversarial
+        fell = judge.verdicts(found, y, "attacked").adversarial & found.flatten(1).isfinite().all(1)
+        broken = judge.verdicts(x, y, "clean").adversarial | fell
         self.standing += (~broken).sum().to(self.standing.device)
         self.total += len(y)
 

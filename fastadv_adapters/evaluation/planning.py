@@ -73,6 +73,7 @@ class Plan:
         setting: what attacks share.
         stages: attacks with budgets, in the order in which samples pass them.
         header: what has to be the same in a call that goes on, as JSON gives it back.
+        failed: how many audits of the fast model had failed before.
     """
 
     samples: Samples
@@ -80,6 +81,7 @@ class Plan:
     setting: Setting
     stages: list[Stage]
     header: dict[str, Any]
+    failed: int
 
 
 def plan_of(asked: Asked) -> Plan:
@@ -89,7 +91,8 @@ def plan_of(asked: Asked) -> Plan:
         TypeError, ValueError: something is not as described.
     """
     model = asked.model
-    fast = model if isinstance(model, FastAttackModel) else FastAttackModel(model, **(asked.options or {}))
+    # Up to date, whatever its options are: the model is judged as it is.
+    fast = model.update() if isinstance(model, FastAttackModel) else FastAttackModel(model, **(asked.options or {}))
     judge, bounds = Judge(fast.wrapped, asked.seed), accept_bounds(asked.bounds)
     samples = samples_of(asked.data, asked.limit)
     seen = look_at(samples, bounds, judge.classes)
@@ -118,7 +121,8 @@ def plan_of(asked: Asked) -> Plan:
     notes = [note for note in doubts if note is not None]
     for attack in attacks:
         notes += doubt_own(attack.name, attack.own, budgets, setting.norm)
-    return Plan(samples, seen, setting, stages, _header(asked, setting, attacks, budgets, seen, notes))
+    header = _header(asked, setting, attacks, budgets, seen, notes)
+    return Plan(samples, seen, setting, stages, header, fast._networks.failed)
 
 
 def _header(

@@ -13,6 +13,9 @@ from .sharing import Count
 EVERY = 10.0
 """Seconds between two plain lines."""
 
+TELLING = 16
+"""Of so many finished samples the speed is known well enough to tell how long the rest takes."""
+
 
 class Progress:
     """Shows how many samples are finished, and the robust accuracy among them.
@@ -86,7 +89,7 @@ class Progress:
         (rich would tell the speed of the last few updates, and samples come in bursts.)
         """
         rate, left = self._done / max(1e-9, time.monotonic() - self._since), self._total - self._before - self._done
-        rest = f", {timedelta(seconds=round(left / rate))} left" if left and rate else ""
+        rest = f", {timedelta(seconds=round(left / rate))} left" if left and self._done >= TELLING else ""
         return f"{rate:.1f} samples/s{rest}"
 
     def _made(self) -> Any:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,10 @@ from .store import Folder
 _VAIN = (
     "not within eps and bounds of the evaluation, which does not count as broken: make the attack with the same eps, "
     "norm and bounds, if it takes them"
+)
+_COARSE = (
+    "samples that were finished before it may stand since gradients were too coarse. Evaluate again in the dtype that "
+    "it names"
 )
 _COPIES = "counts, and the interval takes it for a new one"
 _CALLED, _DENIED = "that an attack called adversarial", "right by the plain model, which does not count as broken"
@@ -35,11 +39,13 @@ class Report:
         header: settings, versions, attacks, and who model and data are.
         samples: a row per sample, in order of the index.
         images: gives the adversarials that are kept by index, with the clean image if that is kept too.
+        findings: of audits that failed on the way.
     """
 
     header: dict[str, Any]
     samples: tuple[Row, ...]
     images: Images = field(default=dict, compare=False)
+    findings: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Report":
@@ -53,10 +59,11 @@ class Report:
         if header is None:
             raise ValueError(f"expected the folder of an evaluation, got {folder}: pass what was given as output")
         rows = place.rows()
-        return cls.of(header, rows, lambda: {index: (image, clean) for index, image, clean in place.images()})
+        images = lambda: {index: (image, clean) for index, image, clean in place.images()}  # noqa: E731
+        return cls.of(header, rows, images, place.findings())
 
     @classmethod
-    def of(cls, header: dict[str, Any], rows: dict[int, Row], images: Images) -> "Report":
+    def of(cls, header: dict[str, Any], rows: dict[int, Row], images: Images, findings: Iterable[str] = ()) -> "Report":
         """A report of these rows; ``images`` gives adversarials and clean images by index.
 
         Raises:
@@ -64,7 +71,13 @@ class Report:
         """
         if not rows:
             raise ValueError("expected an evaluation with finished samples, got none: run it again, and it goes on")
-        return cls(header, tuple(rows[index] for index in sorted(rows)), images)
+
+        def of_broken() -> dict[int, tuple[Tensor, Tensor | None]]:
+            """A process that was killed may have left others, whose rows it did not write any more."""
+            found = images()
+            return {i: found[i] for i in found if i in rows and rows[i].broken_by not in (None, CLEAN)}
+
+        return cls(header, tuple(rows[index] for index in sorted(rows)), of_broken, tuple(dict.fromkeys(findings)))
 
     @property
     def clean_accuracy(self) -> float:
@@ -142,6 +155,7 @@ class Report:
             _told(n, f"image of the attack {name} is", f"images of the attack {name} are", _VAIN)
             for name, n in self.outside.items()
         ]
+        said += [f"an audit failed on the way: {text}; {_COARSE}" for text in self.findings]
         return [*self.header.get("notes", []), *(text for text in (*vain, *said) if text is not None)]
 
     @property

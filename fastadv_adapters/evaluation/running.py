@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..comparison import MARGIN, reach
 from .confirming import SIZE
-from .data import Samples, Seen
+from .data import Samples, Seen, hash_of
 from .rows import Case, Row
 from .sharing import Count, Sharing
 from .stages import Setting, Stage
@@ -88,6 +88,11 @@ def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setti
     judge = setting.judge
     sink.begin(len(index))
     x, y = samples.read(index)
+    if [hash_of(image) for image in x] != [seen.hashes[i] for i in index]:
+        raise ValueError(
+            f"expected data that gives the same images each time, got others in samples {index[0]} to {index[-1]}: "
+            f"leave random transforms out"
+        )
     x, y = x.detach().to(judge.device), y.to(judge.device, torch.int64)
     verdicts = judge.verdicts(x, y, "clean", index[0])
     order = verdicts.logits.nan_to_num(nan=-torch.inf).argsort(stable=True, dim=1, descending=True)

@@ -6,9 +6,10 @@ from itertools import count, islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attack import LEAST_ROWS, Departed, Entrants, SafePGD, Way, stream_of
+from .identity import are_one
 from .rows import Case
 from .seeds import seed_of, seeded
 from .stages import Attack, Setting, Stage
@@ -28,17 +29,28 @@ class Safe(Attack):
         settings: of :class:`~fastadv_adapters.SafePGD`, but for the model, the budget and the bounds.
         targeted: whether each start raises one of the likeliest other classes.
         given: budget, norm and bounds of an attack that was given, which those of the evaluation have to be.
+        made_of: the model of an attack that was given.
     """
 
     settings: dict[str, Any]
     targeted: bool = False
     given: tuple[float, str, tuple[float, float]] | None = None
+    made_of: nn.Module | None = None
 
     @property
     def description(self) -> str:
         """All settings."""
         settings = {**self.settings, "targeted": self.targeted}
         return f"SafePGD({', '.join(f'{k}={described(v)}' for k, v in settings.items())})"
+
+    def doubt(self, model: nn.Module) -> str | None:
+        """Whether it was made of another model."""
+        if self.made_of is None or are_one(self.made_of, model):
+            return None
+        return (
+            f"{self.name} was made of another model, a {type(self.made_of).__name__}; here it attacks the model that "
+            f"is evaluated. To transfer its images, pass a callable (model, x, y) that runs it"
+        )
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack with this budget.
@@ -95,21 +107,38 @@ class SafeStage:
     rivals: int
 
     def run(self, source: Iterator[Case]) -> Iterator[tuple[Case, Tensor, bool]]:
-        """A sample leaves as soon as it is broken or out of steps, and the next takes its place."""
-        inside: dict[int, Case] = {}
+        """A sample leaves as soon as it is broken or out of steps, and the next takes its place.
+
+        If an audit has failed since it came in, a sample that stands is attacked again after all others.
+        """
+        networks = self.setting.fast._networks
+        while True:
+            again: list[Case] = []
+            for case, x, claimed, failed in self._once(source):
+                if failed < networks.failed and not claimed:
+                    again.append(case)
+                else:
+                    yield case, x, claimed
+            if not again:
+                return
+            source = iter(again)
+
+    def _once(self, source: Iterator[Case]) -> Iterator[tuple[Case, Tensor, bool, int]]:
+        """Likewise, with how many audits had failed when the sample came in."""
+        inside: dict[int, tuple[Case, int]] = {}
         stream = stream_of(self.attack, self.way, rivals=self.rivals > 0, largest_label=self.setting.classes - 1)
 
         def entrants(room: int) -> Entrants | None:
             cases = list(islice(source, room))
-            inside.update((case.index, case) for case in cases)
+            inside.update((case.index, (case, self.setting.fast._networks.failed)) for case in cases)
             return self._entrants(cases) if cases else None
 
         for gone in self._reproducible(stream.run(entrants)):
             counted = zip(gone.forwards.tolist(), gone.backwards.tolist(), gone.seconds.tolist(), strict=True)
             for index, x, claimed, counts in zip(gone.index, gone.x, gone.claimed.tolist(), counted, strict=True):
-                case = inside.pop(index)
+                case, failed = inside.pop(index)
                 case.add(*counts)
-                yield case, x, claimed
+                yield case, x, claimed, failed
 
     def _reproducible(self, stream: Iterator[Departed]) -> Iterator[Departed]:
         """The same; a model that draws random numbers draws the same ones in every run."""

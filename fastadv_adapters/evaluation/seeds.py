@@ -19,5 +19,5 @@ def seed_of(*parts: object) -> int:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """All generators begin at this seed inside, and are as before afterwards."""
     with random_state_kept(device):
-        seed_generators(seed)
+        seed_generators(seed, device)
         yield

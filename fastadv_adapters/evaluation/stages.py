@@ -160,7 +160,8 @@ class BatchStage:
         seconds = (time.perf_counter() - begun) / count
         for case in cases:
             case.add(forward, backward, seconds)
-        return candidates, self._claimed(x, y, candidates)
+        with seeded(seed_of(self.setting.seed, self.name, cases[0].index, "claimed"), device):
+            return candidates, self._claimed(x, y, candidates)
 
     def _claimed(self, x: Tensor, y: Tensor, candidates: Tensor) -> list[bool]:
         """Which candidates are not the image itself, and adversarial as the fast network sees them."""

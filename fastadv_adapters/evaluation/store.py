@@ -1,14 +1,14 @@
 """The files of an evaluation: a header, a line per finished sample, adversarials. A kill at any moment harms none.
 
 A folder holds ``header.json``, written first and at once; ``rows-*.jsonl``, to which each process appends whole lines;
-and ``adversarials-*.safetensors``, each written beside and then renamed, before the lines of its samples are. At the
-end all lines are merged into ``rows.jsonl``, in order.
+``findings-*.jsonl``, with what failed audits have found; and ``adversarials-*.safetensors``, each written beside and
+then renamed, before the lines of its samples are. At the end all lines are merged into ``rows.jsonl``, in order.
 """
 
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,8 @@ class Folder:
                 f"expected an empty output folder for resume=False, got {self.path} with an evaluation: choose another "
                 f"folder, or go on with resume=True"
             )
-        if difference := _difference(known, header):
-            name, there, here = difference
+        if found := difference(known, header):
+            name, there, here = found
             raise ValueError(
                 f"expected the evaluation in {self.path} to have the same {name}, got {there!r} there and {here!r} "
                 f"here: choose another folder, or call with the same settings, model and data"
@@ -120,7 +120,7 @@ class Folder:
         """Remove what a killed process has left unfinished. Nobody else may be writing."""
         for path in self.path.glob(f"*{_UNFINISHED}"):
             path.unlink(missing_ok=True)
-        for path in self.path.glob("rows*.jsonl"):
+        for path in (*self.path.glob("rows*.jsonl"), *self.path.glob("findings-*.jsonl")):
             content = path.read_bytes()
             if content and not content.endswith(b"\n"):
                 _write(path, content[: content.rfind(b"\n") + 1])
@@ -133,6 +133,11 @@ class Folder:
                 row = Row.of(json.loads(line))
                 found[row.index] = row
         return found
+
+    def findings(self) -> list[str]:
+        """What failed audits have found, in all calls so far."""
+        paths = sorted(self.path.glob("findings-*.jsonl"))
+        return [json.loads(line) for path in paths for line in path.read_bytes().split(b"\n")[:-1]]
 
     def images(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Adversarials by index, with the clean image if it was kept; some may come twice."""
@@ -176,10 +181,10 @@ class Writer:
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name, self._shards = folder, name, 0
-        self._lines = folder.path / f"rows-{name}.jsonl"
+        self._lines, self._findings = (folder.path / f"{kind}-{name}.jsonl" for kind in ("rows", "findings"))
 
-    def write(self, finished: list[Finished]) -> None:
-        """Write adversarials and then, in one piece, the lines.
+    def write(self, finished: list[Finished], findings: Sequence[str] = ()) -> None:
+        """Write what failed audits have found, adversarials, and then, in one piece, the lines.
 
         Raises:
             OSError: the disk is full, say; what was finished before is still there.
@@ -190,11 +195,14 @@ class Writer:
             if f.adversarial is not None
         ]
         try:
+            if findings:
+                _append(self._findings, "".join(f"{json.dumps(text)}\n" for text in findings).encode())
             if broken:
                 name = f"adversarials-{self._name}-{self._shards:05}.safetensors"
                 _write(self._folder.path / name, _packed(broken))
                 self._shards += 1
-            _append(self._lines, "".join(f"{json.dumps(f.row.as_dict())}\n" for f in finished).encode())
+            if finished:
+                _append(self._lines, "".join(f"{json.dumps(f.row.as_dict())}\n" for f in finished).encode())
         except OSError as error:
             raise type(error)(
                 f"expected to write {len(finished)} samples to {self._folder.path}, got {error.strerror or error}: "
@@ -245,11 +253,10 @@ def _append(path: Path, content: bytes) -> None:
             raise
 
 
-def _difference(there: Any, here: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first difference between two headers, by name."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*here, *(k for k in there if k not in here)]:
-            if found := _difference(there.get(key), here.get(key), f"{name} {key}".strip()):
-                return found
-        return None
-    return None if there == here else (name, there, here)
+def difference(there: Any, here: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first difference between two headers, by name; the names of a part are compared last."""
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return None if there == here else (name, there, here)
+    parts = (difference(there[key], here[key], f"{name} {key}".strip()) for key in here if key in there)
+    names = None if there.keys() == here.keys() else (name or "entries", ", ".join(there), ", ".join(here))
+    return next((found for found in parts if found), names)

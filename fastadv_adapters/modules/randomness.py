@@ -15,18 +15,26 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
     """All generators as before afterwards, on the CPU and on ``device``."""
     numpy: Any = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
 
 
-def seed_generators(seed: int) -> None:
-    """All generators begin at this seed."""
-    torch.manual_seed(seed)
+def seed_generators(seed: int, device: torch.device) -> None:
+    """All generators begin at this seed, on the CPU and on ``device``; those of other devices are not touched."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
     random.seed(seed)
     numpy: Any = sys.modules.get("numpy")
     if numpy:

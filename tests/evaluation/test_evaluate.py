@@ -420,3 +420,9 @@ def test_a_batch_in_which_an_audit_failed_is_attacked_again() -> None:
     with pytest.warns(FastAttackWarning, match="audit-failed"):
         evaluated((x, y), attack, model=FastAttackModel(model, dtype=torch.bfloat16))
     assert calls == [(8, torch.float32)] * 3  # what ran in bfloat16 first had float32 at its end
+
+
+@pytest.mark.parametrize("given", [lambda x, y: x[:1], lambda x, y: (x, y), lambda x, y: None])
+def test_an_attack_that_returns_something_else_is_one_clear_error(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected the attack .* to return images of shape \(\d+, 3, 8, 8\), got"):
+        evaluated(data(8), given)

@@ -124,7 +124,7 @@ def test_a_full_disk_harms_nothing_that_is_finished(
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "eps": ({"eps": 2 * EPS}, "settings eps"),
     "seed": ({"seed": 1}, "settings seed"),
-    "attacks": ({"attacks": ["safe-pgd-ce-6"]}, "settings attacks safe-pgd-targeted-2"),
+    "attacks": ({"attacks": ["safe-pgd-ce-6"]}, "settings attacks"),
     "model": ({"model": FastAttackModel(attackable_net().double(), **FLOAT32)}, "model hash"),
     "data": ({"given": data(24)}, "data samples"),
     "images": ({"given": (1 - data()[0], data()[1])}, "data hash"),
