@@ -4,14 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..attack import LOADED, Norm
+from ..attack import LOADED, accept_norm
 from ..comparison import Comparison, compare, expect_picture, expect_writable, write_whole
 from ..evaluation import Report, evaluate
 from . import arguments as given
@@ -91,12 +91,13 @@ def compare_command(
             x.to(place),
             None if y is None else y.to(place),
             eps=budget,
-            norm=_norm(norm),
+            norm=accept_norm(norm),
             bounds=within,
             repeats=repeats,
         )
         found.print()
-        _ask_for_weights(found.notes, weights)
+        if weights is None:
+            _ask_for_weights(found.notes)
         _write(found, json_file, plot)
         if not found.faithful:
             sys.exit(FALLS_SHORT)
@@ -141,6 +142,7 @@ def evaluate_command(
         _can_be_written(json_file, plot, triples)
         required = [requirement(text) for text in require or ()]
         budgets, within = numbers(eps), bounds_of(bounds)
+        torch.manual_seed(seed)  # what makes the model may draw
         net = model_named(model, weights, device_named(device))
         if data is None:
             raise ValueError("expected data to evaluate on, got none: give --data")
@@ -149,7 +151,7 @@ def evaluate_command(
             data_named(data, _dtype(net), within),
             [name.strip() for name in attacks.split(",")],
             eps=budgets,
-            norm=_norm(norm),
+            norm=accept_norm(norm),
             bounds=within,
             batch_size=batch_size,
             output=output,
@@ -158,8 +160,7 @@ def evaluate_command(
             seed=seed,
             limit=limit,
         )
-        _report(report, required, json_file, plot, triples)
-        _ask_for_weights(report.notes, weights)
+        _report(report, required, json_file, plot, triples, ask=weights is None)
 
 
 @app.command("report")
@@ -217,24 +218,25 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _norm(text: str) -> Norm:
-    known: tuple[Norm, ...] = get_args(Norm)
-    for name in known:
-        if text == name:
-            return name
-    raise ValueError(f"expected norm to be one of {', '.join(map(repr, known))}, got {text!r}. Choose one of them")
-
-
 def _report(
-    report: Report, required: list[Any], json_file: Path | None, plot: Path | None, triples: Path | None
+    report: Report,
+    required: list[Any],
+    json_file: Path | None,
+    plot: Path | None,
+    triples: Path | None,
+    *,
+    ask: bool = False,
 ) -> None:
     """Show a report and write what is to be written, in the first process alone; status 1 if it falls short."""
     if not is_first():  # which ends well: torchrun would end the first one in the middle of writing
         return
     typer.echo(str(report))
+    if ask:
+        _ask_for_weights(report.notes)
     _write(report, json_file, plot)
     if triples is not None:
         report.triples(triples)
+        typer.echo(f"written: {triples}")
     short = [f"{one.text}, got {getattr(report, one.attribute):.4f}" for one in required if not one.holds(report)]
     if required and not report.complete:
         short.append("not all samples are finished")
@@ -245,9 +247,9 @@ def _report(
         sys.exit(FALLS_SHORT)
 
 
-def _ask_for_weights(notes: Sequence[str], weights: Path | None) -> None:
-    """Name the option if a note doubts that weights were loaded."""
-    if weights is None and is_first() and any(LOADED in note for note in notes):
+def _ask_for_weights(notes: Sequence[str]) -> None:
+    """Name the option, which was not given, if a note doubts that weights were loaded."""
+    if is_first() and any(LOADED in note for note in notes):
         typer.echo("note: the command was given no --weights")
 
 
@@ -262,7 +264,7 @@ def _can_be_written(json_file: Path | None, *pictures: Path | None) -> None:
 
 
 def _write(found: Comparison | Report, json_file: Path | None, plot: Path | None) -> None:
-    if json_file is not None:
-        found.to_json(json_file)
-    if plot is not None:
-        found.plot(plot)
+    for path, write in ((json_file, found.to_json), (plot, found.plot)):
+        if path is not None:
+            write(path)
+            typer.echo(f"written: {path}")

@@ -15,6 +15,9 @@ from .locating import called, find
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Of files that are taken for images."""
 
+GREY, DEEP = ("1", "L", "LA", "La"), ("I", "F")
+"""Pillow's modes of images with one channel (and opacity), and how those of more than 8 bits begin."""
+
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
     """Images in a folder per class, as (C, H, W) within bounds; grey ones have one channel.
@@ -25,8 +28,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __init__(self, path: Path, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         need("PIL.Image", extra="cli")
         self._bounds = bounds
-        folders = sorted(place for place in path.iterdir() if place.is_dir())
+        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
         files = [sorted(f for f in folder.rglob("*") if f.suffix.lower() in ENDINGS) for folder in folders]
+        if empty := [folder.name for folder, found in zip(folders, files, strict=True) if not found]:
+            raise ValueError(
+                f"expected images in each folder of {path}, since a folder is a class, got none in {empty[0]}: take it "
+                f"out"
+            )
         columns = [[(file, label) for file in some] for label, some in enumerate(files)]
         self.items = [item for row in zip_longest(*columns) for item in row if item is not None]
         if not self.items:
@@ -41,9 +49,15 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         path, label = self.items[index]
         try:
             with need("PIL.Image", extra="cli").open(path) as opened:
-                image = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
+                mode = opened.mode
+                image = opened.convert("L" if mode in GREY else "RGB")
         except Exception as error:
             raise ValueError(f"expected an image, got {path}, which cannot be read ({error}): leave it out") from error
+        if mode.startswith(DEEP):
+            raise ValueError(
+                f"expected an image of 8 bits per channel, got {path} of Pillow's mode {mode}: save it with 8 bits, or "
+                f"give arrays"
+            )
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         return _scaled(pixels.view(image.height, image.width, -1).permute(2, 0, 1), torch.float32, self._bounds), label
 
@@ -105,8 +119,28 @@ def _of_file(path: Path, dtype: torch.dtype, bounds: tuple[float, float]) -> tup
     if not {"x", "y"} <= set(keys):
         raise ValueError(f"expected arrays x and y in {path}, got {', '.join(keys) or 'none'}: rename them")
     x, y = arrays["x"], arrays["y"]
-    x = _scaled(x, dtype, bounds) if x.dtype == torch.uint8 else x.to(dtype) if x.is_floating_point() else x
-    return x, y
+    _expect_images_and_labels(path, x, y)
+    return _scaled(x, dtype, bounds) if x.dtype == torch.uint8 else x.to(dtype), y
+
+
+def _expect_images_and_labels(path: Path, x: Tensor, y: Tensor) -> None:
+    """Raise of arrays of another kind, in words for those who save files."""
+    if not x.is_floating_point() and x.dtype != torch.uint8:
+        raise ValueError(
+            f"expected x in {path} to be floating, or bytes, got {_short(x)}: save floating numbers within --bounds"
+        )
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        one_hot = ", y.argmax(1) of one-hot rows" if y.ndim == 2 else ""
+        raise ValueError(f"expected y in {path} to be integers, got {_short(y)}: save the classes, from 0{one_hot}")
+    if x.ndim == 0 or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"expected x (N, ...) and y (N,) in {path}, got shapes {tuple(x.shape)} and {tuple(y.shape)}: save as many "
+            f"labels as images"
+        )
+
+
+def _short(array: Tensor) -> str:
+    return f"{str(array.dtype).removeprefix('torch.')} of shape {tuple(array.shape)}"
 
 
 def _scaled(pixels: Tensor, dtype: torch.dtype, bounds: tuple[float, float]) -> Tensor:

@@ -76,7 +76,7 @@ def compare(
             arXiv:1706.06083).
         eps: budget in units of ``x``. None: the attack's own; 8/255 for PGD and foolbox attacks, which take any.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``: of the budget, and of distances. None: the attack's own, or ``"linf"``.
-        bounds: least and largest value of ``x``, of PGD and of foolbox attacks.
+        bounds: the least and the largest value of ``x``; PGD and foolbox attacks are given them too.
         options: of ``FastAttackModel``, for all fast models here; what they say is not varied.
         repeats: timed rounds, at least 1.
         progress: show what is being done, on a terminal if rich is installed.
@@ -174,7 +174,7 @@ class _Study:
 
         def first() -> None:
             made.append(make())
-            seed_generators(0)
+            seed_generators(0, self.x.device)
             found.append(self._attack(made[0]))
 
         row.first_seconds = seconds_of(first, self.x.device)
@@ -207,13 +207,15 @@ class _Study:
         with torch.no_grad():
             robust = are_right(self.model(adversarial), self.y)
         robust |= ~adversarial.flatten(1).isfinite().all(1)  # no image
-        apart = (adversarial.double() - x.double()).flatten(1)
-        return Effect(robust, torch.linalg.vector_norm(apart, ORDER[self.budget.norm], 1))
+        apart = (adversarial.cpu().double() - x.cpu().double()).flatten(1)  # not every device has float64
+        return Effect(robust.cpu(), torch.linalg.vector_norm(apart, ORDER[self.budget.norm], 1))
 
     def _time(self, names: list[str], repeats: int) -> dict[str, list[float]]:
         """Time these ways in turn, add what was found to their rows, and return each one's ratios."""
         counts = {name: self._attacks_between_looks(name) for name in names}
-        ways = {name: Way(self._several(name, counts[name]), lambda: seed_generators(0)) for name in names}
+        ways = {
+            name: Way(self._several(name, counts[name]), lambda: seed_generators(0, self.x.device)) for name in names
+        }
         timings = measure_in_turn(ways, device=self.x.device, repeats=repeats)
         seconds = {name: [s / counts[name] for s in timing.seconds] for name, timing in timings.items()}
         found = {}
@@ -246,7 +248,7 @@ class _Study:
 def _kept(network: nn.Module, x: Tensor) -> float | None:
     try:
         return bytes_kept(network, x).total
-    except (RuntimeError, ValueError, TypeError):  # a model that cannot be copied
+    except Exception:  # a model that cannot be copied, say
         return None
 
 

@@ -13,13 +13,14 @@ from ..modules import (
     accept_model,
     accept_tensors,
     alias,
+    clone,
     copy_module,
     kind_of,
     number_of_samples,
     random_state_kept,
     tensors_in,
 )
-from ..networks import Kind, Networks, key_of
+from ..networks import Kind, key_of
 
 
 class BytesKept(NamedTuple):
@@ -61,8 +62,8 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
         TypeError: ``model`` is not a module, or no input is a floating-point tensor.
         ValueError: an input on another device, or without samples; a model that cannot be copied.
     """
-    networks = model._networks if isinstance(model, FastAttackModel) else None
-    source = accept_model(model) if networks is None else networks.source
+    fast = model if isinstance(model, FastAttackModel) else None
+    source = accept_model(model) if fast is None else fast.wrapped
     arguments = Packed((args, kwargs))
     device = next(source.parameters()).device
     accept_tensors(arguments.tensors, device)
@@ -71,20 +72,27 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
         raise ValueError("expected at least one sample, got none: what is kept is counted per sample")
     counter = _Counter()
     with torch.inference_mode(False), random_state_kept(device):
-        if networks is None:
-            plain = copy_module(source, lambda t: alias(t).requires_grad_(t.requires_grad))
-            counter.run(plain, arguments, lambda t: t)
+        if fast is None:
+            counter.run(copy_module(source, _beside), arguments, lambda t: t)
         else:
-            kind = _kind_of_call(networks, arguments)
-            engine = networks.throw_away_copy(kind)
+            kind = _kind_of_call(fast, arguments)
+            engine = fast._networks.throw_away_copy(kind)
             ends = None if kind.full else kind.rows.ends
             with engine.precision.context(), ends_of(ends, device.type, cut=True):
                 counter.run(engine.network, arguments, engine.enter)
     return counter.result(samples)
 
 
-def _kind_of_call(networks: Networks, arguments: Packed) -> Kind:
-    networks.refresh(unasked=True)
+def _beside(tensor: torch.Tensor) -> torch.Tensor:
+    """Its own parameters, which no forward pass writes to, and copies of all else."""
+    own = alias(tensor) if isinstance(tensor, nn.Parameter) else clone(tensor)
+    return own.requires_grad_(tensor.requires_grad)
+
+
+def _kind_of_call(fast: FastAttackModel, arguments: Packed) -> Kind:
+    networks = fast._networks
+    if fast._given["auto_update"] or networks.unfinished:
+        networks.refresh(unasked=True)
     needs = [t.is_floating_point() for t in arguments.tensors]
     key = key_of(arguments, needs)
     networks.check_once(key, arguments, needs)

@@ -69,7 +69,8 @@ class Comparison:
         default = self.row("default")
         faith = "faithful" if default.faithful else f"NOT faithful ({default.failure or '; '.join(default.faults)})"
         if self.recommended_row is None:
-            return f"Stay with the plain model: the fast one is {faith} and {_speed(default, surely=False)}."
+            speed = _speed(default, surely=not default.faithful)
+            return f"Stay with the plain model: the fast one is {faith} and {speed}."
         best = self.row(self.recommended_row)
         said = f"The fast model is {_speed(best)} and faithful, with {_written(best.options)}"
         if best is default:

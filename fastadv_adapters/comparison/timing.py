@@ -66,6 +66,8 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all work that was given to it; nothing to do on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:

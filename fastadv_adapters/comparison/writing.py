@@ -91,6 +91,9 @@ def _told(target: Path) -> Iterator[None]:
 
 
 def _is_device(target: Path) -> bool:
+    """Whether it is written to itself; a link among the devices may lead to a file, as /dev/stdout does."""
+    if target.parent in (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")):
+        return target.exists()
     return target.exists() and not target.is_file() and not target.is_dir()
 
 

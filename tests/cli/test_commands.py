@@ -87,6 +87,7 @@ def test_evaluate_and_report_write_the_same_numbers_and_hold_requirements(fastad
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("r.png", "t.png"))
     again = fastadv("report", "run", "--json", "again.json", "--require", "robust_accuracy > 1")
     assert again.exit_code == 1
+    assert again.stdout.endswith("written: again.json\n")
     assert "falls short: robust_accuracy > 1, got 0." in again.stderr
     assert json.loads((folder / "again.json").read_text(encoding="utf-8")) == found
     assert fastadv(*what, "--weights", "weights.safetensors", "--output", "run").exit_code == 0, "the same weights"
@@ -125,6 +126,64 @@ def test_a_folder_of_images_gives_each_class_in_turn(fastadv: Run, folder: Path)
         assert result.exit_code == 2
         assert "1.png, which cannot be read" in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_folders_that_are_no_classes_shift_no_labels(folder: Path) -> None:
+    for name in (".ipynb_checkpoints", "__MACOSX", "ant", "bee"):
+        (folder / "images" / name).mkdir(parents=True)
+    for name in ("ant", "bee"):
+        Image.new("L", (2, 2)).save(folder / "images" / name / "0.png")
+    assert [label for _, label in ImageFolder(folder / "images").items] == [0, 1]
+    (folder / "images" / "cat").mkdir()
+    with pytest.raises(ValueError, match=r"expected images in each folder of .*, got none in cat"):
+        ImageFolder(folder / "images")
+
+
+def test_the_seed_is_that_of_the_model_too(fastadv: Run, folder: Path) -> None:
+    (folder / "drawing.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+    )
+    what = (
+        "evaluate",
+        "drawing.py:net",
+        "--data",
+        "data.npz",
+        "--attacks",
+        "safe-pgd-1",
+        "--no-progress",
+        "--output",
+        "run",
+    )
+    for _ in range(2):
+        result = fastadv(*what, "--require", "robust>1")
+        assert result.exit_code == 1, result.output
+
+
+def test_grey_images_keep_one_channel_and_deep_ones_are_refused(folder: Path) -> None:
+    (folder / "images" / "ant").mkdir(parents=True)
+    Image.new("LA", (2, 2), (51, 7)).save(folder / "images" / "ant" / "0.png")
+    Image.new("I;16", (2, 2), 51_000).save(folder / "images" / "ant" / "1.png")
+    images = ImageFolder(folder / "images")
+    torch.testing.assert_close(images[0][0], torch.full((1, 2, 2), 0.2))
+    with pytest.raises(ValueError, match=r"expected an image of 8 bits per channel, got .*1\.png"):
+        images[1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (np.zeros((3, 2)), np.eye(3), r"expected y in .* to be integers, got float64 of shape \(3, 3\).*argmax"),
+        (np.zeros((3, 2)), np.zeros(3), "expected y in .* to be integers, got float64 of shape .3,.: save the classes"),
+        (np.zeros((3, 2)), np.zeros(3, bool), "expected y in .* to be integers, got bool"),
+        (np.zeros((3, 2)), np.arange(2), r"got shapes \(3, 2\) and \(2,\)"),
+        (np.zeros((3, 2)), np.eye(3, dtype=int), r"got shapes \(3, 2\) and \(3, 3\)"),
+        (np.zeros((3, 2), np.int16), np.arange(3), "expected x in .* to be floating, or bytes, got int16"),
+    ],
+)
+def test_arrays_that_are_no_images_and_labels_are_refused(x: Any, y: Any, said: str, folder: Path) -> None:
+    np.savez(folder / "wrong.npz", x=x, y=y)
+    with pytest.raises(ValueError, match=said):
+        data_named("wrong.npz", torch.float32, (0.0, 1.0))
 
 
 def test_evaluate_doubts_a_budget_as_wide_as_the_bounds(fastadv: Run) -> None:

@@ -93,10 +93,10 @@ def test_compare_needs_one_kind_of_input(fastadv: Run) -> None:
         ((0.0, 1.0), (0, 3), "expected labels below the number of classes, 3, got 3"),
         ((0.0, 1.0), (1, 3), "ount labels from 0, and check that they belong to the model's task"),
         ((0.0, 1.0), (0, -1), "expected labels of at least 0"),
-        ((0.0, 1.0), (0.0, 1.0), "expected y to hold integer class labels"),
+        ((0.0, 1.0), (0.0, 1.0), "to be integers, got float64 of shape (2,): save the classes"),
         ((0.0, 1.5), (0, 1), "expected x within bounds (0, 1)"),
         ((0.0, np.nan), (0, 1), "expected x to be finite"),
-        ((0, 1), (0, 1), "expected x to be floating"),
+        ((0, 1), (0, 1), "to be floating, or bytes, got int64"),
         ((0.0, 1.0), (0, 1, 2), "label"),
     ],
 )

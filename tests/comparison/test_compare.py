@@ -414,3 +414,28 @@ def test_a_class_that_is_left_out_is_no_error_of_logits() -> None:
     assert found.spoilt.tolist() == [False, False, False]
     spoilt = torch.tensor([[1.0, torch.nan, -torch.inf]] * 3)
     assert bool(agreement(Pass(spoilt, gradient), Pass(logits, gradient)).spoilt.all())
+
+
+class OnlyFloat32(nn.Module):
+    """Refuses float64 by an assertion."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+def test_a_model_that_refuses_float64_is_compared_in_its_own_precision(net: nn.Module) -> None:
+    found = compare(OnlyFloat32(net).eval(), X, Y, eps=0.15, repeats=1)
+    assert found.reference == "float32"
+    assert found.faithful
+
+
+def test_a_way_that_is_not_faithful_has_its_speed_all_the_same() -> None:
+    rows = [Row("plain", ratios=[1.0] * 3), Row("default", ratios=[2.9, 3.0, 3.1], faults=["too few fall"])]
+    found = Comparison("PGD", 8, rows, None, "float64", {}, {}, {}, [])
+    assert "NOT faithful (too few fall) and faster (3.00 times as fast" in found.verdict

@@ -120,3 +120,34 @@ def test_refuses_what_has_nothing_to_count() -> None:
         bytes_kept(net, torch.ones(2, 6, dtype=torch.long))
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got list"):
         bytes_kept([net], torch.rand(2, 6))  # type: ignore[arg-type]
+
+
+class Counting(nn.Linear):
+    """Counts its calls in a buffer."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return super().forward(x)
+
+
+def test_buffers_of_a_plain_model_are_left_alone() -> None:
+    model = Counting()
+    bytes_kept(model, torch.rand(2, 4))
+    assert model.calls == 0
+
+
+def test_a_fast_model_that_waits_for_update_goes_on_waiting() -> None:
+    net, x = small_net(), torch.rand(2, 3, 8, 8)
+    fast = FastAttackModel(net, auto_update=False, dtype=torch.float32)
+    before = fast(x.clone().requires_grad_()).detach()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2)
+    bytes_kept(fast, x)
+    assert torch.equal(fast(x.clone().requires_grad_()).detach(), before)
