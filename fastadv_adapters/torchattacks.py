@@ -193,12 +193,12 @@ class SafePGD(Attack):  # type: ignore[misc]
     def _attack_on(self, *, targeted: bool) -> pgd.SafePGD:
         """The attack itself with the present settings; a plain model is wrapped once."""
         # Past torchattacks' __setattr__, which compares every value with all that it has seen before.
-        wrapped = self.__dict__.setdefault("_wrapped", {})
-        if id(self.model) not in wrapped:
-            wrapped.clear()
-            wrapped[id(self.model)] = self.model if isinstance(self.model, FastAttackModel) else pgd.plain(self.model)
+        model, fast = self.__dict__.get("_wrapped", (None, None))
+        if model is not self.model:
+            fast = self.model if isinstance(self.model, FastAttackModel) else pgd.plain(self.model)
+            self.__dict__["_wrapped"] = self.model, fast
         attack = pgd.SafePGD(
-            wrapped[id(self.model)],
+            fast,
             eps=self.eps,
             alpha=self.alpha,
             steps=self.steps,

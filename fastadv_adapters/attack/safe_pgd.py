@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from ..modules import LeftOut
+from ..modules import LeftOut, notify
 from .balls import Norm, accept_norm, ball_around
 from .checks import (
     accept_bounds,
@@ -19,6 +19,7 @@ from .checks import (
     accept_targets,
 )
 from .cycles import can_cycle
+from .doubts import doubt_budget
 from .looking import Settings, Start
 from .losses import LossFunction, LossName, resolve_loss
 from .objectives import AnotherClass, HigherLoss, Objective
@@ -32,8 +33,9 @@ from .targets import Targets, has_classes, need_of_classes
 class SafePGD(LeftOut):
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083) in the L-infinity, L2 or L1 norm.
 
-    Safe means: the loss does not saturate and is computed in float64; samples with a gradient that was not finite in
-    at least one step, or that the fast model alone holds to be adversarial, are attacked again in full precision; what
+    Safe means: the loss does not saturate and is computed in float64; samples with a
+    gradient that was not finite in some step and was not mended at once, with logits that were not finite, or that the
+    fast model alone holds to be adversarial, are attacked again in full precision; what
     is returned is the best candidate seen, lies within ``eps`` (for ``"linf"`` exactly, measured in float64; for the
     others up to float32 rounding of the norm) and within ``bounds``, and is never NaN.
 
@@ -65,8 +67,8 @@ class SafePGD(LeftOut):
             until the next start once its iterates repeat (in a cycle of fewer than 16 steps, every bit compared), for
             then no candidate is new (arXiv:2503.19347). With ``"auto"`` the direction depends on the step, and a
             callable might depend on other samples or random numbers. No sample rests either if the model draws
-            random numbers or holds a generator, if samples see each other or share a scale, or on devices other than
-            CPUs without ``torch.use_deterministic_algorithms(True)``.
+            random numbers or holds a generator, or if samples see each other or share a scale. On other devices than
+            CPUs samples rest only under ``torch.use_deterministic_algorithms(True)``.
         generator: where random starts come from; None for PyTorch's global one. It may live on the CPU while x does
             not; then the starts are those of a CPU.
         classes: whether y holds class labels and the model gives logits. None: yes if y is of integers with shape (N,).
@@ -86,6 +88,9 @@ class SafePGD(LeftOut):
 
     Raises:
         TypeError, ValueError: a setting, the model or an input is not as described.
+
+    Warns:
+        FastAttackWarning: once, if ``eps`` seems to be in other units than the images are.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class SafePGD(LeftOut):
         self._need = need_of_classes(loss, targeted=targeted, early_stop=early_stop)
         if classes is False and self._need:
             raise self._need.error()
+        self._doubted = False
         self.before: Callable[[Tensor], Tensor] | None = None
         self.model = model if isinstance(model, FastAttackModel) else plain(model)
         wide = torch.float64 if has_float64(self.model.device) else torch.float32
@@ -162,6 +168,7 @@ class SafePGD(LeftOut):
         classes = has_classes(x, y, classes=self.classes, need=self._need)
         device = next(self.model.parameters()).device  # asked this way, a model that has been moved is noticed
         objective = self._objective(x, y, device, classes=classes)
+        self._doubt(x[0].numel() if len(x) else 0)
         with torch.inference_mode(False), torch.no_grad():
             found = Best.none(x.detach().clone())
             if len(x):
@@ -172,6 +179,13 @@ class SafePGD(LeftOut):
                 if len(doubtful):
                     search.run(self._full, doubtful)
             return found.x
+
+    def _doubt(self, coordinates: int) -> None:
+        """Warn once of a budget in other units than the images are in."""
+        doubt = doubt_budget(self.eps, self.norm, self.bounds, coordinates) if coordinates else None
+        if doubt and not self._doubted:
+            self._doubted = True
+            notify(f"SafePGD: {doubt}", "budget-units")
 
     def _objective(self, x: Any, y: Any, device: torch.device, *, classes: bool) -> Objective:
         """What is wanted, after a look at what came in."""

@@ -18,7 +18,8 @@ LEAST_ROWS = 8
 def step_sizes(norm: Norm, *, eps: float, steps: int, alpha: float | None) -> tuple[float, ...]:
     """The size of each step in the ball of radius eps, in units of the inputs and of the norm.
 
-    In L1 the first steps go through a larger ball, and are longer by the same factor.
+    (``SafePGD`` in L1 takes longer steps in the larger ball that it begins with, see its ``alpha``; that factor is not
+    in here.)
 
     Args:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.

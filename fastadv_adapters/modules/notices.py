@@ -11,9 +11,12 @@ _PASSED_OVER = (__name__.split(".")[0], "torch", "contextlib", *_LIBRARIES)
 class FastAttackWarning(UserWarning):
     """The fast model could not do all that was asked of it, and says what it does instead.
 
-    Results after it are right as far as the self-check can tell; something is slower than it could be, or is scaled for
-    the whole call and not per sample. Results before it may be worse in two cases: before old-weights they were those
-    of old weights; before audit-failed, since the audit before it, gradients may have been too coarse.
+    After most warnings results are right as far as self-check and audit can tell; something is slower than it could be,
+    or one scale serves the whole call. Four are different. ``mixed-modes``: the fast model computes the eval-mode
+    function, which the model as it is does not. ``budget-units``: the budget that ``SafePGD`` was given is doubtful.
+    ``old-weights``: results before it were those of old weights. ``audit-failed``: gradients since the audit before it
+    may have been too coarse.
+
     Each text ends with the anchor in ``docs/reliability.md`` that tells when it is given and what to do.
     """
 

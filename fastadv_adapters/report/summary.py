@@ -11,13 +11,15 @@ from ..networks import Networks
 from .alignment import Misfit, misfits
 
 _DECISIONS = {
-    "auto": 'exact without gradient, fast with; known minimum-norm attacks get decisions="exact"',
-    "exact": "exact always, gradients from the fast network",
-    "fast": "fast always: decisions may differ from the wrapped model's",
+    "auto": "those of the wrapped model in passes without gradient, and always in known minimum-norm attacks",
+    "exact": "always those of the wrapped model; gradients come from the fast network",
+    "fast": "always those of the fast network, which may differ from the wrapped model's",
 }
 
 _MOST_MISFITS = 8
 _NUMBER, _NUMBER_KEPT = re.compile(r"\d+"), re.compile(r"(\d+)")
+_NAMELESS = re.compile(r"(?<![\w.])(\d+)$")
+"""A layer of an ``nn.Sequential`` at the end of a text."""
 
 
 def summarise(networks: Networks, options: dict[str, Any]) -> str:
@@ -59,7 +61,7 @@ def _scale(networks: Networks, loss_scale: object) -> str:
     kinds = list(networks.kinds.values())
     together = [kind for kind in kinds if not kind.apart]
     if loss_scale != "per-sample" or not together:
-        return str(loss_scale)
+        return str(loss_scale) + ("" if networks.dtype in HALF else "; float32 seldom needs it")
     coupled = any(kind.coupled for kind in together)
     why = "samples of this model see each other" if coupled else "what it returns has no row per sample"
     if len(together) == len(kinds):
@@ -111,7 +113,8 @@ def _batch_norms(networks: Networks) -> list[str]:
 def in_groups(report: dict[str, str]) -> dict[str, str]:
     """The report with those put together that differ in numbers alone, which become stars: ``"layers.*.norm (12)"``."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for name, done in report.items():
+    for entry in report.items():
+        name, done = (_NAMELESS.sub(r"layer \1", text) for text in entry)
         groups.setdefault((_NUMBER.sub("*", name), _NUMBER.sub("*", done)), []).append((name, done))
     found = {}
     for group in groups.values():

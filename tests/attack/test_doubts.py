@@ -3,7 +3,10 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 
+from fastadv_adapters import FastAttackWarning, SafePGD
 from fastadv_adapters.attack import doubt_accuracy, wilson
 
 
@@ -50,3 +53,17 @@ def test_a_model_that_knows_something_is_hardly_ever_doubted(count: int, classes
     share = 1 / classes + 0.3
     chances = [math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(count + 1)]
     assert sum(p for k, p in enumerate(chances) if doubt_accuracy(k, count, classes)) < 0.011
+
+
+@pytest.mark.parametrize(
+    ("eps", "bounds", "said"),
+    [(8.0, (0.0, 1.0), "8/255, not 8"), (8 / 255, (0.0, 255.0), "8, not 8/255"), (8 / 255, (0.0, 1.0), None)],
+)
+def test_safe_pgd_doubts_a_budget_in_other_units_once(
+    eps: float, bounds: tuple[float, float], said: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    attack = SafePGD(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval(), eps=eps, bounds=bounds, steps=1)
+    for _ in range(2):
+        attack(torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64))
+    texts = [str(warning.message) for warning in recwarn if issubclass(warning.category, FastAttackWarning)]
+    assert [said in text and "#budget-units" in text for text in texts if said] == ([True] if said else [])

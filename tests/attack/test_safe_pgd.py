@@ -103,6 +103,7 @@ def l2_optimum(slope: Tensor, room: Tensor, eps: float) -> Tensor:
     return (slope * (slope * low).minimum(room)).sum()
 
 
+@pytest.mark.filterwarnings("ignore:SafePGD. eps")  # as wide as the bounds, or next to nothing
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.integers(1, 4),
@@ -187,6 +188,7 @@ def test_the_best_candidate_is_returned_and_not_the_last() -> None:
     assert bool((found >= margin(net, x, y) - 1e-6).all())
 
 
+@pytest.mark.filterwarnings("ignore:SafePGD. eps")
 def test_what_is_misclassified_already_counts_as_adversarial() -> None:
     net, x, y = task()
     y[:5] = (y[:5] + 1) % 10

@@ -164,6 +164,7 @@ def test_what_was_not_broken_is_not_attacked_again() -> None:
     assert sizes == [8] * 7  # the sample itself, four steps, their last iterate, the judgement
 
 
+@pytest.mark.filterwarnings("ignore:SafePGD. eps")  # next to nothing, on purpose
 @pytest.mark.parametrize("engine", ["compile", "cudagraph"])
 def test_rows_that_fill_a_batch_have_the_targets_of_their_sample(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With classes alone a batch shrinks, and is filled up."""

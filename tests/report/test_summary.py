@@ -126,7 +126,8 @@ def test_batch_norms_that_differ_in_numbers_alone_share_a_line() -> None:
         "a.2.1": "kept",
         "b": "kept",
     }
-    assert in_groups({"1": "folded into 0", "4": "folded into 3"}) == {"* (2)": "folded into *"}
+    assert in_groups({"1": "folded into 0", "4": "folded into 3"}) == {"layer * (2)": "folded into layer *"}
+    assert in_groups({"1": "folded into 0", "4": "kept"}) == {"layer 1": "folded into layer 0", "layer 4": "kept"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
