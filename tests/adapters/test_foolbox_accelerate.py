@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.foolbox import FastPyTorchModel, SafeLinfPGD, accelerate
-from fastadv_adapters.networks import Schedule
+from fastadv_adapters.networks import Kind, Schedule
 from tests.support.tools import attackable_net, batch
 
 A = fb.attacks
@@ -182,12 +182,15 @@ class Spoilt(nn.Module):
 @pytest.mark.parametrize("wrapper", [False, True])
 def test_accelerated_safe_attacks_still_rescue(wrapper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Schedule, "is_losing", lambda *_, **__: False)  # else float32 serves them soon
+    monkeypatch.setattr(Kind, "loses_more", lambda *_: False)  # as on CUDA, where they are not run again at once
     net, (x, _) = Spoilt().eval(), batch(6)
     model: Any = plain(net)
     model = model.transform_bounds((0, 1), wrapper=True) if wrapper else model
     attack = SafeLinfPGD(steps=20, random_start=False)
     _, _, success = accelerate(attack, dtype=torch.float16)(model, x, net(x).argmax(1), epsilons=0.1)
     assert success.all()
+    unsafe = accelerate(fb.attacks.LinfPGD(steps=20, random_start=False), dtype=torch.float16)
+    assert not unsafe(model, x, net(x).argmax(1), epsilons=0.1)[2][-1], "the sample stands still without the rescue"
 
 
 class Elsewhere(fb.models.Model):

@@ -130,7 +130,7 @@ def test_the_loop_never_waits_for_the_device(norm: Norm, loss: LossName) -> None
     net, x, y = task(6)
     counts = []
     for steps in (1, 5):
-        attack = SafePGD(net, eps=0.02, norm=norm, steps=steps, restarts=steps, loss=loss, random_start=False)
+        attack = SafePGD(net, eps=0.02, norm=norm, steps=steps, restarts=steps, loss=loss, generator=seed())
         attack(x, y)  # the first call checks the model
         with Reads() as reads:  # type: ignore[no-untyped-call]
             attack(x, y)

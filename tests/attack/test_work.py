@@ -91,7 +91,7 @@ def test_early_stop_on_the_undefended_digits_network_needs_an_eighth_of_the_pass
     undefended: nn.Module, data: Digits
 ) -> None:
     x, y = data.test_images[:200], data.test_labels[:200]
-    fast = FastAttackModel(undefended)
+    fast = FastAttackModel(undefended, dtype=torch.float32)
     found, passes = [], []
     for early_stop in (False, True):
         fast.reset_gradient_stats()

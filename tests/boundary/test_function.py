@@ -87,6 +87,18 @@ def test_scaling_changes_nothing_but_underflow(exponent: int) -> None:
     assert torch.allclose(found.double()[inside], expected[inside], rtol=1e-3, atol=1e-4 * float(norms[inside].min()))
 
 
+def test_a_gradient_at_an_input_in_float16_has_a_floor_of_its_own() -> None:
+    net, (x, y) = small_net(), batch()
+
+    def tiny(logits: Tensor, y: Tensor) -> Tensor:
+        return (F.cross_entropy(logits, y, reduction="none") * 1e-30).sum()
+
+    found = input_gradient(FastAttackModel(net, **FLOAT32), x.half(), y, tiny)
+    peaks = found.float().flatten(1).abs().amax(1)
+    assert ((peaks >= 2.0**-10) & (peaks < 2.0**-8)).all()
+    assert (cosine(found, input_gradient(reference(net), x.double(), y)) > 0.98).all()
+
+
 def test_a_gradient_below_float32_comes_back_at_the_floor_with_its_direction() -> None:
     net, (x, y) = small_net(), batch()
     tiny = lambda logits, y: (F.cross_entropy(logits, y, reduction="none") * 1e-60).sum()  # noqa: E731
@@ -357,6 +369,27 @@ def test_nonfinite_logits_are_counted() -> None:
     assert fast.gradient_stats.nonfinite_logits == 1
     fast.reset_gradient_stats()
     assert fast.gradient_stats == (0, 0, 0, 0, 0)
+    with torch.no_grad():
+        fast(torch.tensor([[0.0, 0.0], [5.0, 5.0]]))
+    assert fast.gradient_stats == (0, 0, 0, 0, 1), "without gradient too"
+
+
+def test_what_runs_on_the_twin_is_not_counted() -> None:
+    fast, (x, y) = FastAttackModel(small_net(), **FLOAT32), batch(3)
+    leaf = x.clone().requires_grad_()
+    torch.autograd.grad(F.cross_entropy(fast(leaf), y), leaf, create_graph=True)
+    torch.autograd.grad(fast(leaf), leaf, torch.eye(10)[:, None].expand(10, 3, 10), is_grads_batched=True)
+    torch.func.grad(lambda x: F.cross_entropy(fast(x), y))(x)
+    assert fast.gradient_stats[:4] == (0, 0, 0, 0)
+
+
+def test_a_backward_pass_after_the_block_is_watched_if_its_forward_pass_was_inside() -> None:
+    fast, (x, y) = FastAttackModel(Faulty([0], float("nan")), **FLOAT32), batch(3)
+    with watch_gradients() as watch:
+        loss = F.cross_entropy(fast(x.requires_grad_()), y)
+    assert watch.spoilt is None
+    loss.backward()
+    assert vars(watch)["spoilt"].tolist() == [True, False, False]
 
 
 def test_one_watch_takes_one_batch_size() -> None:

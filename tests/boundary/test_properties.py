@@ -202,8 +202,10 @@ class Fault(nn.Module):
     def in_rows(cls, rows: set[int], value: float, place: int) -> Iterator[None]:
         """Spoil one entry of these samples in all passes inside the block."""
         cls.rows, cls.value, cls.place = sorted(rows), value, place
-        yield
-        cls.rows = []
+        try:
+            yield
+        finally:
+            cls.rows = []
 
 
 @given(

@@ -91,6 +91,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def test_as_near_to_float64_as_pytorchs(
     leading: tuple[int, ...], sizes: tuple[int, int, int, int], mask: str, scale: float | None, block: int
 ) -> None:
+    torch.manual_seed(0)  # else an example depends on those before it
     rows, columns, width, out = sizes
     shapes = (*leading, rows, width), (*leading, columns, width), (*leading, columns, out)
     tensors, grad = [torch.randn(shape).to(BF) for shape in shapes], torch.randn(*leading, rows, out).to(BF)
@@ -112,7 +113,8 @@ def test_as_near_to_float64_as_pytorchs(
         ours = gradients(attention.attend, tensors, grad, **options)
     for found, wanted, near in zip(ours, exact, usual, strict=True):
         assert found.dtype == BF
-        assert float((found - wanted).norm()) <= (1.2 * near + 2e-3) * float(wanted.norm()) + 1e-3
+        rounding = torch.finfo(BF).eps / 2  # of what is handed out
+        assert float((found - wanted).norm()) <= (1.2 * near + rounding) * float(wanted.norm()) + 1e-3
 
 
 def test_large_scores_are_not_rounded_to_16_bits() -> None:

@@ -280,6 +280,14 @@ class HalfRefuser(nn.Module):
         return x
 
 
+def test_kinds_that_are_met_later_run_in_the_wider_dtype() -> None:
+    fast, x = FastAttackModel(HalfRefuser(), dtype=torch.bfloat16), torch.rand(3, 4, requires_grad=True)
+    with pytest.warns(FastAttackWarning, match="and new ones, run in float32"):
+        fast(x)
+    fast(x[None])  # a warning would be an error
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.float32] * 2
+
+
 def test_what_raises_only_in_half_precision_runs_in_float32_with_one_warning() -> None:
     fast, x = FastAttackModel(HalfRefuser(), dtype=torch.bfloat16), torch.rand(3, 4, requires_grad=True)
     with pytest.warns(FastAttackWarning, match="run in float32, since in torch.bfloat16 it raised .*not-half"):
@@ -332,7 +340,14 @@ def test_random_models_are_left_random_and_the_generators_where_they_were() -> N
 def test_summary_tells_what_was_done() -> None:
     fast = FastAttackModel(small_net(), dtype=torch.bfloat16)
     text = fast.summary()
-    for part in ("Sequential", "bfloat16", "channels-last", "5 folded", "folded into 0\n", 'decisions="exact"'):
+    for part in (
+        "Sequential",
+        "bfloat16",
+        "channels-last",
+        "5 folded",
+        "folded into layer 0\n",
+        "minimum-norm attacks",
+    ):
         assert part in text
     assert "due at the first gradient pass" in text
     input_gradient(fast, *batch())

@@ -74,6 +74,7 @@ def test_a_structure_that_changes_between_steps_of_an_attack_is_followed(change:
     net, (x, y) = small_net().eval(), batch(3)
     fast = FastAttackModel(net, **FLOAT32, logits_dtype=torch.float64)
     input_gradient(fast, x, y)
+    network = fast._networks.folded.network
     if change == "module":
         net[2] = nn.Tanh()
     elif change == "width":
@@ -82,10 +83,13 @@ def test_a_structure_that_changes_between_steps_of_an_attack_is_followed(change:
         net[3].register_forward_hook(lambda module, inputs, output: output * 2)
     elif change == "dtype":
         net.double()
+        head: Any = net[7]
+        head.weight.data = head.weight.data * torch.linspace(-1, 1, 10).double()[:, None]
     elif change == "training":
         net.train()
     found, expected = input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)
     assert (cosine(found, expected) > 0.9999).all()
+    assert (fast._networks.folded.network is network) == (change == "training"), "a mode is no change"
 
 
 @pytest.mark.cuda

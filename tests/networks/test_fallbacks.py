@@ -44,10 +44,13 @@ def test_running_out_of_memory_while_another_is_made_leaves_the_kind_as_it_was(m
 class NotInBfloat16(CancelsLater):
     """One of its operators has no kernel for bfloat16."""
 
+    raised = 0
+
     def forward(self, x: Tensor, *, safe: bool = False) -> Tensor:
         logits = super().forward(x, safe=safe)
         lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if lowered:
+            NotInBfloat16.raised += 1
             raise RuntimeError('"forward_kernel" not implemented for this model')
         return logits
 
@@ -58,6 +61,7 @@ def test_a_precision_in_which_it_raises_is_passed_over(monkeypatch: pytest.Monke
     fast = FastAttackModel(model, dtype=torch.float16)
     with pytest.warns(FastAttackWarning, match="audit-failed"):
         found = input_gradient(fast, x, y)
+    assert NotInBfloat16.raised > 0, "bfloat16 was tried"
     assert only_kind(fast).dtype == torch.float32
     assert (cosine(found, input_gradient(model, x, y)) > 0.97).all()
 

@@ -246,6 +246,32 @@ def test_what_cannot_be_noticed_is_followed_by_update() -> None:
     follows(fast, model)
 
 
+def test_statistics_without_a_count_are_followed_by_update() -> None:
+    model: Any = make(with_bn=True)
+    model.bn.num_batches_tracked = None
+    fast = FastAttackModel(model, dtype=torch.float32)
+    follows(fast, model)
+    before = model.bn.running_mean.clone()
+    training_forward(model)
+    assert not torch.equal(model.bn.running_mean, before)
+    assert fast._networks._freshness.change() is Change.NONE, "if it is noticed now, say so in the docs"
+    fast.update()
+    follows(fast, model)
+
+
+def test_weights_of_inference_mode_are_followed_by_update() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
+    fast, (x, _) = FastAttackModel(model, dtype=torch.float32), batch(4)
+    fast(x)
+    with torch.inference_mode():
+        model[1].weight.mul_(2)  # type: ignore[operator]
+    assert fast._networks._freshness.change() is Change.NONE, "if it is noticed now, say so in the docs"
+    fast.update()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))
+
+
 def test_modes_and_gradients_are_no_change() -> None:
     model = make(with_bn=True)
     freshness = Freshness(model)

@@ -345,7 +345,7 @@ def test_a_network_that_one_thread_asks_for_while_another_updates_is_made_afterw
     with torch.no_grad():
         head_of(net).weight.mul_(-1)
     asking.start()
-    asks.wait(2)
+    assert asks.wait(10)
     fast.update()
     asking.join()
     assert len(found) == 1

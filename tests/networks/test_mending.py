@@ -61,7 +61,7 @@ def test_a_pass_that_overflows_is_mended_at_once(end: str, *, warmed_up: bool) -
         fast.reset_gradient_stats()
     with watch_gradients() as watch:
         found = gradients(fast, x, y, *others)
-    if end == "alone":
+    if warmed_up or end == "alone":  # else the self-check or the audit has seen it first
         assert fast.gradient_stats.nonfinite > 0, "else this tests nothing"
         assert fast._networks.dtype == torch.float16
     assert watch.spoilt is not None
@@ -113,7 +113,8 @@ def test_what_comes_in_broken_hides_no_other_sample() -> None:
     wrong = torch.ones_like(logits).index_fill(0, torch.arange(4), torch.nan)
     (found,) = torch.autograd.grad(logits, leaf, wrong)
     assert (found[:4] == 0).all()
-    assert (found[12:].flatten(1).abs().amax(1) > 0).all()
+    (wanted,) = torch.autograd.grad(model(other := x.clone().requires_grad_()), other, wrong.nan_to_num(0.0))
+    assert (cosine(found[4:], wanted[4:]) > 0.98).all()
 
 
 def test_beside_a_gradient_of_no_dimension_all_samples_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_steps_are_followed_in_place_whatever_the_model_keeps(
 ) -> None:
     net, x, y = Net(keep, read), images(), torch.arange(8)
     fast = FastAttackModel(net, dtype=dtype, auto_update=auto_update)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    tolerance = 1e-4 if dtype == torch.float32 else 0.25
     gradient(fast, x)
     network, optimizer = fast._networks.folded.network, torch.optim.SGD(net.parameters(), 0.2)
     for _ in range(3):
@@ -109,7 +109,10 @@ def test_steps_are_followed_in_place_whatever_the_model_keeps(
         if not auto_update:
             torch.testing.assert_close(gradient(fast, x), before)
             fast.update()
-        torch.testing.assert_close(gradient(fast, x), gradient(net, x), rtol=tolerance, atol=tolerance)
+        wanted = gradient(net, x)
+        off = (gradient(fast, x) - wanted).norm()
+        assert off < tolerance * wanted.norm()
+        assert off < (before - wanted).norm() / 2, "the step must be seen"
         with torch.no_grad():
             torch.testing.assert_close(fast(x), net(x))
         assert fast._networks.folded.network is network

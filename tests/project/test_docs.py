@@ -72,12 +72,15 @@ def notified() -> set[str]:
     """The anchors of all warnings: the last of a call of notify, or of the pair that ``said`` hands to it later."""
     found = set()
     for source in SOURCES:
-        calls = [n for n in nodes(source) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("notify")]
+        called = [n for n in nodes(source) if isinstance(n, ast.Call) and n.args]
+        calls = [n for n in called if ast.unparse(n.func).endswith(("notify", ".say"))]
         says = calls or any(isinstance(n, ast.FunctionDef) and n.name == "said" for n in nodes(source))
         pairs = [n.elts for n in nodes(source) if isinstance(n, ast.Tuple) and len(n.elts) == 2] if says else []
         for arguments in (*(call.args for call in calls), *pairs):
-            if ANCHOR.fullmatch(text_of(arguments[-1])):
-                found.add(text_of(arguments[-1]))
+            last = arguments[-1]
+            for branch in (last.body, last.orelse) if isinstance(last, ast.IfExp) else (last,):
+                if ANCHOR.fullmatch(text_of(branch)):
+                    found.add(text_of(branch))
     return found
 
 
