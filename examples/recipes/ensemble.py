@@ -1,6 +1,6 @@
 """An ensemble of several networks.
 
-What is attacked is the ensemble as a whole. So one line wraps the whole: one `FastAttackModel` of the module that
+The attack is on the ensemble as a whole. So one line wraps the whole: one `FastAttackModel` of the module that
 averages, not one of each network. The mean of probabilities is returned as logarithms, which every loss on logits
 takes; in half precision the networks alone run, and everything after their last matrix product is in float32.
 """

@@ -1,10 +1,10 @@
 """RobustBench: its models, and its `benchmark`.
 
 Croce et al. 2021, https://arxiv.org/abs/2010.09670. A model from its `load_model` is a module as any other: one line
-makes it fast. Its `benchmark` takes the fast model too, with `decisions="exact"`: AutoAttack, which it runs, reads
-decisions off gradient passes. `benchmark` downloads the data, and judges by the model that it is given; under exact
-decisions that is the plain one. RobustBench and its AutoAttack are installed from their repositories, by the line in
-`INSTALL`.
+makes it fast. Its `benchmark` takes the fast model too. `benchmark` makes its AutoAttack itself, so `accelerate`
+cannot; `decisions="exact"` makes APGD in it keep exactly the images that the plain model gets wrong. `benchmark`
+downloads the data, and judges by the model that it is given; under exact decisions that is the plain one. RobustBench
+and its AutoAttack are installed from their repositories, by the line in `INSTALL`.
 """
 
 from common import needs
