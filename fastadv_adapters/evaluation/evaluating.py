@@ -148,7 +148,8 @@ def _expect_the_same(first: dict[str, Any], plan: Plan, rank: int) -> None:
             name, there, here = found
             raise ValueError(
                 f"expected all processes to have the same {name}, got {there!r} in process 0 and {here!r} in process "
-                f"{rank}: load the same weights and the whole data set in each; evaluate shares the samples out"
+                f"{rank}: load the same weights and the whole data set in each (after steps of DDP running statistics "
+                f"differ: broadcast the buffers); evaluate shares the samples out"
             )
 
 
