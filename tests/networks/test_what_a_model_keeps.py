@@ -89,7 +89,7 @@ def test_steps_are_followed_in_place_whatever_the_model_keeps(
 ) -> None:
     net, x, y = Net(keep, read), images(), torch.arange(8)
     fast = FastAttackModel(net, dtype=dtype, auto_update=auto_update)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.25
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
     gradient(fast, x)
     network, optimizer = fast._networks.folded.network, torch.optim.SGD(net.parameters(), 0.2)
     for _ in range(3):
@@ -110,9 +110,10 @@ def test_steps_are_followed_in_place_whatever_the_model_keeps(
             torch.testing.assert_close(gradient(fast, x), before)
             fast.update()
         wanted = gradient(net, x)
-        off = (gradient(fast, x) - wanted).norm()
-        assert off < tolerance * wanted.norm()
-        assert off < (before - wanted).norm() / 2, "the step must be seen"
+        sizes = wanted.flatten(1).norm(dim=1)
+        now, then = ((found - wanted).flatten(1).norm(dim=1) / sizes for found in (gradient(fast, x), before))
+        assert now.median() < tolerance, "a ReLU of one or two samples may flip on rounding"
+        assert then.median() > 3 * tolerance, "the step must be seen"
         with torch.no_grad():
             torch.testing.assert_close(fast(x), net(x))
         assert fast._networks.folded.network is network
