@@ -41,7 +41,7 @@ GRADIENT: dict[str, Make] = {
     "DeepFool": lambda m: torchattacks.DeepFool(m, steps=10),
     "FAB": lambda m: torchattacks.FAB(m, eps=BUDGET, steps=5, n_classes=10),
     "JSMA": lambda m: torchattacks.JSMA(m, theta=1.0, gamma=0.05),
-    "EADL1": lambda m: torchattacks.EADL1(m, max_iterations=10, binary_search_steps=2),
+    "EADL1": lambda m: torchattacks.EADL1(m, max_iterations=10, binary_search_steps=2, initial_const=1.0),
     "SparseFool": lambda m: torchattacks.SparseFool(m, steps=3),
     "PIFGSM": lambda m: torchattacks.PIFGSM(m, max_epsilon=BUDGET, num_iter_set=5),
     "Square": lambda m: torchattacks.Square(m, eps=BUDGET, n_queries=30),
