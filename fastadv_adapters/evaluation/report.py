@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ class Report:
         return cls.of(header, rows, images, place.findings())
 
     @classmethod
-    def of(cls, header: dict[str, Any], rows: dict[int, Row], images: Images, findings: Iterable[str] = ()) -> "Report":
+    def of(cls, header: dict[str, Any], rows: dict[int, Row], images: Images, findings: Sequence[str] = ()) -> "Report":
         """A report of these rows; ``images`` gives adversarials and clean images by index.
 
         Raises:
