@@ -25,7 +25,7 @@ help:
 	@echo "make dist      a wheel and a source distribution in dist/, checked"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"
 	@echo "make bench     every way to run the same attack, on four networks (under 20 minutes on two cores)"
-	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (under 5 minutes)"
+	@echo "make bench-gpu the same at full sizes on a CUDA device, in the environment that is there (meant to take under 5 minutes)"
 	@echo "make clean     remove the environment and everything that was generated"
 
 # What the script has trained is then compared and evaluated by the command.

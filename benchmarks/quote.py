@@ -6,12 +6,15 @@ Run with `python -m benchmarks.quote`, after whichever of them has run anew.
 import os
 import re
 import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.shared.report import OUT
 
 ROOT = OUT.parent.parent
+WIDTH = 120
+_NO_PROSE = ("|", "- ", "![", "**")  # what is not wrapped begins so
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,16 @@ def without_title(text: str) -> str:
 
 
 def excerpt(page: str, wanted: Quotation) -> str:
-    """Of a page of results, the part that is wanted, to stand in another page."""
+    """Of a page of results, the part that is wanted, to stand in another page, with its paragraphs wrapped."""
     head, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
     pattern = re.compile("|".join(wanted.sections))
     chosen = [part for part in sections if pattern.match(part[3:])]
-    return without_title("".join([head, *chosen] if wanted.head else chosen))
+    parts = without_title("".join([head, *chosen] if wanted.head else chosen)).split("\n\n")
+    return "\n\n".join(part if part.startswith(_NO_PROSE) else _wrapped(part) for part in parts)
+
+
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(" ".join(paragraph.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def quote(page: str, name: str, table: str) -> str:

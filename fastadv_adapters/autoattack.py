@@ -30,9 +30,9 @@ def accelerate(adversary: AdversaryT, **options: "Unpack[FastAttackOptions]") ->
         x_adv, y_adv = adversary.run_standard_evaluation(x, y, batch_size=250)
 
     One fast copy is made. Each attack gets a view of it that suits it, unless ``options`` say otherwise. APGD, targeted
-    or not: the fast network, and float64 logits, which do not saturate. FAB: ``decisions="exact"``, for it reads
-    decisions off gradient passes, and float32 logits, for it fails on others. Square, which takes no gradient: full
-    precision.
+    or not: the fast network, and float64 logits, in which a cross entropy saturates far later (not on mps, which has no
+    float64). FAB: ``decisions="exact"``, because it reads decisions off gradient passes, and float32 logits, because it
+    fails on others. Square: full precision, because it takes no gradient.
 
     ``adversary.model`` stays the plain model. With it AutoAttack checks the defence, computes the clean accuracy and
     judges every adversarial image, so its log, its robust accuracy and its state file say what holds for the model

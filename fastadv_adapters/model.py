@@ -39,16 +39,16 @@ class FastAttackModel(Shell):
 
     Behind it are a *fast network* (batch norm folded, weights frozen, half precision, channels-last) and a
     full-precision *twin*. Every gradient passes a boundary: it scales each sample by a power of two, scales it back
-    in float32, and puts 0 for entries that are not finite. The wrapped model is never changed: not its weights,
-    gradients, modes, hooks or attributes.
+    in float32, and puts 0 for entries that are not finite. The wrapped model is never changed. What is done otherwise
+    than asked comes as a :class:`~fastadv_adapters.FastAttackWarning`, mostly at the first gradient pass.
 
     Args:
-        model: any ``nn.Module`` with a floating-point tensor (N, ...) among its inputs. Stays the caller's; train it
-            on, and the fast model follows.
+        model: any ``nn.Module`` with a floating-point tensor (N, ...) among its inputs; changes of it are followed.
         dtype: what the fast network computes in: ``torch.float16``, ``bfloat16``, ``float32``, ``float64``; or
             ``"auto"``: half precision if the device has it in hardware and, on a CPU, if products turn out to be large
             enough for it to pay in the first gradient pass; otherwise float32.
-        fuse_bn: fold batch norm into the layer before it, or else make it a scale and a shift; False leaves it as is.
+        fuse_bn: fold batch norm into the layer before it, or else make it a scale and a shift. False leaves it as it
+            is, and runs PyTorch's own layers and operators, to find out whether folding or a kernel is to blame.
         channels_last: images laid out channels-last; ``"auto"``: on CPU and CUDA, if there are 2-d or 3-d convolutions.
         loss_scale: ``"per-sample"``: each sample's gradient is scaled by its own power of two where it enters half
             precision; ``"per-call"``: all by the same one; a number: by that; None: not at all.
@@ -59,10 +59,9 @@ class FastAttackModel(Shell):
             ``"fast"``: always the fast network's.
         logits_dtype: dtype of floating outputs, ``torch.float32`` or ``torch.float64``. In float64 the cross entropy
             of a confident model saturates far later.
-        engine: what runs the fast network. ``"eager"``: one operator after the other. ``"compile"``: as
-            ``torch.compile`` makes it, once per input shape. ``"cudagraph"``: forward and backward pass recorded once
-            per input shape and replayed. ``"auto"``: CUDA graphs on CUDA, eager elsewhere. If an engine cannot run the
-            network, a simpler one does, with one warning (with ``"auto"`` a note in :meth:`summary`).
+        engine: what runs the fast network: ``"eager"``, one operator after the other; ``"compile"``, as made by
+            ``torch.compile`` once per input shape; ``"cudagraph"``, recorded once per shape and replayed; ``"auto"``,
+            CUDA graphs on CUDA, else eager. If one cannot run the network, a simpler one does, and says so.
         auto_update: look for changes of the wrapped model before every forward pass and follow them. What cannot be
             noticed (``.data.mul_()``, numpy views, replayed CUDA graphs) needs :meth:`update`.
 
@@ -119,9 +118,11 @@ class FastAttackModel(Shell):
             **kwargs: likewise.
 
         Raises:
-            TypeError: no input is a floating-point tensor.
-            ValueError: an input on another device; or no logits for a library of attacks that has called.
-            RuntimeError: the model's own error (or another type), with the shapes that it refused.
+            TypeError: no input is a floating-point tensor, or no tensor is seen in the output.
+            ValueError: an input has no batch dimension or is on another device; the model makes parameters in its first
+                pass; or a library of attacks has called, and the output is not logits.
+            RuntimeError: by the backward pass, if the fast model was updated in between. (Errors of the model itself
+                keep their type; the common ones get the shapes of the inputs in front.)
         """
         if self._given["auto_update"] or self._networks.unfinished:
             self._networks.refresh(unasked=True)
@@ -203,9 +204,9 @@ class FastAttackModel(Shell):
         """The same fast model, sharing networks, updates and statistics, that answers differently.
 
         Args:
-            decisions: as in the class; None keeps this one's.
+            decisions: as in the class; None keeps this one's. ValueError if it, or the next, is unknown.
             logits_dtype: likewise.
-            full_precision: take gradients from the full-precision twin too, through the same boundary; None likewise.
+            full_precision: whether gradients come from the twin, scaled and filtered as always; None likewise.
         """
         full_precision = self._full_precision if full_precision is None else full_precision
         decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
@@ -226,7 +227,7 @@ class FastAttackModel(Shell):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What products run in now, the widest of all kinds of calls; ``"auto"`` is settled at the first gradient."""
+        """What convolutions and products run in now, the widest of all calls; may change at the first gradient pass."""
         return self._networks.dtype
 
     @property
@@ -243,8 +244,8 @@ class FastAttackModel(Shell):
     def zero_entries(self) -> float:
         """The share of entries of all gradients since the last reset that came back as exactly 0, from 0 to 1.
 
-        ``gradient_stats.zero`` counts samples. To see whether half precision loses pixels of a map, attack, read this,
-        reset, and attack ``view(full_precision=True)``. Waits for the device.
+        If the output is a map, this shows whether half precision loses the gradient of single pixels: compare it with
+        that of ``view(full_precision=True)``, after :meth:`reset_gradient_stats`. Reading it waits for the device.
         """
         return self._networks.state.zero_entries()
 

@@ -39,12 +39,18 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
     """Swap a fast model into an attack that exists, and into all attacks inside it.
 
     One fast copy is made per wrapped model. Each attack gets a view of it that suits that attack, unless ``options``
-    say otherwise: ``decisions="exact"`` for those that read decisions off gradient passes (C&W, DeepFool, SparseFool,
-    FAB, EAD, JSMA) or compare their logits with clean ones (TPGD); gradients in full precision for EAD and JSMA, which
-    amplify rounding, unless you give ``decisions`` yourself; and float64 logits, which do not saturate, for all but
-    FAB, which fails on them, Jitter, whose noise would be another, and black-box attacks (SPSA, Square, OnePixel,
-    Pixle). These decide by the plain model's classes. On a processor their logits may differ in the last digits; with
-    ``decisions="exact"`` they return the very images that they return on the plain model.
+    say otherwise:
+
+    - ``decisions="exact"`` for those that read decisions off gradient passes (C&W, DeepFool, SparseFool, FAB, EAD,
+      JSMA) or compare their logits with clean ones (TPGD);
+    - gradients in full precision for EAD and JSMA, which amplify rounding, unless you give ``"exact"`` or ``"fast"``;
+    - float64 logits, in which a cross entropy saturates far later. These attacks keep float32 logits: FAB, which fails
+      on others; LGV; Jitter, which would draw other noise; the black-box attacks SPSA, Square, OnePixel and Pixle;
+      attack classes of your own; and all attacks on mps, which has no float64.
+
+    The black-box attacks decide by the plain model's classes; on a processor the logits that they get may differ from
+    the plain model's in the last digits. With ``decisions="exact"`` they return the very images that they return on the
+    plain model.
 
     LGV still trains a copy of the plain model; the models that it has collected are attacked through fast copies.
 
@@ -128,7 +134,7 @@ class SafePGD(Attack):  # type: ignore[misc]
     Args:
         model: a plain module or a :class:`~fastadv_adapters.FastAttackModel`.
         eps: budget, in units of the input (8/255, say).
-        alpha: size of every step; None for steps that fall, see :class:`fastadv_adapters.SafePGD`.
+        alpha: size of every step; None for steps that get shorter, see :class:`fastadv_adapters.SafePGD`.
         steps: number of steps.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: start at a random point of the budget.

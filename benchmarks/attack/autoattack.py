@@ -193,8 +193,8 @@ def main(
     of_size = f"a ResNet-18 of width {width}, {batch} images"
     shares = dict(zip(ATTACKS, (steps / 100, *(steps / 100 * targets / 9,) * 2, queries / 5000), strict=True))
     full = (
-        " The last row is calculated: the time of each attack, divided by the share of its steps, target classes and "
-        "queries that was run."
+        " The last row is calculated: the sum over the four attacks of the time, divided by the share of the steps, "
+        "target classes and queries that was run."
     )
     found = attack_times(x, net, repeats=repeats, shortened=shortened)
     report.add("times", Part([time_table(found, f"Seconds on {of_size}", note + full, shares=shares)], _seconds(found)))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.attack.attacks import WAYS
-from benchmarks.attack.networks import WIDTH
+from benchmarks.attack.budgets import NORMS
+from benchmarks.attack.networks import NETWORKS, WIDTH
 from benchmarks.shared.report import Table
 from fastadv_adapters.comparison import versions
 
@@ -21,10 +22,9 @@ THEIRS = tuple(way.name for way in WAYS if way.theirs)
 RIVALS = tuple(way.name for way in WAYS if not way.ours)
 
 MADE = """\
-Written by `python -m benchmarks.attack.strength` with adv-lib installed (`pip install --no-deps adv-lib`);
-[back](index.md). It loads one file of adv-lib, so it needs neither torchvision nor visdom, which
-[the package itself](../guides/adv-lib.md) imports. Without adv-lib, `SafePGD` in L1 is compared with its other losses
-alone."""
+Written by `python -m benchmarks.attack.strength` with adv-lib installed (`pip install --no-deps adv-lib`). The command
+loads one file of adv-lib. So it does not need torchvision and visdom, which [adv-lib as a whole](../guides/adv-lib.md)
+imports. Without adv-lib, `SafePGD` in L1 is compared with its other losses alone."""
 
 INTRODUCTION = """\
 The tables compare `SafePGD` with its default loss with other attacks, at equal numbers of steps. These are APGD with
@@ -34,10 +34,10 @@ losses. At worst `SafePGD`, in float32 or bfloat16, is {worst} points behind the
 Numbers are robust accuracies in percent, of {images} images, and means of {seeds} seeds or more: less is stronger.
 The networks were trained on digits: normally, with label smoothing (smoothed), adversarially (robust), and normally
 on pairs of digits side by side, a hundred classes (hundred). Their logits are multiplied by the factor. Each of the
-{cells} cells is one network, factor, norm, budget and number of steps. Budgets are such that the best attack leaves
-{least} to {most}. *Behind* is the worse one of `SafePGD` in float32 and bfloat16, less the best of the other
-libraries. An empty field is an attack that was not run there: torchattacks has no attack with a budget in L1, and the
-other losses of `SafePGD` were run on some of the cells alone.
+{cells} cells is one network, factor, norm, budget and number of steps. With each budget the best attack leaves {least}
+to {most} of the images standing. *Behind* is the higher robust accuracy of `SafePGD` float32 and bfloat16, minus the
+lowest one of the other libraries. An empty field is an attack that was not run there: torchattacks has no attack with a
+budget in L1, and the other losses of `SafePGD` were run on some of the cells alone.
 
 - settings: networks of width {width}; one restart each; `SafePGD` with `early_stop`, else by default; PGD with steps of
   2.5 eps / steps; adv-lib's APGD in L1 with `use_large_reps`; the other options of the libraries by default
@@ -117,9 +117,10 @@ def _summary(found: list[Compared]) -> Table:
     for one in found:
         network, _, norm, _, steps = one.where
         by[network, norm, steps].append(one)
+    places = sorted(by, key=lambda place: (NETWORKS.index(place[0]), NORMS.index(place[1]), place[2]))
     rows = [
-        [network, norm, str(steps), str(len(ones)), *(f"{100 * f(o.behind for o in ones):+.1f}" for f in (max, _mean))]
-        for (network, norm, steps), ones in by.items()
+        [*map(str, place), str(len(by[place])), *(f"{100 * f(o.behind for o in by[place]):+.1f}" for f in (max, _mean))]
+        for place in places
     ]
     columns = ("network", "norm", "steps", "cells", "most behind", "mean")
     return Table("In short", columns, rows, "Points behind the best attack of the other libraries; negative is ahead.")

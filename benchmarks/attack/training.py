@@ -40,13 +40,14 @@ ATTACKS = {
 CURVE = 200
 """Test images after each epoch but the last."""
 COLUMNS = ("way", "clean", "robust", "s per epoch", "of which attacks")
-NOTE = (
+LEGEND = (
     "Per cent on {images} test images, mean (least to largest) of {seeds} seeds; robust under SafePGD-20, eps {eps} in "
     "L-infinity, float32, judged by the plain network. Seconds: medians over all epochs but the first of each run. "
-    "Difference: fast less plain, seed by seed, in points, with its 95 % interval{verdict}. Ratio: plain by fast, "
-    "epoch by epoch. Plain is {plain}, fast is {fast}, in {dtype} here. These digits show whether training comes to "
-    "the same; they are too small to prove accuracy on real data."
+    "Difference: fast less plain, seed by seed, in points, with its 95 % interval. Ratio: plain by fast, epoch by "
+    "epoch. These digits show whether both ways of training give the same result; they are too small to prove accuracy "
+    "on real data."
 )
+NOTE = "Plain is {plain}, fast is {fast}, in {dtype} here.{verdict}"
 console = Console()
 
 
@@ -180,15 +181,16 @@ def part(cells: Sequence[Mapping[str, Any]], method: str, data: Digits, dtype: s
     rows.append(["difference, ratio", *points, *(f"{r:.2f}x" for r in ratios)])
     plain, fast = ATTACKS[method]
     mean, half = apart[1]
-    verdict = "" if half is None else f" (of robust accuracy 0 lies {'inside' if abs(mean) <= half else 'outside'})"
-    counts = {"images": len(data.test_images), "seeds": len(cells), "eps": EPS}
-    note = NOTE.format(**counts, plain=plain, fast=fast, verdict=verdict, dtype=dtype)
+    place = "outside" if half is not None and abs(mean) > half else "inside"
+    verdict = "" if half is None else f" For robust accuracy 0 lies {place} the interval."
+    note = NOTE.format(plain=plain, fast=fast, verdict=verdict, dtype=dtype)
+    legend = LEGEND.format(images=len(data.test_images), seeds=len(cells), eps=EPS)
     record = {
         "seeds": list(cells),
         "difference": dict(zip(("clean", "robust"), apart, strict=True)),
         "ratio": dict(zip(("seconds", "attack_seconds"), ratios, strict=True)),
     }
-    return Part([Table(METHODS[method], COLUMNS, rows, note)], record)
+    return Part([Table(METHODS[method], COLUMNS, rows, note, legend)], record)
 
 
 def main(

@@ -44,7 +44,7 @@ def write_numbers(results: Results, out: Path) -> list[Path]:
     title = "# The matrix: every attack in numbers\n\nMade by `make matrix`; all numbers are in `matrix.json`.\n"
     device = ", ".join(f"{key} {value}" for key, value in describe_device(torch.device("cpu")).items())
     software = ", ".join(f"{key} {value}" for key, value in versions().items())
-    heads = [f"- device: {device}", f"- versions: {software}", ""]
+    heads = [f"- device: {device}", f"- versions: {software}", "", _NOTE, ""]
     page.write_text("\n".join([title, *heads, *(table.markdown() for table in tables)]), encoding="utf-8")
     record.write_text(_json(results), encoding="utf-8")
     return [page, record]
@@ -58,7 +58,7 @@ def _table(results: Results, subject: str) -> Table:
         for row in ROWS
         for case in row.cases
     ]
-    return Table(f"The {subject} network", (*heads, f"float16, {few}", f"bfloat16, {few}"), rows, _NOTE)
+    return Table(f"The {subject} network", (*heads, f"float16, {few}", f"bfloat16, {few}"), rows)
 
 
 def _ways(results: Results) -> Iterator[tuple[str, int]]:

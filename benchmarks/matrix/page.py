@@ -5,6 +5,7 @@ from pathlib import Path
 
 import foolbox as fb
 import torch
+import torchattacks
 
 from benchmarks.matrix.cases import Case, Library, Row
 from benchmarks.matrix.cells import DTYPES, MOVE, Outcome
@@ -13,9 +14,11 @@ from benchmarks.matrix.plan import ROWS, Plan
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.subjects import RECIPES, WIDTH
 from fastadv_adapters.comparison import describe_device, versions
+from fastadv_adapters.modules import needs_exact_gradients
 
 NAME = "compatibility.md"
 COLUMNS = ("attack", "compared as", "works", *DTYPES, "options", "notes")
+_MODULES = {"torchattacks": torchattacks, "foolbox": fb.attacks}
 _OPTIONS = {"decisions": "`decisions={!r}`", "logits_dtype": "`logits_dtype={}`"}
 
 INTRODUCTION = """\
@@ -36,13 +39,13 @@ The guide explains [decisions](guides/options.md#decisions) and [logits](guides/
 
 | compared as | as strong means |
 |---|---|
-| gradient | robust accuracy with the same seed: at most 2 images in 100 more than on the plain model, 1 in 25 |
+| gradient | same seed: at most 2 more of 100 images robust than on the plain model (in half precision 1 more of 25) |
 | minimum-norm | the same, and a median distance at most 1 % larger; what was not broken is infinitely far |
-| black-box | as for minimum-norm; *bit-equal*: every image that was attacked is the same bit for bit |
+| black-box | as for minimum-norm; *bit-equal*: all adversarial images are the same, bit for bit |
 
-*Full precision*, in the column *options*, says that gradients are in full precision. EADL1 and EADEN were given it
-here. By default these two, JSMA and EADAttack get it even if the column does not name it, because the fast model
-[recognises the attack](how-it-works.md#who-is-asking).
+*Full precision*, in the column *options*, says that gradients were in full precision, which these attacks
+[get by default](how-it-works.md#who-is-asking). So nothing of these attacks ran in half precision, not even in the
+columns *float16* and *bfloat16*.
 
 *Works* says that the attack runs on a fast model without an error that the plain model does not raise too. The limit on
 robust accuracy is wider than that of [compare](guides/compare.md#what-it-finds) (1 image in 100), because it has to
@@ -51,18 +54,18 @@ serve every attack. The limit on distances is narrower (there 5 %).
 *Stronger* says that the attack is better than on the plain model by more than the limit. *Fails on plain* says that the
 attack raises the same error on the plain model, *plain fails* that it raises an error on the plain model alone.
 
-Some attacks amplify rounding without any noise: one step more or less decides, in favour of either model. So if the
-first look finds an attack beyond the limits, a closer look decides. It runs both models on all images with three
-seeds. With every seed but the first, each pixel of the clean images is first moved by at most {move:g}. The median of
-the fast runs then has to be within the limits of the plain median. *Within spread* says that it is beyond them, but not
-beyond the worst of the plain model's own runs. *Weaker* says that it is beyond those too. Before an attack is called
-weaker, nine seeds are taken. A median distance of *inf* says that half of the images or more were not broken. If both
-medians are *inf*, robust images alone are compared.
+Some attacks amplify rounding, so a single run may favour either model by chance. If the first run is beyond the limits,
+a *closer look* is taken: both models are attacked on all images with three seeds. With every seed but the first, each
+pixel of the clean images is first moved by at most {move:g}. The median of the fast runs then has to be within the
+limits of the plain median. *Within spread* says that it is beyond them, but not beyond the worst of the plain model's
+own runs. *Weaker* says that it is beyond those too. Before an attack is called weaker, nine seeds are taken. A median
+distance of *inf* says that half of the images or more were not broken. If both medians are *inf*, robust images alone
+are compared.
 
 An attack has one verdict per dtype: the worst of its cases (untargeted, targeted, other norms) on both networks. Cases
-that fail on the plain model do not count. An image counts as broken if it is within bounds and budget, and the plain
-model gives its true class a logit that is not ahead of all others by more than 1e-4. In targeted cases no other class
-may be ahead of the target by more than that; but with FAB and LGV any class other than the true one counts.
+that fail on the plain model do not count. An image counts as broken if it is within bounds and budget, and its true
+class leads all other classes by no more than 1e-4 in the plain model's logits. In targeted cases the target may be at
+most 1e-4 below the largest logit; with FAB and LGV any class other than the true one counts.
 """
 
 
@@ -85,8 +88,8 @@ what `accelerate` chose (for AutoAttack, for each kind of attack inside), and wh
 given by label, but to FAB by a function and to LGV as the least likely class."""
 _FOOLBOX = """\
 The plain attack gets a `foolbox.PyTorchModel`, the fast one a `FastPyTorchModel` with the dtype and the *options* named
-here. (`accelerate`, which is not used here, would give PGD and DDN logits in float64.) A row has all names of an
-attack."""
+here. (`accelerate`, which is not used here, would give [some attacks](guides/foolbox.md#an-attack-made-fast) logits in
+float64.) A row has all names of an attack."""
 
 
 def _measured(results: Results) -> str:
@@ -143,7 +146,7 @@ def _works(results: Results, row: Row) -> str:
 
 
 def _options(results: Results, row: Row) -> str:
-    given = {_given(case): case for case in row.cases}
+    given = {_given(row, case): case for case in row.cases}
     parts = [f"{text} ({case.rule})" if len(given) > 1 else text for text, case in given.items() if text]
     chosen = dict.fromkeys(outcome.chosen for _, outcome in results.fast_outcomes(row) if outcome.chosen)
     if row.library == "torchattacks" and chosen:
@@ -151,9 +154,10 @@ def _options(results: Results, row: Row) -> str:
     return "; ".join(parts) or "none"
 
 
-def _given(case: Case) -> str:
+def _given(row: Row, case: Case) -> str:
     words = [_OPTIONS[name].format(value).replace("'", '"') for name, value in case.options.items()]
-    return ", ".join([*words, *["full precision"] * case.full_precision])
+    full = case.full_precision or needs_exact_gradients(getattr(_MODULES[row.library], row.attack))
+    return ", ".join([*words, *["full precision"] * full])
 
 
 def _notes(results: Results, row: Row) -> str:

@@ -49,8 +49,9 @@ def main(
             with console.status(name):
                 judgement = judge(ways(), subject, steps=steps, seed=seed, model=model)
             table = judgement.table(name)
-            notes = [table.note, WAYS, *([RESNET] if subject.name == "ResNet-18" else [])]
-            report.add(name, Part([replace(table, note=" ".join(notes))], judgement.record()))
+            note = f"{table.note} {RESNET}" if subject.name == "ResNet-18" else table.note
+            told = replace(table, note=note, legend=f"{table.legend} {WAYS}")
+            report.add(name, Part([told], judgement.record()))
     report.finish()
 
 

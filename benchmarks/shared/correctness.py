@@ -155,9 +155,9 @@ class Judgement:
         )
         note = (
             f"{self.subject.images} test images, PGD-{self.steps} with eps {self.subject.eps:g}, clean accuracy "
-            f"{self.clean:.1%}. {JUDGEMENT}"
+            f"{self.clean:.1%}."
         )
-        return Table(title, columns, [self._line(key) for key in self.outcomes], note)
+        return Table(title, columns, [self._line(key) for key in self.outcomes], note, JUDGEMENT)
 
     def _line(self, key: str) -> tuple[str, ...]:
         found = self.outcomes[key]

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,28 +29,34 @@ class Table:
         columns: heads; the first column is set flush left, the others flush right.
         rows: one text per column each.
         note: a line below, for what a reader must know to read it right.
+        legend: more of it, behind the note; if several tables of a page have the same, it stands once, above them.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    legend: str = ""
 
     def show(self, console: Console) -> None:
         """Print it on the terminal."""
-        drawn = RichTable(title=self.title, caption=escape(self.note) or None)
+        drawn = RichTable(title=self.title, caption=escape(self._told()) or None)
         for index, column in enumerate(self.columns):
             drawn.add_column(column, justify="right" if index else "left", overflow="fold")
         for row in self.rows:
             drawn.add_row(*row)
         console.print(drawn)
 
-    def markdown(self) -> str:
-        """The same as Markdown."""
+    def markdown(self, *, above: Collection[str] = ()) -> str:
+        """The same as Markdown, without a legend that stands above the tables."""
         rule = [":--" if index == 0 else "--:" for index in range(len(self.columns))]
         lines = [f"| {' | '.join(row)} |" for row in (self.columns, rule, *self.rows)]
-        note = [self.note, ""] if self.note else []
+        told = self._told(above)
+        note = [told, ""] if told else []
         return "\n".join([f"## {self.title}", "", *lines, "", *note])
+
+    def _told(self, above: Collection[str] = ()) -> str:
+        return " ".join(text for text in (self.note, self.legend) if text and text not in above)
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,12 @@ class Report:
         made = f"Made by `{self.command}`; all numbers are in `{self.name}.json`."
         made += f" {self.explained}" if self.explained else ""
         keys = sorted(self._tables, key=lambda key: key != self.first)
-        tables = [table.markdown() for key in keys for table in self._tables[key]]
-        page = [f"# {self.title}", "", made, "", *heads, "", *picture, *tables]
+        tables = [table for key in keys for table in self._tables[key]]
+        counts = Counter(table.legend for table in tables if table.legend)
+        shared = [legend for legend, count in counts.items() if count > 1]
+        legends = [line for legend in shared for line in (legend, "")]
+        shown = [table.markdown(above=shared) for table in tables]
+        page = [f"# {self.title}", "", made, "", *heads, "", *picture, *legends, *shown]
         self._replace("md", "\n".join(page))
 
     def _replace(self, ending: str, text: str) -> None:

@@ -136,8 +136,8 @@ def ablation_part(case: Case, effort: Effort, device: torch.device, *, budget: B
         [(name, *_told(name, timings, slower, failures)) for name in chosen],
         "Each trick alone is switched off, and the time compared with that of all tricks. Freezing cannot be switched "
         "off in ours: there, each library's attack on the plain model is compared with the same on a frozen one. "
-        "Loss scaling is there to be right, not to be fast. Winograd's algorithm is for float32: the time without it "
-        "is compared with that in float32. The row that a time is compared with is its base.",
+        "Winograd's algorithm is for float32: the time without it is compared with that in float32. The row that a "
+        "time is compared with is its base.",
     )
     record = {
         name: {**timing_record(timing), "base": chosen[name].base, "times_slower": slower[name]}

@@ -142,9 +142,9 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
         columns,
         body,
         f"Each entry is a median over attacks by torchattacks' PGD. The first step of each attack is audited. An "
-        f"attack before it has made the networks and the self-check. The last two shares are computed: in later "
-        f"attacks one pass in {PASSES} is audited, in training, where weights change all the time, one in "
-        f"{PASSES // 2}.",
+        f"earlier attack, which is not timed, has made the networks and the self-check. The last two shares are "
+        f"computed: in later attacks one pass in {PASSES} is audited, and in training, where weights change all the "
+        f"time, one in {PASSES // 2}. Ran in, warnings: the dtype after the audits, and how many warnings came.",
     )
 
 

@@ -29,7 +29,7 @@ PLAIN, ATEN, OURS = "plain model", "fast, as PyTorch keeps it", "fast"
 IN_PLACE, SHAPES = "fast, with activations in place alone", "fast, with convolutions that keep shapes alone"
 MASK = "fast, and ReLU keeps a mask"
 
-NOTE = (
+LEGEND = (
     "One forward and backward pass. PyTorch's: the fast network with layers that keep what PyTorch's own keep, the "
     "second row; times and gradients are compared with that. In place, shapes alone: see [what is kept for the "
     "backward pass](../how-it-works.md#what-is-kept-for-the-backward-pass)."
@@ -170,7 +170,7 @@ def measure(title: str, model: nn.Module, names: list[str], settings: Settings, 
         | timing_record(timings[name])
         for name in names
     }
-    return Part([Table(f"{title}, batch {settings.batch}", ("way", *heads), rows, NOTE)], record)
+    return Part([Table(f"{title}, batch {settings.batch}", ("way", *heads), rows, legend=LEGEND)], record)
 
 
 def main(
@@ -192,8 +192,8 @@ def main(
     settings = Settings(width, batch, repeats, warmup, dtype)
     place = torch.device(device)
     command = f"python -m benchmarks.speed.keeping --dtype {dtype}" + (f" --threads {threads}" if threads else "")
-    name = f"keeping-{dtype}"
-    report = Report(name, "What is kept for the backward pass", command, asdict(settings), place, out, console)
+    name, title = f"keeping-{dtype}", f"What is kept for the backward pass, {dtype}"
+    report = Report(name, title, command, asdict(settings), place, out, console)
     inner = max(width // 4, 1)
     ways = [PLAIN, ATEN, IN_PLACE, SHAPES, OURS]
     subjects: dict[str, tuple[nn.Module, list[str]]] = {
@@ -201,9 +201,9 @@ def main(
         "Inverted blocks, SiLU": (inverted(nn.SiLU, width=inner), [PLAIN, ATEN, OURS]),
         "Inverted blocks, LeakyReLU": (inverted(lambda: nn.LeakyReLU(0.1), width=inner), ways),
     }
-    for title, (model, names) in subjects.items():
-        with console.status(title):
-            report.add(title, measure(title, model, names, settings, place))
+    for subject, (model, names) in subjects.items():
+        with console.status(subject):
+            report.add(subject, measure(subject, model, names, settings, place))
     report.finish()
 
 

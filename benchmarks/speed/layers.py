@@ -158,10 +158,10 @@ def main(
     )
     note = (
         "Output and gradient at the input together, channels-last. Own: PyTorch's layer. Ours: the same layer as "
-        f"the fast network runs it. Slow: {SLOW:g} times the time of float32 or more. Ours to float32: our bfloat16 "
-        "over the faster one of both ways in float32. A call of ours costs some 20 microseconds more, which shows in "
-        "the smallest layers. "
-        "Channels and options of each layer are in `benchmarks/speed/layer_kinds.py`."
+        f"the fast network runs it. Slow: {SLOW:g} times the time of float32 or more. Own bfloat16 to float32: "
+        "PyTorch's time in bfloat16 over that in float32. Ours to float32: our bfloat16 over the faster one of both "
+        "ways in float32. A call of ours costs some 20 microseconds more, which shows in the smallest layers. Channels "
+        "and options of each layer are in `benchmarks/speed/layer_kinds.py`."
     )
     report.add("layers", Part([Table("Layers", columns, rows, note)], record))
     report.finish()

@@ -105,8 +105,8 @@ def _memory_table(
         f"Bytes kept for the backward pass, ResNet-18 of width {width}",
         ("way", "MB per further image", "of plain", "by type of layer"),
         rows,
-        "Each piece of memory is counted once, weights are not. The types of layers are told by a copy of the network "
-        "that is thrown away. PostActivationBlock is the benchmark's residual block, here its last ReLU.",
+        "Each piece of memory is counted once, weights are not. Types of layers are found on a throw-away copy of the "
+        "network. PostActivationBlock is the benchmark's residual block, here its last ReLU.",
     )
 
 

@@ -6,11 +6,9 @@ import torch
 
 from benchmarks.shared.correctness import UNJUDGED, WRONG
 from benchmarks.shared.report import Table, milliseconds
-from benchmarks.shared.rows import EPS, PLAIN, Row, short
+from benchmarks.shared.rows import PLAIN, Row, short
 from benchmarks.speed.measurement import Found, Measurement
 from benchmarks.speed.sweep import batch_advice
-
-_EARLY = "Early stop is timed at a budget at which no sample falls, so this is what it costs if it saves nothing."
 
 
 def network_table(measurement: Measurement, verdicts: Mapping[str, str], device: torch.device) -> Table:
@@ -41,7 +39,7 @@ def network_table(measurement: Measurement, verdicts: Mapping[str, str], device:
         for row in measurement.rows
         if row.key in measurement.found
     ]
-    note = _note(measurement, judged=bool(verdicts)) + batch_advice(measurement.case.batch, device)
+    note = _note(measurement) + batch_advice(measurement.case.batch, device)
     return Table(title, columns, rows, note)
 
 
@@ -76,7 +74,8 @@ def _memory(found: Found, gpu: bool) -> str:
     return "" if found.memory is None else f"{found.memory / (1e9 if gpu else 1e6):.3g}"
 
 
-def _note(measurement: Measurement, *, judged: bool) -> str:
+def _note(measurement: Measurement) -> str:
+    """What holds for this network; the page links to where the columns are explained."""
     work, rates, steps = measurement.work, measurement.rates, measurement.steps
     floors = []
     for dtype, rate in rates.flops_per_s.items():
@@ -93,8 +92,5 @@ def _note(measurement: Measurement, *, judged: bool) -> str:
     return (
         f"{how}{more}. A step is {work.flops / 1e9:.4g} GFLOP; convolutions, products "
         f"and attention read and write {work.elements / 1e6:.4g} million entries in it, copied at "
-        f"{rates.bytes_per_s / 1e9:.4g} GB/s. So the limit is {'; '.join(floors)}; the larger counts. First: building, "
-        "compiling or capturing, and the first attack."
-        + (" Verdict: that of the same way on the confident digits network." if judged else "")
-        + (f" {_EARLY}" if any(row.eps != EPS for row in measurement.rows) else "")
+        f"{rates.bytes_per_s / 1e9:.4g} GB/s. So the limit is {'; '.join(floors)}; the larger counts."
     )

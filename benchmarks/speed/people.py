@@ -243,11 +243,12 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
     columns = ["model", "plain", "default options", "bfloat16", "float32", "without gradient", "default adds", "start"]
     note = (
         "Time of the plain model over that of the fast one, a gradient pass each; above 1 is faster. Medians of turns, "
-        "models untrained. Without gradient: the same for passes without gradient, by default options. Default adds: "
-        "what a gradient pass by default options takes more than a plain one. Start: time until the first gradient of "
-        "a new fast model; in brackets the same in gradient passes of the plain model. Each gradient pass of a fast "
-        "model has a cost that does not depend on the batch (the boundary, and a look at every tensor and attribute "
-        "for changes). A model whose pass takes no longer than that gains nothing, as the first row shows."
+        "models untrained. Default options: in brackets what they run in. bfloat16, float32: with that `dtype`. "
+        "Without gradient: the same for passes without gradient, by default options. Default adds: the time of a "
+        "gradient pass with default options less that of a plain one. Start: time until the first gradient of a new "
+        "fast model; in brackets the same in gradient passes of the plain model. Each gradient pass of a fast model "
+        "has a cost that does not depend on the batch (the boundary, and a look at every tensor and attribute for "
+        "changes). A model whose pass takes no longer than that gains nothing, as the first row shows."
     )
     return Table("Plain time over fast time", columns, body, note)
 

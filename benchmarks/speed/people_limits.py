@@ -32,13 +32,12 @@ FLOAT32 = {"efficientnet_b0": 1.3}
 NORMALISED = ("digits net", "mobilenet", "mnasnet", "efficientnet")
 """Networks with batch norm."""
 
-FIXED = (
-    "the fixed cost of a step, which is Python: the look at every tensor and attribute for changes, the arguments, one "
-    "autograd Function; and, without gradient, the look for near ties"
-)
+FIXED = "the fixed cost of a step"
 WHY = {
-    "LeNet": "max pooling gains nothing from 16 bits, and the fixed cost of a step",
-    "ViT of 4 layers of width 64": "products of width 64 are so small that casts to 16 bits and norms take their gain",
+    "LeNet": f"max pooling, which gains nothing from 16 bits, and {FIXED}",
+    "ViT of 4 layers of width 64": (
+        "products of width 64 are so small that casts to 16 bits and norms use up their gain"
+    ),
     "convnext_atto": "depthwise 7x7 convolutions and norms gain nothing from 16 bits (see the kinds of layers)",
 }
 
@@ -51,7 +50,9 @@ def must_hold(rows: Mapping[str, Mapping[str, Any]]) -> Table:
             lines.append((name, limit.what, limit.needed, limit.found, limit.word, "" if limit.holds else why))
     columns = ("model", "what", "aim", "measured", "outcome", "if missed, because of")
     note = (
-        "Aims of this project on a quiet processor with bfloat16 in hardware. The kinds of layers are measured by "
+        "Aims of this project on a quiet processor with bfloat16 in hardware. The fixed cost of a step is Python: the "
+        "look at every tensor and attribute for changes, the arguments, one autograd Function and, without gradient, "
+        "the [look for near ties](../how-it-works.md#passes-without-gradient). The kinds of layers are measured by "
         "`python -m benchmarks.speed.layers`."
     )
     return Table("Aims", columns, lines, note)

@@ -142,8 +142,8 @@ def early_stop_part(subject: Subject, *, steps: int, seed: int) -> Part:
         ("way", "samples forward and backward", "samples forward in all", "robust accuracy"),
         rows,
         f"Counted, not timed: {ratio:.2f}x fewer. The broken samples are {'the same' if same else 'OTHER'} samples. "
-        "Without early stop each sample passes forward alone at x, at the last iterate, and for the exact decision at "
-        "the end. With it, each candidate gets its exact decision as soon as it looks adversarial.",
+        "Without early stop each sample has three forward passes without a backward pass: at x, at the last iterate, "
+        "and for the exact decision. With it, a candidate gets its exact decision as soon as it looks adversarial.",
     )
     record = {
         "without": counts[False],

@@ -1,8 +1,8 @@
 """A training loop with Hugging Face Accelerate.
 
-It trains in mixed precision. Accelerate wraps the model and patches its `forward` with autocast. One line changes: the
-attack gets a `FastAttackModel` of the prepared model. Make it after `prepare()`, since that may move the model to
-another device or into a wrapper.
+It trains in mixed precision. Accelerate patches the model's `forward` with autocast, and may wrap the model. One line
+changes: the attack gets a `FastAttackModel` of the prepared model. Make it after `prepare()`, since that may move the
+model to another device or into a wrapper.
 """
 
 import torch

@@ -2,9 +2,9 @@
 
 CLIP is by Radford et al. 2021, https://arxiv.org/abs/2103.00020. The attack is on `encode_image` and the cosine with
 embeddings of texts, which are computed once. A small module holds the two and turns images into logits; one line makes
-it fast. Wrap that module, not CLIP itself, whose `forward` also wants texts. The encoder here is a small one, trained
-on digits beside a table in the place of the text encoder, as nothing is downloaded; with open_clip the model and the
-texts are the lines in `zero_shot`.
+it fast. Wrap that module, not CLIP itself, whose `forward` also wants texts. Nothing is downloaded here: a small image
+encoder is trained on digits, and an embedding table stands for the text encoder. For open_clip see the lines in the
+docstring of `zero_shot`.
 """
 
 from typing import Protocol, cast

@@ -1,9 +1,9 @@
 """Distributed training with DDP.
 
 Run it with `torchrun --nproc-per-node 2 examples/recipes/ddp.py`. Every process attacks its own share of the batch and
-takes the step through DDP. One line changes: the attack gets a `FastAttackModel` of the DDP model. It runs the module
-inside, so an attack exchanges nothing between the processes, and it follows each step. At the end the weights of all
-processes are compared.
+takes the step through DDP. One line changes: the attack gets a `FastAttackModel` of the DDP model. The fast model runs
+the module inside and follows each step; an attack exchanges nothing between the processes. At the end the weights of
+all processes are compared.
 """
 
 import os
@@ -27,7 +27,7 @@ def same_everywhere(model: torch.nn.Module) -> bool:
 
 
 def train(model: DigitsNet, data: Digits, *, epochs: int) -> None:
-    """Train in all processes together. What DDP holds of the process group is free afterwards, before that ends."""
+    """Train in all processes together; DDP is made here, so that it is gone before the process group is destroyed."""
     rank, world = dist.get_rank(), dist.get_world_size()
     ddp = DistributedDataParallel(model)
     attack = torchattacks.PGD(FastAttackModel(ddp), eps=EPS, alpha=ALPHA, steps=STEPS)  # <- fast (not `ddp`)

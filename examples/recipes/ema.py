@@ -32,7 +32,7 @@ def main(*, epochs: int = 4, images: int = 1408, width: int = 16) -> tuple[float
     """Train, average in every way and judge; returns clean and robust accuracy of PyTorch's average."""
     torch.manual_seed(0)
     data, model = few_digits(images), DigitsNet(width=width)
-    # use_buffers: else the running statistics of batch norm would stay those of the first step.
+    # use_buffers: average the running statistics of batch norm too; else they are copied from the model.
     averages: dict[str, Any] = {
         "AveragedModel": AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY), use_buffers=True)
     }

@@ -1,10 +1,10 @@
 """Robust embeddings, as in FARE.
 
-Schlarmann et al. 2024, https://arxiv.org/abs/2402.12336. An encoder is made robust without labels: its embeddings of
-attacked images shall stay where the original encoder's embeddings of the clean images are. Two lines change: `SafePGD`
-on a `FastAttackModel` of the encoder takes the original embeddings as its targets and the squared distance from them as
-its loss. A linear head, trained on the original encoder and never changed, classifies on top of the encoder before and
-after: its robust accuracy is reported.
+Schlarmann et al. 2024, https://arxiv.org/abs/2402.12336. An encoder is made robust without labels: it is trained so
+that its embeddings of attacked images stay near the original encoder's embeddings of the clean images. Two lines
+change: `SafePGD` on a `FastAttackModel` of the encoder takes the original embeddings as its targets and the squared
+distance from them as its loss. A linear head, trained on the original encoder and never changed, classifies on top of
+the encoder before and after: its robust accuracy is reported.
 """
 
 import copy

@@ -1,10 +1,10 @@
 """Gradient accumulation.
 
-Several small batches are attacked for each step of the optimizer. One line makes the attack fast, as in PGD training.
-With `auto_update=False` a second one says when the fast model looks at the weights: once per step of the optimizer,
-instead of before every forward pass. The weights stand still between two steps, but the running statistics of batch
-norm move with each small batch, and by default the fast model would follow them: as right, and a little slower. So all
-small batches of a step are attacked with the statistics of its beginning.
+Several small batches are attacked for each step of the optimizer. Three lines change. The fast model is made with
+`auto_update=False`, the attack gets the fast model, and `fast.update()` is called once per step of the optimizer. So
+all small batches of a step are attacked with the weights and batch norm statistics from before the step. By default the
+fast model would look for changes before every forward pass, and follow the statistics after each small batch. That is
+as right, and a little slower.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
 Its output is an object with `.logits`. Attack libraries want a module from images to logits, so a small module takes
 the logits out; you have one already if you attack such models. One line changes: that module is wrapped in a
-`FastAttackModel`. A small ViT is trained here (normally), as nothing is downloaded; without `transformers` a stand-in
-with the same kind of output takes its place.
+`FastAttackModel`. A small ViT is trained here (normally), so that nothing is downloaded; without `transformers` a
+stand-in with the same kind of output takes its place.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Logits(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images in [0, 1]; a processor's normalisation belongs here, in front of the classifier."""
+        """Images in [0, 1]; the normalisation of the Hugging Face image processor belongs here."""
         return cast("Tensor", self.classifier(pixel_values=(x - 0.5) / 0.5).logits)
 
 

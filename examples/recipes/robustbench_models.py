@@ -1,10 +1,10 @@
 """RobustBench: its models, and its `benchmark`.
 
 Croce et al. 2021, https://arxiv.org/abs/2010.09670. A model from its `load_model` is a module as any other: one line
-makes it fast. Its `benchmark` takes the fast model too. `benchmark` makes its AutoAttack itself, so `accelerate`
-cannot; `decisions="exact"` makes APGD in it keep exactly the images that the plain model gets wrong. `benchmark`
-downloads the data, and judges by the model that it is given; under exact decisions that is the plain one. RobustBench
-and its AutoAttack are installed from their repositories, by the line in `INSTALL`.
+makes it fast. Its `benchmark` takes the fast model too. It makes its AutoAttack inside, where `accelerate` cannot be
+used. So give it a view with `decisions="exact"`. Then APGD keeps only images that the plain model gets wrong, and
+`benchmark`, which judges by the model that it is given, sees the plain model's outputs. It downloads the data.
+RobustBench and its AutoAttack are installed from their repositories, by the line in `INSTALL`.
 """
 
 from common import needs
@@ -34,7 +34,7 @@ def main(*, name: str = "Carmon2019Unlabeled", images: int = 50) -> tuple[float,
     x, y = load_cifar10(n_examples=images)
     fast = FastAttackModel(model)  # <- fast
 
-    # In a minute: a strong attack of one kind. It may leave a few images more than AutoAttack does.
+    # A quick look: one strong attack. It may leave a few more images right than AutoAttack does.
     adversarial = SafePGD(fast, eps=EPS, steps=20, early_stop=True)(x, y)
     clean, robust = accuracy(model, x, y), accuracy(model, adversarial, y)
     print(f"SafePGD on the fast model: {clean:.1%} clean, {robust:.1%} robust, as the plain model sees them")

@@ -2,8 +2,8 @@
 
 `SafePGD` takes labels (N, H, W) as targets of a loss of one's own, which gives one value per sample. It then looks for
 the highest loss, as there is no single decision to change. Two lines change. In half precision the gradient of *some*
-pixels may be lost while that of the sample is not zero, so look at `fast.zero_entries` beside that of a view in full
-precision, as is printed here.
+pixels may become zero though that of the whole sample does not. So compare `fast.zero_entries` with that of a view in
+full precision, as is done at the end.
 """
 
 from typing import cast
@@ -64,12 +64,12 @@ def main(*, epochs: int = 4, images: int = 1408, width: int = 16) -> tuple[float
     clean = pixels_right(model, x, labels)
     print(f"clean: {clean:.1%} of the pixels right")
 
-    seen, lost = x.clone().requires_grad_(), []
+    seen, zero = x.clone().requires_grad_(), []
     for view in (fast, fast.view(full_precision=True)):
         fast.reset_gradient_stats()
         torch.autograd.grad(pixel_cross_entropy(view(seen), labels).sum(), seen)
-        lost.append(fast.zero_entries)
-    print(f"entries of the gradient that are exactly 0: {lost[0]:.2%}, in full precision {lost[1]:.2%}")
+        zero.append(fast.zero_entries)
+    print(f"entries of the gradient that are exactly 0: {zero[0]:.2%}, in full precision {zero[1]:.2%}")
     return clean, results["the fast model"]
 
 

@@ -1,8 +1,9 @@
 """TRADES.
 
-Zhang et al. 2019, https://arxiv.org/abs/1901.08573. The inner attack moves the output away from the clean output,
-whatever the label, and the training loss adds the two. Three lines change: `SafePGD` on a `FastAttackModel` takes the
-place of the inner loop, with the clean probabilities as its targets and the divergence from them as its loss.
+Zhang et al. 2019, https://arxiv.org/abs/1901.08573. The inner attack maximises the divergence from the clean output,
+whatever the label. The training loss is the cross entropy on clean images plus BETA times that divergence. Three lines
+change: `SafePGD` on a `FastAttackModel` takes the place of the inner loop, with the clean probabilities as its targets
+and the divergence from them as its loss.
 """
 
 import torch

@@ -2,10 +2,10 @@
 
 ``safe_pgd`` holds the settings, checked by ``checks``; ``search`` is the loop, over the samples that ``pool`` holds,
 with ``objectives`` (another class, or just a higher loss) over ``targets``, made of ``losses`` and their
-``directions``, ``steps`` of some size and ``balls`` to project onto; ``rounding`` keeps results inside them. Samples
-whose iterates come again (``cycles``) rest until the next start (``resting``). ``looking`` is shared by ``search`` and
-``stream``, through which samples pass one by one (``flow``). ``doubts`` notes
-what is allowed and seldom meant; ``shares`` knows how sure a share of samples is.
+``directions``, ``steps`` of some size and ``balls`` to project onto (in L1 by ``shrinking``); ``rounding`` keeps
+results inside them. Samples whose iterates come again (``cycles``) rest until the next start (``resting``). ``looking``
+is shared by ``search`` and ``stream``, through which samples pass one by one (``flow``). ``doubts`` notes what is
+allowed and seldom meant; ``shares`` knows how sure a share of samples is.
 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Norm = Literal["linf", "l2", "l1"]
-"""How a perturbation is measured: by its largest value, its Euclidean length, or the sum of its absolute values."""
+"""How a perturbation is measured: ``"linf"`` by its largest absolute value, ``"l2"`` by its Euclidean length, ``"l1"``
+by the sum of its absolute values."""
 
 _L1_SHARE = 0.25  # of the range between the bounds, by which one L1 step moves a coordinate at most
 _LARGEST_RADIUS = 1e30  # keeps sums of a few of them finite in float32
@@ -37,13 +38,13 @@ def accept_norm(norm: object) -> Norm:
 
 
 def ball_around(norm: Norm, x: Tensor, *, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> "Ball":
-    """The ball of radius ``eps`` around each sample of ``x``, cut to ``bounds``.
+    """The :class:`Ball` of radius ``eps`` around each sample of ``x``, cut to ``bounds``.
 
     Args:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         x: shape (N, ...), floating, inside ``bounds``. Not copied and not changed.
-        eps: radius in units of ``x``, at least 0, finite.
-        bounds: least and largest value of any coordinate; rounded to ``x``'s dtype.
+        eps: radius in units of ``x``, as :func:`~fastadv_adapters.attack.accept_size` returns it: not checked here.
+        bounds: least and largest value of any coordinate, likewise (``accept_bounds``); rounded to ``x``'s dtype.
 
     Raises:
         ValueError: unknown norm.
@@ -79,7 +80,7 @@ class Ball(ABC):
 
     @property
     def working(self) -> torch.dtype:
-        """The dtype of iterates, which is that of the origin, but float32 for half precision."""
+        """The dtype of iterates, that of ``origin``, or float32 if ``origin`` is in half precision."""
         return torch.promote_types(self.origin.dtype, torch.float32)
 
     @property
@@ -112,12 +113,16 @@ class Ball(ABC):
         return self if factor == 1 else type(self).around(self.origin, factor * self.eps, self.lower, self.upper)
 
     def step_(self, x: Tensor, gradient: Tensor, alpha: float | Tensor) -> Tensor:
-        """Move ``x`` by ``alpha`` in the direction in which its loss rises most, and back into the ball.
+        """Move ``x`` by ``alpha`` along the gradient, project it back into ball and bounds, and return it.
 
-        ``alpha`` is one number, or one per sample, (N, 1, ...).
+        In L-infinity a step follows the sign (Madry et al. 2018, arXiv:1706.06083), in L2 the gradient divided by its
+        length. In L1 it spends ``alpha`` on the coordinates with the largest gradient, after SLIDE (Tramer and Boneh
+        2019, arXiv:1904.13000), and the projection is that of Croce and Hein 2021, arXiv:2103.01208.
 
-        A sample whose gradient is all zero stays. Of the gradient only the direction matters, which is found if it is
-        representable in its dtype: 2^-100 is as good as 1.
+        Args:
+            x: iterates (N, ...), of dtype :attr:`working`; written into.
+            gradient: of the loss at ``x``, (N, ...); 2^-100 is as good as 1. A sample whose gradient is all zero stays.
+            alpha: one number, or one per sample, (N, 1, ...).
         """
         # Anything longer than this ends in the same place; without a limit a huge alpha would overflow.
         most = 1e6 * self.radius
@@ -160,8 +165,7 @@ class Ball(ABC):
 class LinfBall(Ball):
     """No coordinate moves by more than ``eps``: exactly, measured in float64, in the origin's own dtype.
 
-    ``low`` and ``high``, the last representable values inside the budget and the bounds, are found once per attack;
-    then a step is an addition and a clamp. Steps follow the gradient's sign (Madry et al. 2018, arXiv:1706.06083).
+    ``low`` and ``high``, the last representable values inside the budget and the bounds, are found once per attack.
     """
 
     order = math.inf
@@ -240,11 +244,9 @@ class L2Ball(Ball):
 class L1Ball(Ball):
     """The absolute values of a perturbation add up to at most ``eps``.
 
-    A step spends ``alpha`` on the coordinates with the largest gradient, as in SLIDE (Tramer and Boneh 2019,
-    arXiv:1904.13000), passing over those at the bound they would cross. SLIDE moves a fixed share of coordinates; here
+    A step passes over coordinates at the bound that they would cross. SLIDE moves a fixed share of the others; here
     each is moved to its bound, but by at most a quarter of the range, until ``alpha`` is spent, so that their number
-    follows from eps: stronger than any fixed share on digits of 64 and 3072 coordinates. The projection is the exact
-    one onto the intersection of the ball with the bounds (Croce and Hein 2021, arXiv:2103.01208).
+    follows from eps: stronger than any fixed share on digits of 64 and 3072 coordinates. The projection is exact.
     """
 
     order = 1

@@ -15,7 +15,7 @@ LossFunction = Callable[[Any, Any], Tensor]
 targets, of any kind."""
 
 LossName = Literal["auto", "ce", "dlr", "margin"]
-"""The names that :func:`resolve_loss` knows."""
+"""``"auto"``, ``"ce"``, ``"dlr"`` or ``"margin"``: the names that :func:`resolve_loss` knows and explains."""
 
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 
@@ -27,11 +27,11 @@ class Loss:
     Attributes:
         name: how the user called it.
         function: logits (N, C), labels (N,) -> (N,). In targeted attacks the labels are the targets.
-        closed: values and directions without autograd, a function as :meth:`ascent` is; None if autograd finds them.
-        fallback: likewise of a loss whose direction takes over for samples for which the gradient of ``function`` is
-            all zero or not finite; not needed if there is a closed form.
-        repeats: whether the direction of a sample is known to depend on its logits and label alone: not on the step, as
-            that of "auto" does, and not on other samples or random numbers, as that of a callable might.
+        closed: computes values and directions by formula, called as :meth:`ascent`; None: autograd computes them.
+        fallback: called likewise; gives the direction of a sample whose gradient of ``function`` is all zero or not
+            finite. None if there is a ``closed``.
+        repeats: whether a sample's direction depends on its logits and its label alone. That of ``"auto"`` depends on
+            the step, too, and that of a callable may depend on other samples or on random numbers.
     """
 
     name: str
@@ -105,6 +105,12 @@ def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
             callable with logits (N, C) and labels (N,) as arguments that returns (N,) values to be maximised. A
             callable is maximised in targeted attacks too, with the targets as its labels.
         targeted: whether labels are targets to be reached instead of classes to be left.
+
+    Returns:
+        The :class:`Loss`. Calling it raises ValueError if there are fewer classes than it compares (2, for ``"dlr"`` 3,
+        for a targeted ``"dlr"`` 4). Where the gradient of ``"dlr"`` or of a callable is all zero or not finite,
+        :meth:`Loss.ascent` gives the direction of the margin. In a targeted ``"dlr"`` the largest logit of another
+        class stands in the place of the true class's.
 
     Raises:
         ValueError: unknown name.

@@ -33,17 +33,22 @@ from .targets import Targets, has_classes, need_of_classes
 class SafePGD(LeftOut):
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083) in the L-infinity, L2 or L1 norm.
 
-    Safe means: the loss does not saturate and is computed in float64; samples with a
-    gradient that was not finite in some step and was not mended at once, with logits that were not finite, or that the
-    fast model alone holds to be adversarial, are attacked again in full precision; what
-    is returned is the best candidate seen, lies within ``eps`` (for ``"linf"`` exactly, measured in float64; for the
-    others up to float32 rounding of the norm) and within ``bounds``, and is never NaN.
+    Safe means:
+
+    - The loss is computed in float64 (float32 on devices without it). ``"auto"``, ``"ce"`` and ``"margin"`` do not
+      saturate. If the gradient of ``"dlr"`` or of a callable on class labels is all zero or not finite at a sample's
+      logits, that step follows the margin.
+    - A sample is attacked again in full precision if its gradient was not finite in some step and was not mended at
+      once, if its logits were not finite, or if the fast model alone calls its candidate adversarial.
+    - The result is the best candidate that was seen (with ``early_stop`` the first adversarial one). It lies within
+      ``bounds`` and within ``eps``: for ``"linf"`` exactly, measured in float64, for the others up to float32 rounding
+      of the norm. It is never NaN.
 
     Args:
         model: a ``FastAttackModel``, or any ``nn.Module``, which is attacked as it is, in eval mode and full precision.
             Called with x it returns logits (N, C), or without ``classes`` whatever the loss takes.
         eps: the largest perturbation, in units of x and of the norm.
-        alpha: the size of every step in the same units; None for steps that fall from ``2 * eps`` (``eps`` for
+        alpha: the size of every step in the same units; None for steps that get shorter, from ``2 * eps`` (``eps`` for
             ``"l1"``) in a straight line towards 0, see :attr:`step_sizes`. With None in ``"l1"``, if there
             are 6 steps or more, the first half walks in a larger ball, which shrinks from 2.5 eps to ``eps``, by steps
             longer by the same factor; only what lies within ``eps`` is a candidate.
@@ -59,32 +64,29 @@ class SafePGD(LeftOut):
             labels take ``"ce"``; for another training loss (TRADES, MART) a callable, with ``classes=False``.
         bounds: the least and the largest value of an input; rounded to x's dtype.
         early_stop: whether samples are dropped from the batch once exact decisions confirm that they are adversarial.
-            Cheaper, and breaks the same samples; what is returned for them is the first adversarial candidate instead
-            of the one with the highest loss. Waits for the device in every step. With engines other than ``"eager"``,
-            for which every new shape costs, the rest of a batch is filled up with copies of one sample to a power of
-            two; their results are not used, but ``gradient_stats`` counts them.
-            With a constant ``alpha`` and the loss ``"ce"``, ``"margin"`` or ``"dlr"`` a sample also leaves the batch
-            until the next start once its iterates repeat (in a cycle of fewer than 16 steps, every bit compared), for
-            then no candidate is new (arXiv:2503.19347). With ``"auto"`` the direction depends on the step, and a
-            callable might depend on other samples or random numbers. No sample rests either if the model draws
-            random numbers or holds a generator, or if samples see each other or share a scale. On other devices than
-            CPUs samples rest only under ``torch.use_deterministic_algorithms(True)``.
+            Cheaper, and breaks the same samples; the result for them is the first adversarial candidate instead of the
+            one with the highest loss. Waits for the device in every step. With engines other than ``"eager"`` the batch
+            is filled up to a power of two with copies of a sample; ``gradient_stats`` counts these. With a constant
+            ``alpha`` and the loss ``"ce"``, ``"margin"`` or ``"dlr"`` a sample also leaves the batch, until the next
+            start, once its iterates repeat (arXiv:2503.19347); see "Early stop" in the guide.
         generator: where random starts come from; None for PyTorch's global one. It may live on the CPU while x does
             not; then the starts are those of a CPU.
         classes: whether y holds class labels and the model gives logits. None: yes if y is of integers with shape (N,).
             With classes an adversarial candidate outranks one with a higher loss. If the loss alone is to decide, give
             False. The loss is then a callable ``loss(outputs, targets) -> (N,)``, with the model's outputs and y (the
             rows of the samples at hand) of any kind. Then samples are attacked again in full precision only if they
-            were spoilt, and ``early_stop`` and ``targeted`` are errors. Without a random start the attack begins beside
-            x, since the divergence from the clean output has no gradient at x itself: normal noise is added, of a
-            thousandth of the range of ``bounds``, or of ``eps / 10`` if that is less.
+            were spoilt, and ``early_stop`` and ``targeted`` are errors. Without a random start the attack begins near
+            x: normal noise is added with a standard deviation of a thousandth of the range of ``bounds``, or of
+            ``eps / 10`` if that is less. (A divergence from the clean output, as in TRADES, has no gradient at x
+            itself.)
 
     Attributes:
-        alpha: as given: None, or the size of every step.
         model: the fast model; a plain one is wrapped once, here.
-        exact: its view with exact decisions.
-        before: None, or set after construction, a differentiable function of x (N, ...) whose result the model is given
-            in the place of x. Each of its rows depends on that row of x alone.
+        exact: the view of ``model`` with exact decisions.
+        before: None; may be set to a differentiable function (N, ...) -> (N, ...) that is applied to x before the
+            model. Each row of its result depends on the same row of x alone.
+
+    All settings are attributes of the same name; ``loss`` is a :class:`~fastadv_adapters.attack.Loss`.
 
     Raises:
         TypeError, ValueError: a setting, the model or an input is not as described.

@@ -25,9 +25,9 @@ def step_sizes(norm: Norm, *, eps: float, steps: int, alpha: float | None) -> tu
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         eps: the budget.
         steps: how many there are.
-        alpha: the size of all; None for sizes that fall in a straight line, from ``2 * eps`` (``eps`` for ``"l1"``) at
-            the first step towards 0 after the last. The first steps go anywhere in the ball (the lengths are those that
-            APGD begins with, Croce and Hein 2020, arXiv:2003.01690, and 2021, arXiv:2103.01208), the last ones settle.
+        alpha: the size of all; None for sizes that get smaller in a straight line, from ``2 * eps`` (``eps`` for
+            ``"l1"``) at the first step towards 0 after the last. The first steps, as long as those of APGD (Croce and
+            Hein 2020, arXiv:2003.01690, and 2021, arXiv:2103.01208), go anywhere in the ball; the last ones settle.
     """
     if alpha is not None:
         return (alpha,) * steps

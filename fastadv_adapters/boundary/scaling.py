@@ -41,8 +41,8 @@ class GradientStats(NamedTuple):
         samples: samples in them.
         nonfinite: samples whose gradient had an infinite or NaN entry. After a pass in half precision on a
             CPU they were run again in full precision; else, and if that did not help, such entries came back as 0.
-        zero: samples whose gradient came back as all zero though finite. High without harm in attacks that want nothing
-            more of a sample once it is adversarial, as C&W, whose loss is a hinge.
+        zero: samples whose gradient came back as all zero though finite. A high number does no harm in attacks that
+            want nothing more of a sample once it is adversarial, such as C&W with its hinge loss.
         nonfinite_logits: samples with an infinite or NaN output, in forward passes with and without gradient.
     """
 

@@ -36,16 +36,18 @@ _watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
 
 @contextmanager
 def watch_gradients() -> Iterator[Watch]:
-    """Watch the backward passes of all forwards made inside the block (the passes themselves may come later).
+    """Watch the backward passes of all forward passes that are made inside the block, also those that come later.
 
-    All those passes must have the same number of samples, else the backward pass raises. So put your own passes inside,
-    and no attack that leaves samples out as it goes (early stop, AutoAttack, or ``SafePGD``, which attacks some samples
-    again). Nothing waits for the device.
+    All of them must have the same number of samples. So do not run an attack inside that drops samples (early stop,
+    AutoAttack), or that attacks some again (``SafePGD``). Nothing waits for the device.
 
     Yields:
         An object whose ``spoilt`` is None before the first backward pass, and then a bool tensor (N,), True for samples
         with an infinite or NaN entry in the gradient of any of the passes. After a pass in half
         precision on a CPU these are the samples that full precision, in which they are run again, does not mend.
+
+    Raises:
+        ValueError: in a backward pass with another number of samples than those before.
     """
     watch = Watch()
     token = _watches.set((*_watches.get(), watch))

@@ -1,10 +1,10 @@
 """My model, measured: whether the fast one is faster and faithful, and what a pass keeps for the backward pass.
 
-``comparing`` makes an attack (``attacking``), with the budget that it has (``budgets``), on the plain model and on fast
-ones, in turn (``timing``), and looks how near gradients are to float64 (``fidelity``) and how many bytes they keep
-(``memory``). Each way is a ``row`` of the ``result``, which is shown as a table (``showing``), drawn (``drawing``) and
-written whole (``writing``). ``device`` describes what it ran on, ``progress`` tells what is being done. The benchmarks
-use the same clock.
+``comparing`` runs an attack (``attacking``), with the budget that it has (``budgets``), on a batch (``data``): on the
+plain model, which is left as it was (``leaving``), and on fast ones, in turn (``timing``). It looks how near gradients
+are to float64 (``fidelity``) and how many bytes they keep (``memory``). Each way is a ``row`` of the ``result``, which
+is shown as a table (``showing``), drawn (``drawing``) and written whole (``writing``). ``device`` describes what it ran
+on, ``progress`` tells what is being done. The benchmarks use the same clock.
 """
 
 from .attacking import refuse_class

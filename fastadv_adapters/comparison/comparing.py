@@ -58,22 +58,22 @@ def compare(
     """Measure on your model whether the fast one is faster, and whether it may be trusted.
 
     The attack runs on the plain model, on the fast one with default options, and on fast ones in each dtype that the
-    device has in hardware; in turn, from the same random start; the first attack of each way is not among the times.
-    What is to be recommended is measured against the plain model once more. ::
+    device has in hardware; in turn, from the same random start, the first attack of each way untimed. What is to be
+    recommended is measured once more. ::
 
         found = compare(model, images, labels, attack=torchattacks.PGD(model))
         found.print()
         fast = model if found.recommended is None else FastAttackModel(model, **found.recommended)
 
-    The model is left as it was, its gradients and buffers included, and so are the global random generators.
+    The model is left as it was, gradients and buffers included; so are the global random generators.
 
     Args:
         model: a plain module that returns logits (N, C). It is attacked in eval mode.
         x: shape (N, ...), floating, within ``bounds``, on the model's device; one batch, attacked as a whole.
         y: labels, shape (N,), integers below C; None for the model's own predictions.
         attack: a torchattacks attack on ``model`` (a copy of the attack is run; yours stays as it is), a foolbox
-            attack, a callable ``(model, x, y) -> adversarial``, or None for PGD with ten steps (Madry et al. 2018,
-            arXiv:1706.06083).
+            attack, a callable ``(model, x, y) -> adversarial``, or None for PGD (Madry et al. 2018, arXiv:1706.06083)
+            in ``norm``: cross entropy, a random start, ten steps of ``eps / 4``.
         eps: budget in units of ``x``. None: the attack's own; 8/255 for PGD and foolbox attacks, which take any.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``: of the budget, and of distances. None: the attack's own, or ``"linf"``.
         bounds: the least and the largest value of ``x``; PGD and foolbox attacks are given them too.
@@ -85,9 +85,9 @@ def compare(
         A :class:`Comparison`.
 
     Raises:
-        TypeError: a model that is no module, an attack that is none or a class, inputs of another kind.
-        ValueError: inputs or labels out of range, a model that does not return logits or cannot be wrapped, an attack
-            on another model, or with another eps or norm.
+        TypeError: ``model`` is no module; x or y is of another kind; ``attack`` is none, a class or a ``SafePGD``,
+            which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
+        ValueError: values out of range, no logits, a model that cannot be wrapped, an attack on another model.
     """
     accept_model(model)
     refuse_class(attack, "attack")

@@ -28,9 +28,9 @@ class BytesKept(NamedTuple):
 
     Attributes:
         total: bytes per sample.
-        by_layer: class of a layer -> bytes per sample, the largest first. They add up to ``total``: memory that
-            several layers keep counts for the first that does, and what a model's own forward computes outside its
-            layers for the class of that model (or block).
+        by_layer: class of a layer -> bytes per sample, the largest first. They add up to ``total``. Memory that several
+            layers keep is counted once, for the first of them. What a module's own ``forward`` computes between its
+            layers is counted for the class of that module.
     """
 
     total: float
@@ -52,7 +52,8 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
     Args:
         model: a plain module, with parameters that require gradients or not, or a ``FastAttackModel``, whose fast
             network is measured (brought up to date first, as before any forward pass).
-        *args: what the model takes; the first a floating-point tensor (N, ...) on the model's device, with N > 0.
+        *args: what the model takes, on its device; N is the length of the first floating-point tensor among it, at
+            least 1.
         **kwargs: likewise.
 
     Returns:

@@ -25,8 +25,8 @@ class Comparison:
         reference: dtype of the gradients that cosines and signs are taken with: float64 if the model and the device can
             compute in it, else that of the images.
         setting: eps (None if neither the call nor the attack says it), norm, bounds, repeats.
-        device: where it ran.
-        versions: of what ran.
+        device: a mapping with type, name, capability and threads of the device (on CUDA memory, libraries and driver).
+        versions: name of a package -> its version as text, and that of Python.
         notes: what to know beside the numbers: a budget, labels or outputs that are seldom meant.
     """
 

@@ -53,7 +53,8 @@ class Row:
         cosines: of each gradient with the reference's, -1 to 1; 0 for a gradient of zeros, NaN for one not finite.
         signs: mean share of the entries with the reference's sign, 0 to 1.
         zero: samples whose gradient is all 0.
-        spoilt: samples whose gradient or logits are infinite or NaN.
+        spoilt: samples whose gradient or logits have infinite or NaN entries. (Elsewhere *spoilt* is about gradients
+            alone.)
         lost: samples whose gradient is all 0 or not finite, though the plain model's is neither. (More than what is
             called lost elsewhere, which is about infinite and NaN entries alone.)
         robust_accuracy: after this attack, judged by the plain model, 0 to 1.

@@ -48,9 +48,12 @@ def evaluate(
         data: a ``DataLoader``, a ``Dataset``, a pair of tensors ``(x, y)`` or an iterable of such pairs, which is read
             once. Images are floating and within ``bounds``, labels integers. A loader's data set is read in the order
             of its indices, so shuffling changes nothing, ``limit`` included.
-        attacks: ``"quick"``, ``"strong"`` or ``"standard"`` (AutoAttack); or a list of these, of names
-            (``"apgd-t"``; ``"safe-pgd[-LOSS][-STEPS][xSTARTS]"``, as ``"safe-pgd-ce-50x2"``), of torchattacks, foolbox
-            and ``SafePGD`` objects, and of callables ``(model, x, y)`` or ``(x, y)`` that return candidates.
+        attacks: one of these, or a list: a preset, ``"quick"``, ``"strong"`` or ``"standard"`` (AutoAttack); a name
+            (``"safe-pgd[-LOSS][-STEPS][xSTARTS]"`` with LOSS ``auto``, ``ce``, ``margin`` or ``dlr``, 50 steps and one
+            start if these are left out; ``"safe-pgd-targeted[-STEPS]"``; ``"apgd-ce"``, ``"apgd-dlr"``, ``"apgd-t"``,
+            ``"fab"``, ``"fab-t"``, ``"square"``); an attack of torchattacks or foolbox; a ``SafePGD`` with the same
+            ``eps``, ``norm`` and ``bounds``; a callable that returns candidates: ``(model, x, y)``, which is given the
+            fast model, or ``(x, y)``.
         eps: the budget, in units of x and of the norm; or several, for a curve. Attacks of torchattacks and callables
             keep their own: images outside of eps do not count as broken, and the report says how many there are.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
@@ -59,11 +62,11 @@ def evaluate(
             rounding alone; attacks of other libraries draw random numbers for a batch.
         output: a folder for all that is found, None for memory; several processes need one.
         resume: whether to go on with what is in the folder; False if it has to be new.
-        progress: whether to show a bar, or lines if the output is no terminal.
+        progress: whether to show a bar, or lines if the output is no terminal or ``rich`` is missing.
         seed: of all random numbers, at least 0.
         limit: how many samples to take, the first ones; None for all.
         options: of ``FastAttackModel``, if ``model`` is plain. ``decisions`` and ``logits_dtype``, if given, replace
-            what each attack would get; ``SafePGD`` keeps its own.
+            what each attack would get; ``SafePGD`` sets them itself.
         callback: is given each row once it is written, by the process that found it.
 
     Returns:
@@ -72,6 +75,7 @@ def evaluate(
     Raises:
         TypeError, ValueError: an argument or a sample is not as described, or the folder holds another evaluation.
         OSError: the folder cannot be written to, or is full.
+        ImportError: AutoAttack without the extra ``autoattack``, or ``output`` without the extra ``evaluate``.
     """
     given = (model, data, attacks, eps, norm, bounds, batch_size, output, resume, progress, seed, limit)
     return _carried_out(Asked(*given, options, callback))

@@ -60,12 +60,14 @@ class RobustAccuracy(Metric):
     last ``reset()``, over all processes. The plain model, in eval mode, judges.
 
     Args:
-        model: the plain model, or a :class:`~fastadv_adapters.FastAttackModel`; it may be trained in between. It is no
-            submodule: ``to()`` and ``state_dict()`` of the metric leave it alone, and copies of the metric share it.
+        model: the plain model, which is wrapped with the default options, or a
+            :class:`~fastadv_adapters.FastAttackModel`; it may be trained in between. It is no submodule: ``to()`` and
+            ``state_dict()`` of the metric leave it alone, and copies of the metric share it.
         eps: the budget, in units of x and of the norm.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         bounds: the least and the largest value of an input.
-        steps: of SafePGD, which stops early.
+        steps: gradient steps of ``SafePGD``, which runs with ``early_stop=True``. Its random starts come from PyTorch's
+            global generator.
         attack: in the place of SafePGD, called as ``attack(x, y)``; its budget is its own. (A function that encloses a
             model is not copied with the metric: give an object.)
         seed: of random numbers that the model may draw.

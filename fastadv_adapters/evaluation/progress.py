@@ -1,5 +1,6 @@
-"""How far an evaluation is: one bar, or plain lines where the output is no terminal."""
+"""How far an evaluation is: one bar, or plain lines if the output is no terminal or there is no rich."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -7,7 +8,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from ..modules import need
 from .sharing import Count
 
 EVERY = 10.0
@@ -53,7 +53,7 @@ class Progress:
         if self._show and self._before == self._total:
             sys.stderr.write(f"evaluate: already finished; report read from {self._source}\n")
             self._show = False  # there is nothing else to tell
-        if self._show and sys.stderr.isatty():
+        if self._show and sys.stderr.isatty() and importlib.util.find_spec("rich"):
             self._bar = self._made()
             self.update(Count(0, 0, 0))
             self._bar.start()
@@ -93,7 +93,7 @@ class Progress:
         return f"{rate:.1f} samples/s{rest}"
 
     def _made(self) -> Any:
-        rich, console = need("rich.progress", extra="evaluate"), need("rich.console", extra="evaluate")
+        rich, console = importlib.import_module("rich.progress"), importlib.import_module("rich.console")
         columns = [
             rich.TextColumn("evaluate"),
             rich.BarColumn(),

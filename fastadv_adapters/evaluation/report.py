@@ -38,7 +38,8 @@ class Report:
     Attributes:
         header: settings, versions, attacks, and who model and data are.
         samples: a row per sample, in order of the index.
-        images: gives the adversarials that are kept by index, with the clean image if that is kept too.
+        images: a function without arguments that returns index -> (adversarial, clean image or None); see
+            :meth:`adversarials`.
         findings: of audits that failed on the way.
     """
 
@@ -174,21 +175,34 @@ class Report:
         return {**found, "header": self.header, "samples": [row.as_dict() for row in self.samples]}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is known but the images; the file is replaced as a whole."""
+        """Write all that is known but the images; the file is replaced as a whole.
+
+        Raises:
+            OSError: it cannot be written to.
+        """
         text = json.dumps(self.as_dict(), indent=1) + "\n"
         write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw accuracy attack by attack, passes per sample, and robust accuracy against eps if there are several."""
+        """Draw accuracy attack by attack, passes per sample, and robust accuracy against eps if there are several.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: the ending of ``path`` names no format.
+            OSError: it cannot be written to.
+        """
         draw_report(self.by_attack, self.curve, self.samples, path)
 
     def triples(self, path: str | os.PathLike[str], n: int = 8) -> None:
-        """Draw clean image, perturbation and adversarial of the first ``n`` broken samples whose images are kept.
+        """Draw clean image, perturbation and adversarial of the first ``n`` broken samples.
 
-        Each has a row, which tells its class, the class after the attack, and what broke it.
+        They are taken from the first 64 samples of the data, whose clean images are kept. Each has a row, which tells
+        its class, the class after the attack, and what broke it.
 
         Raises:
-            ValueError: there is none, or images are no images.
+            ImportError: matplotlib is not installed.
+            ValueError: there is none, images are no images, or the ending of ``path`` names no format.
+            OSError: it cannot be written to.
         """
         images = self.images()
         rows = {row.index: row for row in self.samples}

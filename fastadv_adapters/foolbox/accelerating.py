@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 AttackT = TypeVar("AttackT", bound=Attack)
-# Attacks on a cross entropy, which does not saturate in float64. Others may fail on float64 logits, by dtype errors of
-# their own or of the attack that they begin with, and the losses of C&W, FMN and EAD do not saturate.
+# Attacks on a cross entropy, which saturates far later in float64. Others may fail on float64 logits, by dtype errors
+# of their own or of the attack that they begin with, and the losses of C&W, FMN and EAD do not saturate.
 FLOAT64 = ("BaseGradientDescent", "DDNAttack")
 
 
@@ -36,8 +36,8 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
     and wrappers stay. The attack gets a view of the copy that suits it, unless ``options`` say otherwise:
     ``decisions="exact"`` if it reads decisions off gradient passes (every ``MinimizationAttack``) or compares their
     logits with clean ones (``VirtualAdversarialAttack``); gradients in full precision for ``EADAttack``, which
-    amplifies rounding, unless you give ``decisions`` yourself; and float64 logits, which do not saturate, for foolbox's
-    own gradient descent and DDN.
+    amplifies rounding, unless you give ``"exact"`` or ``"fast"``; and float64 logits, in which a cross entropy
+    saturates far later, for foolbox's own gradient descent and DDN (not on mps, which has no float64).
 
     Args:
         attack: a foolbox attack; it stays as it is. (Called on a model that is fast already, the new one leaves that

@@ -25,7 +25,7 @@ class FastPyTorchModel(foolbox.PyTorchModel):
 
     Args:
         model: a plain ``nn.Module``, or a :class:`~fastadv_adapters.FastAttackModel`.
-        bounds: smallest and largest value of an input.
+        bounds: smallest and largest value of an input: two numbers, or foolbox's ``Bounds``.
         device: the model's device, or None for the device that it is on. (``foolbox.PyTorchModel`` moves the model
             it is given; a fast model leaves it where it is.)
         preprocessing: ``dict(mean=..., std=..., axis=..., flip_axis=...)`` as in foolbox.
@@ -35,6 +35,7 @@ class FastPyTorchModel(foolbox.PyTorchModel):
         fast: the fast model, with ``update()``, ``summary()`` and ``gradient_stats``.
 
     Raises:
+        TypeError: ``bounds`` are not two numbers, ``model`` is no ``nn.Module``, or an unknown option.
         ValueError: reversed bounds, another device than the model's, options for a model that is fast already.
     """
 

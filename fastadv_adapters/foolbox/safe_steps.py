@@ -26,7 +26,8 @@ class _SafeSteps(BaseGradientDescent):
     classes only: for other targets (clean probabilities, soft labels, embeddings) use ``SafePGD`` itself.
 
     Works on any foolbox model of a PyTorch model. On a :class:`~fastadv_adapters.foolbox.FastPyTorchModel`, samples
-    whose gradient was not finite in some step are attacked once more in full precision.
+    whose gradient was not finite in some step, and that are not adversarial yet, are attacked once more in full
+    precision.
     """
 
     def __call__(self, model: Model, inputs: Any, criterion: Any, *, epsilons: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
@@ -99,45 +100,57 @@ def _subset(criterion: Criterion, index: ep.Tensor) -> Criterion:
 
 
 class SafeLinfPGD(_SafeSteps, foolbox.attacks.LinfProjectedGradientDescentAttack):
-    """foolbox's ``LinfPGD`` in L-infinity, along gradients that neither vanish nor depend on the scale of the logits.
+    """foolbox's ``LinfPGD`` with the default loss of :class:`fastadv_adapters.SafePGD`.
 
-    The loss is the default one of :class:`fastadv_adapters.SafePGD`. Entries of a gradient that are not finite count
-    as 0; on a fast model such samples are attacked once more in full precision. Called as every foolbox attack, it
-    raises TypeError or ValueError for inputs, labels or budgets that cannot be attacked.
+    The gradient of that loss neither vanishes nor depends on the scale of the logits. Entries of a gradient that
+    are not finite become 0. On a fast model a sample that this happened to, and that is not adversarial yet, is
+    attacked once more in full precision (on a processor only if it was not mended at once). As in foolbox all steps
+    have one size, and the last iterate is returned.
+
+    Calling it raises TypeError or ValueError for inputs, labels, budgets or a criterion that it cannot attack; criteria
+    are labels, ``Misclassification`` and ``TargetedMisclassification``.
 
     Args:
         rel_stepsize: the size of a step relative to epsilon.
-        abs_stepsize: the same in units of the input, in its place.
+        abs_stepsize: the size of a step in units of the input; replaces ``rel_stepsize``.
         steps: how many gradient steps.
         random_start: whether to begin at a random point of the ball.
     """
 
 
 class SafeL2PGD(_SafeSteps, foolbox.attacks.L2ProjectedGradientDescentAttack):
-    """foolbox's ``L2PGD`` in L2, along gradients that neither vanish nor depend on the scale of the logits.
+    """foolbox's ``L2PGD`` with the default loss of :class:`fastadv_adapters.SafePGD`.
 
-    The loss is the default one of :class:`fastadv_adapters.SafePGD`. Entries of a gradient that are not finite count
-    as 0; on a fast model such samples are attacked once more in full precision. Called as every foolbox attack, it
-    raises TypeError or ValueError for inputs, labels or budgets that cannot be attacked.
+    The gradient of that loss neither vanishes nor depends on the scale of the logits. Entries of a gradient that
+    are not finite become 0. On a fast model a sample that this happened to, and that is not adversarial yet, is
+    attacked once more in full precision (on a processor only if it was not mended at once). As in foolbox all steps
+    have one size, and the last iterate is returned.
+
+    Calling it raises TypeError or ValueError for inputs, labels, budgets or a criterion that it cannot attack; criteria
+    are labels, ``Misclassification`` and ``TargetedMisclassification``.
 
     Args:
         rel_stepsize: the size of a step relative to epsilon.
-        abs_stepsize: the same in units of the input, in its place.
+        abs_stepsize: the size of a step in units of the input; replaces ``rel_stepsize``.
         steps: how many gradient steps.
         random_start: whether to begin at a random point of the ball.
     """
 
 
 class SafeL1PGD(_SafeSteps, foolbox.attacks.L1ProjectedGradientDescentAttack):
-    """foolbox's ``L1PGD`` in L1, along gradients that neither vanish nor depend on the scale of the logits.
+    """foolbox's ``L1PGD`` with the default loss of :class:`fastadv_adapters.SafePGD`.
 
-    The loss is the default one of :class:`fastadv_adapters.SafePGD`. Entries of a gradient that are not finite count
-    as 0; on a fast model such samples are attacked once more in full precision. Called as every foolbox attack, it
-    raises TypeError or ValueError for inputs, labels or budgets that cannot be attacked.
+    The gradient of that loss neither vanishes nor depends on the scale of the logits. Entries of a gradient that
+    are not finite become 0. On a fast model a sample that this happened to, and that is not adversarial yet, is
+    attacked once more in full precision (on a processor only if it was not mended at once). As in foolbox all steps
+    have one size, and the last iterate is returned.
+
+    Calling it raises TypeError or ValueError for inputs, labels, budgets or a criterion that it cannot attack; criteria
+    are labels, ``Misclassification`` and ``TargetedMisclassification``.
 
     Args:
         rel_stepsize: the size of a step relative to epsilon.
-        abs_stepsize: the same in units of the input, in its place.
+        abs_stepsize: the size of a step in units of the input; replaces ``rel_stepsize``.
         steps: how many gradient steps.
         random_start: whether to begin at a random point of the ball.
     """

@@ -16,7 +16,7 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
 
     Running statistics are neither used nor moved, and all else is as in eval mode (no dropout). Samples see each other,
     so what an attack finds depends on the batch, and one scale serves a call: the fast model warns of that
-    (``docs/reliability.md#samples-coupled``). For training only: what is deployed, and judged, is the model itself.
+    (``samples-coupled``). For training only: what is deployed, and judged, is the model itself.
 
     Args:
         model: any ``nn.Module`` that a fast model could be made of; on its device already.

@@ -12,12 +12,13 @@ class FastAttackWarning(UserWarning):
     """The fast model could not do all that was asked of it, and says what it does instead.
 
     After most warnings results are right as far as self-check and audit can tell; something is slower than it could be,
-    or one scale serves the whole call. Four are different. ``mixed-modes``: the fast model computes the eval-mode
-    function, which the model as it is does not. ``budget-units``: the budget that ``SafePGD`` was given is doubtful.
-    ``old-weights``: results before it were those of old weights. ``audit-failed``: gradients since the audit before it
-    may have been too coarse.
+    or one scale serves the whole call. Four are different. After ``mixed-modes`` the fast model computes the eval-mode
+    function, and the model as it is does not. After ``budget-units`` the budget given to ``SafePGD`` is doubtful.
+    Before ``old-weights`` results were those of old weights. Before ``audit-failed``, back to the audit before it,
+    gradients may have been too coarse.
 
-    Each text ends with the anchor in ``docs/reliability.md`` that tells when it is given and what to do.
+    Each text ends with the name of its section on the page "Warnings and limits", which tells when it is given and what
+    to do.
     """
 
 

@@ -6,6 +6,11 @@
 when it is audited (``inputs``); ``auditing`` judges half precision by real gradients (``audit``). ``mending`` runs
 samples that a pass has lost again, ``curing`` calls that raised. ``freshness`` notices changes of
 the model; ``remarks`` are what is said.
+
+``judging`` answers passes without gradient by a folded network, unless ``steadiness`` finds that the model jumps, keeps
+a state or draws. ``paying`` says which precision pays. Of an audit, ``audited`` is the side of the networks,
+``differences`` looks at single logits, ``drawing`` at random models, ``overflowing`` at outputs that overflow;
+``glimpse`` is a look that nobody waits for.
 """
 
 from .curing import cured

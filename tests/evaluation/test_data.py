@@ -115,6 +115,15 @@ def test_progress_counts_what_is_on_its_way_as_standing(
     assert "60.0 % robust" in shown.getvalue()  # of ten that have begun four are broken
 
 
+def test_a_terminal_without_rich_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with Progress(20, 4, 1, show=True) as progress:
+        progress.update(Count(begun=6, finished=3, broken=3), last=True)
+    assert shown.getvalue().startswith("evaluate: 7/20 samples, 60.0 % robust, ")
+
+
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
 def test_progress_tells_the_pace_of_this_call(kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
     """What was finished before cost it no time, and samples that come at once do not make it fast."""

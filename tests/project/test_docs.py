@@ -288,7 +288,7 @@ def test_the_figures_of_the_readme_are_measured() -> None:
     assert f"{gains(older, 'float32')} times faster, {gains(older, 'float32', foolbox=True)} with foolbox" in readme
     assert f"{networks['vit']['ours-eager-bfloat16']['ratio_to_plain']:.1f} times faster in bfloat16" in readme
     slower = older["vit"]["ours-eager-float32"]["ratio_to_plain"]
-    assert f"[without](docs/benchmarks/bench-avx2.md): {slower:.2f} times" in readme
+    assert f"[AMD without AVX512](docs/benchmarks/bench-avx2.md): {slower:.2f} times" in readme
 
 
 def test_the_strength_of_safepgd_is_measured() -> None:
