@@ -63,7 +63,9 @@ def zero_shot(clip: SmallClip) -> ZeroShot:
     """The classifier.
 
     With open_clip: `clip, _, preprocess = open_clip.create_model_and_transforms(...)`, and as texts
-    `clip.encode_text(open_clip.get_tokenizer(...)([f"a photo of a {name}" for name in names]))`.
+    `clip.encode_text(open_clip.get_tokenizer(...)([f"a photo of a {name}" for name in names]))`. Its `logit_scale` is a
+    logarithm: the scale is `clip.logit_scale.exp().item()`. Its `preprocess` ends with the normalisation: leave that
+    out, and put it in front of the encoder.
     """
     return ZeroShot(clip, clip.encode_text(torch.arange(10)), scale=clip.logit_scale)
 

@@ -2,9 +2,9 @@
 
 Brown et al. 2017, https://arxiv.org/abs/1712.09665, in a loop of one's own. One small patch is optimised so that it
 breaks as many images as possible, wherever it is put. The loop is as for a plain model: put the patch in, run the
-model, `backward()`, step. One line changes: the loop runs a `FastAttackModel`, whose gradient at the images goes on to
-the patch. Its weights are frozen, so no gradients of weights are computed. `logits_dtype=torch.float64` keeps the cross
-entropy of images that the model is sure of from saturating.
+model, `backward()`, step. Two lines change: a `FastAttackModel` is made, and the loop runs it. Its gradient at the
+images goes on to the patch. Its weights are frozen, so no gradients of weights are computed.
+`logits_dtype=torch.float64` keeps the cross entropy of images that the model is sure of from saturating.
 """
 
 import torch

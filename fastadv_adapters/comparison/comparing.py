@@ -85,8 +85,8 @@ def compare(
         A :class:`Comparison`.
 
     Raises:
-        TypeError: ``model`` is no module; x or y is of another kind; ``attack`` is none, a class or a ``SafePGD``,
-            which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
+        TypeError: ``model`` is no module; x or y is of another kind; ``attack`` is no attack, but a class or a
+            ``SafePGD``, which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
         ValueError: values out of range, no logits, a model that cannot be wrapped, an attack on another model.
     """
     accept_model(model)
