@@ -7,7 +7,7 @@ enters half precision: at these layers' outputs, which are samples even where th
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,13 +64,16 @@ class _Open:
     passed: int = 0
 
 
-@contextmanager
-def ends_of(ends: Ends | None, device: str, *, cut: bool = False) -> Iterator[Cuts]:
+def ends_of(ends: Ends | None, device: str, *, cut: bool = False) -> AbstractContextManager[Cuts]:
     """Run the network inside, with half precision ending there, and with ``cut`` its graph in two parts."""
-    cuts = Cuts([], [])
     if ends is None and getattr(_here, "open", None) is None:
-        yield cuts
-        return
+        return nullcontext(Cuts([], []))
+    return _ending(ends, device, cut=cut)
+
+
+@contextmanager
+def _ending(ends: Ends | None, device: str, *, cut: bool) -> Iterator[Cuts]:
+    cuts = Cuts([], [])
     before, autocast = getattr(_here, "open", None), torch.is_autocast_enabled(device)
     _here.open = None if ends is None else _Open(ends, cuts if cut and ends.cut else None, device)
     try:

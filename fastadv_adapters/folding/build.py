@@ -9,7 +9,7 @@ https://arxiv.org/abs/1712.05877, section 3.2).
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,9 +92,12 @@ class Folded:
                     if isinstance(refresh, CopyTensor) and refresh.ours is part._parameters:
                         refresh.widen()
 
-    @contextmanager
-    def balanced(self) -> Iterator[None]:
+    def balanced(self) -> AbstractContextManager[None]:
         """Run the network inside; raises UnbalancedFoldError if a fold was not right for this run."""
+        return self._weighed() if self.balances else nullcontext()
+
+    @contextmanager
+    def _weighed(self) -> Iterator[None]:
         for balance in self.balances.values():
             balance.more = 0
         yield

@@ -1,6 +1,7 @@
 """Which attack of a library is asking: a model is called without being told, and the stack of calls knows."""
 
 import sys
+from functools import lru_cache
 from types import FrameType
 from typing import Any, Literal
 
@@ -54,14 +55,22 @@ def read_by_caller() -> Literal["", "decisions", "gradients"]:
     found: Literal["", "decisions", "gradients"] = ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        library = module.split(".")[0]
-        if frame.f_code.co_name in _ENTRANCES and library in READERS:
+        holds = _holds(frame.f_globals.get("__name__", ""))
+        if holds == "classes" and frame.f_code.co_name in _ENTRANCES:
             attack = frame.f_locals.get("self")
             if needs_exact_gradients(attack):
                 return "gradients"
             found = "decisions" if reads_decisions(attack) else found
-        elif module.startswith(_FUNCTIONS) and module.removeprefix(_FUNCTIONS) not in _FIXED_BUDGET:
+        elif holds == "functions":
             found = "decisions"
         frame = frame.f_back
     return found
+
+
+@lru_cache(maxsize=1024)  # a stack has many frames of few modules
+def _holds(module: str) -> Literal["", "classes", "functions"]:
+    """What a module with this name may hold: classes of attacks, or functions that minimise a perturbation."""
+    if module.split(".")[0] in READERS:
+        return "classes"
+    minimises = module.startswith(_FUNCTIONS) and module.removeprefix(_FUNCTIONS) not in _FIXED_BUDGET
+    return "functions" if minimises else ""

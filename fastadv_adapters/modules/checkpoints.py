@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -60,19 +60,18 @@ _OURS: dict[str, Any] = {_REENTRANT: _StandIn, _OTHER: _other}
 _theirs: dict[str, Any] = {name: vars(checkpoint)[name] for name in _OURS}
 
 
-@contextmanager
-def without_reentrant_checkpoints() -> Iterator[None]:
+def without_reentrant_checkpoints() -> AbstractContextManager[None]:
     """Inside, checkpoints of this thread keep what they keep otherwise, but may be differentiated in any way.
 
     PyTorch refuses ``autograd.grad`` through a reentrant checkpoint, since gradients of parameters would be lost.
     Networks behind a boundary have no such gradients.
     """
-    if _here.inside:
-        yield
-        return
-    if torch.compiler.is_compiling():  # the compiler knows both kinds, and no threads
-        yield
-        return
+    # The compiler knows both kinds, and no threads.
+    return nullcontext() if _here.inside or torch.compiler.is_compiling() else _ours_here()
+
+
+@contextmanager
+def _ours_here() -> Iterator[None]:
     mark = _Mark()
     try:
         _here.mark = weakref.ref(mark)

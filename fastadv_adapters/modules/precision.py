@@ -1,7 +1,7 @@
 """Which dtype and memory format on which device, and which weights are cast to it ahead of time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,11 +60,12 @@ class Precision:
         """The dtype of everything that autocast does not lower, inputs included."""
         return torch.float32 if self.half else self.dtype
 
-    @contextmanager
-    def context(self) -> Iterator[None]:
+    def context(self) -> AbstractContextManager[None]:
         """Autocast as the fast network needs it; an autocast region of the caller's is switched off or replaced."""
-        with autocast(self.device.type, self.dtype if self.half else None), without_reentrant_checkpoints():
-            yield
+        device, dtype = self.device.type, self.dtype if self.half else None
+        if dtype is None and not torch.is_autocast_enabled(device):
+            return without_reentrant_checkpoints()
+        return _lowered(device, dtype)
 
     def dtype_for(self, tensor: Tensor, *, cast_ahead: bool = False) -> torch.dtype:
         """The dtype in which the fast network keeps a tensor of the wrapped model."""
@@ -88,15 +89,22 @@ class Precision:
 
 
 @contextmanager
-def autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+def _lowered(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    with autocast(device, dtype), without_reentrant_checkpoints():
+        yield
+
+
+def autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager[None]:
     """Autocast to ``dtype`` inside, or none at all: what ``torch.autocast`` does, in a fraction of its time.
 
     Its cache is off: it holds casts of leaves that require a gradient, and here no weight does.
     """
+    return nullcontext() if dtype is None and not torch.is_autocast_enabled(device) else _set_autocast(device, dtype)
+
+
+@contextmanager
+def _set_autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
     enabled = torch.is_autocast_enabled(device)
-    if dtype is None and not enabled:
-        yield
-        return
     before, cache = torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled()
     try:
         if dtype is not None:
