@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,9 +15,9 @@ from fastadv_adapters.networks import pair
 from tests.support.engines import use_engine
 from tests.support.own_process import put_last, pytest_pyfunc_call  # noqa: F401  # pytest finds the hook here
 from tests.support.tools import fingerprint
+from tests.support.uncounted import is_uncounted
 from tests.support.watch import Watch
 
-PROJECT = Path(__file__).parent / "project"
 # foolbox has numba compile for half a minute what runs for seconds here; read when numba is imported.
 os.environ.setdefault("NUMBA_OPT", "0")
 # The models are tiny, and the runner uses a process per core.
@@ -43,10 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     put_last(items)
-    for item in items:  # what they run in the package runs elsewhere too
-        is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
-        if is_property or item.path.is_relative_to(PROJECT):
-            item.add_marker(pytest.mark.uncounted)
+    for item in filter(is_uncounted, items):
+        item.add_marker(pytest.mark.uncounted)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

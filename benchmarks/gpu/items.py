@@ -51,7 +51,7 @@ class Items:
     @property
     def cases(self) -> list[Case]:
         """The networks for items that take long: in a rehearsal one of each kind."""
-        return [case for case in cases(self.size) if not self.tiny or case.key in ("resnet18", "vit")]
+        return [case for case in cases(self.size) if not self.tiny or case.key in ("wrn", "vit")]
 
     def add(self, key: str, work: Callable[[], Mapping[str, Any]], *, need: float = 5.0) -> None:
         """Try an item and write what it finds, or why it finds nothing.

@@ -118,11 +118,7 @@ def test_no_minimum_norm_attack_is_left_out() -> None:
     assert found == {*GRADIENT, *SEARCHES, *SAME_BUT_FOR_THE_SOLVER}
 
 
-# numba's compiler takes twice its time if lines are counted.
-COMPILED = {"L2BrendelBethgeAttack": pytest.mark.uncounted}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=COMPILED.get(name, ())) for name in GRADIENT])
+@pytest.mark.parametrize("name", GRADIENT)
 def test_as_strong_by_default_as_on_the_plain_model(name: str, problem: Problem, plain: Any) -> None:
     norm, settings = GRADIENT[name]
     sizes = problem.sizes(problem.attack(name, settings, plain), norm)
