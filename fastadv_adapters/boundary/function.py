@@ -17,7 +17,8 @@ from .packing import Packed
 from .run import Run, Tape
 from .watching import current_watches
 
-Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled, Sequence[Tensor]], Pulled]
+Outputs = Callable[[], Sequence[Tensor]]
+Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled, Outputs], Pulled]
 
 
 @dataclass
@@ -57,10 +58,12 @@ class Call:
         """The model's output without gradients, from the twin or from the fast run."""
         return _with_tensors((self.twin if exact else self.fast).values(tensors, self.crossing)).tree()
 
-    def record(self, tensors: Sequence[Tensor], needs: list[bool]) -> Tape:
-        """Run the fast network with a graph of its own."""
-        crossing = replace(self.crossing, counts_outputs=False) if self.exact_values else self.crossing
-        tape = self.fast.record(tensors, needs, crossing)
+    def record(self, tensors: Sequence[Tensor], needs: list[bool], *, counts: bool = True) -> Tape:
+        """Run the fast network with a graph of its own; ``counts`` its outputs, if they are handed out."""
+        counts = counts and not self.exact_values
+        tape = self.fast.record(
+            tensors, needs, self.crossing if counts else replace(self.crossing, counts_outputs=False)
+        )
         _with_tensors(tape.output)
         return tape
 
@@ -92,6 +95,7 @@ class Boundary(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Not the same objects: they refer to this node, which would keep itself and all activations alive.
         handed_out = tuple(o.detach() for o in output.tensors)
+        ctx.versions = [o._version for o in tape.output.tensors]
         ctx.mark_non_differentiable(*(h for h, d in zip(handed_out, tape.differentiable, strict=True) if not d))
         return handed_out
 
@@ -116,7 +120,7 @@ class Boundary(torch.autograd.Function):
             tape: Tape | None = ctx.tape
             keep = _graph_is_kept()
             ctx.tape = tape if keep else None
-            return None, *_pull(call, tape, tensors, needs, grads, keep=keep)
+            return None, *_pull(call, tape, tensors, needs, grads, keep=keep, versions=ctx.versions)
 
 
 def _graph_is_kept() -> bool:
@@ -138,14 +142,23 @@ def _pull(
     grads: Sequence[Tensor | None],
     *,
     keep: bool,
+    versions: list[int],
 ) -> Iterator[Tensor | None]:
     """One backward pass of the fast network; the forward pass is run again where its tape is gone or overwritten."""
     pulled = tape.pull(grads, keep=keep) if tape is not None else None
     while tape is None or pulled is None:
         tape = call.record(tensors, needs)
+        versions = [o._version for o in tape.output.tensors]
         pulled = tape.pull(grads, keep=False)
     if call.audit is not None:
-        pulled = call.audit(tensors, needs, grads, pulled, tape.output.tensors)
+        outputs = tape.output.tensors
+
+        def given() -> Sequence[Tensor]:
+            """The outputs; run again if the caller has written into what was handed out, such as -inf for a class."""
+            same = [o._version for o in outputs] == versions
+            return outputs if same else call.record(tensors, needs, counts=False).output.tensors
+
+        pulled = call.audit(tensors, needs, grads, pulled, given)
     if pulled.spoilt is not None:
         entries = sum(g.numel() for g in pulled.gradients)
         call.crossing.state.count_pass(samples=pulled.spoilt.numel(), entries=entries)

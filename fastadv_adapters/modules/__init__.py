@@ -19,7 +19,7 @@ from .answers import accept_answer
 from .axes import lacking_axis, lone_image, refused
 from .batch_statistics import with_batch_statistics
 from .callers import needs_exact_gradients, read_by_caller, reads_decisions
-from .checkpoints import without_reentrant_checkpoints
+from .checkpoints import unhooked, without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of
 from .copying import alias, clone, copy_module, in_one_block, tensors_in, thaw
 from .extras import need
@@ -124,6 +124,7 @@ __all__ = [
     "tensors_in",
     "tensors_in_containers",
     "thaw",
+    "unhooked",
     "widen",
     "with_batch_statistics",
     "without_anomaly_mode",

@@ -1,4 +1,4 @@
-"""Reentrant checkpoints, which allow no ``autograd.grad``, run as the other kind inside a network's own runs."""
+"""Checkpoints: reentrant ones run as the other kind inside a network's own runs, and trial runs are hidden from all."""
 
 import threading
 import weakref
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import checkpoint
 
 
@@ -58,6 +59,12 @@ def _other(function: Any, *args: Any, **kwargs: Any) -> Any:
 _REENTRANT, _OTHER = "CheckpointFunction", "_checkpoint_without_reentrant_generator"
 _OURS: dict[str, Any] = {_REENTRANT: _StandIn, _OTHER: _other}
 _theirs: dict[str, Any] = {name: vars(checkpoint)[name] for name in _OURS}
+
+
+def unhooked() -> AbstractContextManager[Any]:
+    """For runs that are no part of the caller's graph: a checkpoint around the call counts tensors that are saved."""
+    enabled = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", lambda: True)()
+    return saved_tensors_hooks(lambda saved: saved, lambda saved: saved) if enabled else nullcontext()
 
 
 def without_reentrant_checkpoints() -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -78,7 +78,7 @@ class Audited(ABC):
         needs: Sequence[bool],
         grads: Gradients,
         pulled: Pulled,
-        outputs: Sequence[Tensor],
+        outputs: Callable[[], Sequence[Tensor]],
     ) -> Pulled:
         """What a backward pass hands out: its gradients, after an audit if one is due, with lost samples mended.
 
@@ -94,10 +94,10 @@ class Audited(ABC):
         if schedule.is_due(self.updates, asks, self.source, inputs) or doubts:
             auditor = self._auditor(kind, arguments, crossing, first=first)
             if _is_never_to_wait(self.precision.device) and not (first or doubts):
-                kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs)
+                kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs())
                 return pulled
             try:
-                pulled = auditor(tensors, needs, grads, pulled, outputs)
+                pulled = auditor(tensors, needs, grads, pulled, outputs())
             finally:  # it may have run out of memory
                 if auditor.idle:
                     schedule.forget(asks)
@@ -111,7 +111,7 @@ class Audited(ABC):
         count = 0 if lost is None else int(lost.sum())
         if kind.loses_more(count, self.updates) and lost is not None:
             twin = self.twin.engine.bind(arguments)
-            pulled = Mender(twin, crossing, tensors, needs, grads, outputs)(pulled, lost)
+            pulled = Mender(twin, crossing, tensors, needs, grads, outputs())(pulled, lost)
             kind.beyond = int((cast(Tensor, pulled.spoilt) & lost).sum())
         return pulled
 

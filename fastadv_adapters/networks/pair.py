@@ -12,7 +12,7 @@ from torch import nn
 from ..boundary import START, STEP, Engine, Packed, state_on
 from ..engines import EagerEngine
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import EngineName, RunBy, device_of, number_of_samples, refuse_unfit, resolve
+from ..modules import EngineName, RunBy, device_of, number_of_samples, refuse_unfit, resolve, unhooked
 from ..modules.transforms import outside_of_transforms
 from . import remarks
 from .audited import Audited
@@ -224,7 +224,7 @@ class Networks(BuiltLater, Audited):
 
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: how large are its products, and does it write into the twin's parameters?"""
-        with self._lock:
+        with self._lock, unhooked():
             if self.looked:
                 return
             asked = (few(arguments.tensors, needs), arguments.tensors)  # it may take batches of one size only
@@ -246,7 +246,7 @@ class Networks(BuiltLater, Audited):
         samples = number_of_samples(arguments.tensors)
         if samples == 0 or self._is_known(key, samples):
             return
-        with self._lock, torch.inference_mode(False):
+        with self._lock, torch.inference_mode(False), unhooked():
             if self._is_known(key, samples):
                 return
             if not self.choice.knows(arguments.tensors):  # what was run before had other shapes, and no gradient

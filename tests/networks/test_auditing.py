@@ -1,6 +1,7 @@
 """The audit: what it catches, what it leaves alone, how often it is made, and what it costs."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -487,6 +488,34 @@ def test_a_sample_that_full_precision_does_not_bear_hides_nothing() -> None:
     found = audit.look(problem, [wrong])
     assert found.cosine == pytest.approx(1 / 3)
     assert not found.good
+
+
+def left_out(logits: Tensor) -> Tensor:
+    logits[:, 5:] = -torch.inf
+    return logits
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "left-out": left_out,
+    "temperature": lambda logits: logits.div_(0.05),
+    "shifted": lambda logits: logits.sub_(logits.amax(1, keepdim=True).detach()),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_what_the_caller_writes_into_the_outputs_is_not_taken_for_theirs(dtype: torch.dtype, name: str) -> None:
+    """Also with several passes on the way: an update for old weights would have broken the backward pass."""
+    net, (x, y) = attackable_net(), batch(16)
+    write, y = WRITES[name], y % 5
+    fast = FastAttackModel(net, dtype=dtype)
+
+    def twice(model: nn.Module) -> Tensor:
+        return input_gradient(lambda images: write(model(images)) + write(model(images.flip(3))), x, y)
+
+    assert (cosine(twice(fast), twice(net)) > 0.95).all()
+    assert fast.dtype == dtype
+    assert fast.gradient_stats.nonfinite_logits == 0
 
 
 def test_an_audit_leaves_no_trace() -> None:
