@@ -13,6 +13,8 @@ COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 SHARED = 0.25  # of logits: without the part that all share, they are so much smaller
 FAR_BELOW = 3  # times the largest of the others, in size
 
+FEW = 3  # entries of an output: attacks that look at single logits ask for fewer, which may be small beside the others
+
 OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
 FAR = 0.07  # likewise; benchmarks/precision/outputs.py shows what attacks lose below and above
 
@@ -170,7 +172,8 @@ def off_for_loss(
     """By how much outputs are off for the loss that the gradients at them come from; see :func:`farthest`.
 
     A loss that compares logits does not see a part that all of them share. If that is most of them, it hides in their
-    size how far off their differences are: so these are looked at, too.
+    size how far off their differences are: so these are looked at, too. So are the entries that the loss depends on, if
+    there are others: boxes in pixels beside logits, say.
 
     Args:
         found: outputs.
@@ -181,6 +184,8 @@ def off_for_loss(
     sizes, spreads = usual[: len(exact)], usual[len(exact) :] or [0.0] * len(exact)
     off = [farthest(found, exact, sizes)]
     for ours, theirs, grad, spread in zip(found, exact, grads, spreads, strict=True):
+        if (heard := _heard(theirs, grad)) is not None:
+            off.append(float(off_by(rows(ours)[:, heard], rows(theirs)[:, heard])))
         if _are_logits(theirs) and balanced([grad])[0]:
             counted = theirs.isfinite() & ~_left_out(theirs)
             own, differences = _differences(ours, counted), _differences(theirs, counted)
@@ -188,6 +193,14 @@ def off_for_loss(
             if bool(sizes_of_these.median() < SHARED * _apart(theirs, theirs)[1].median()):
                 off.append(float(off_by(own, differences, spread)))
     return max(off)
+
+
+def _heard(values: Tensor, grad: Tensor | None) -> Tensor | None:
+    """The entries of a sample in which the loss of one sample or another moves, bool; None if these are few, or all."""
+    if grad is None or not values.is_floating_point() or values.ndim < 2 or not values.numel():
+        return None
+    heard = (rows(grad) != 0).any(0)
+    return heard if FEW <= int(heard.sum()) < len(heard) else None
 
 
 def _are_logits(values: Tensor) -> bool:

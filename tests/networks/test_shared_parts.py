@@ -68,3 +68,15 @@ def test_only_a_loss_that_compares_logits_asks_for_differences_and_a_border_is_n
     found = torch.cat([off, torch.full((2, 1), -torch.inf)], 1)
     grads = torch.cat([balanced, torch.zeros(2, 1)], 1)
     assert off_for_loss([found], [left_out], [grads], usual_sizes([left_out])) == pytest.approx(0.5)
+
+
+def test_boxes_in_pixels_hide_no_logits_that_are_far_off() -> None:
+    """The loss of the logits alone, of all entries, and of one logit each, which may be small beside the others."""
+    torch.manual_seed(0)
+    boxes, logits = 640 * torch.rand(8, 4), torch.randn(8, 10)
+    exact, found = torch.cat([boxes, logits], 1), torch.cat([boxes, logits + 0.2], 1)
+    of_logits = torch.cat([torch.zeros(8, 4), torch.randn(8, 10)], 1)
+    single = torch.zeros(8, 14).index_fill(1, torch.tensor([6]), 1.0)
+    assert off_for_loss([found], [exact], [of_logits]) > 0.07
+    assert off_for_loss([found], [exact], [torch.ones(8, 14)]) < 0.01
+    assert off_for_loss([found], [exact], [single]) < 0.01
