@@ -85,7 +85,8 @@ class Audited(ABC):
         Called for every pass in half precision.
         """
         schedule, on_host = kind.schedule, crossing.state.lost is not None
-        asks = (crossing.logits_dtype, *(g is not None for g in grads), *(balanced(grads) if on_host else ()))
+        told = (*balanced(grads), *kind.heard.parts(grads)) if on_host else ()
+        asks = (crossing.logits_dtype, *(g is not None for g in grads), *told)
         first, doubts = schedule.is_first(asks), kind.has_doubts()
         doubts |= schedule.is_losing(self._lost_since(crossing.state.lost), curable=crossing.can_overflow)
         if not all(g.numel() for g in pulled.gradients):

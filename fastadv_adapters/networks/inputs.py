@@ -1,6 +1,7 @@
 """Whether what comes in is of another kind than at the last audit: inputs, or the gradients of another loss."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ _FEWEST, _IMAGES = 4, 8
 _SHIFT = 0.75  # in standard deviations; of 8 natural images each the means differ by a third of that
 _RATIO = 2.0
 _BALANCED = 0.01  # of a sample's absolute sum
+_LEAST, _MOST = 3, 4096  # entries: a loss on single logits reads others for each sample, and maps would take long
+_PARTS = 8  # of one output are told apart
 
 
 class Glance(NamedTuple):
@@ -41,6 +44,51 @@ def balanced(grads: Sequence[Tensor | None]) -> tuple[bool, ...]:
     and tells nothing of what a cross entropy will ask for. It waits for the device.
     """
     return tuple(g is not None and g.ndim > 1 and g.numel() > 0 and _sums_to_zero(_few(g.detach())) for g in grads)
+
+
+class Heard:
+    """Which entries of each output losses have read: logits of one task, say, in a row that holds two."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[frozenset[int]]] = {}
+        self._last: dict[int, int] = {}
+
+    def parts(self, grads: Sequence[Tensor | None]) -> tuple[int, ...]:
+        """For the gradient at each output a number, equal if mostly the same entries are read. It waits for the device.
+
+        A gradient that does not tell, as one at other logits for each sample, has the number of the one before it.
+        """
+        return tuple(-1 if grad is None else self._number(place, grad.detach()) for place, grad in enumerate(grads))
+
+    def _number(self, place: int, grad: Tensor) -> int:
+        read = _read_by_all(grad)
+        if len(read) >= _LEAST:
+            known = self._known.setdefault(place, [])
+            found = next((number for number, other in enumerate(known) if _overlap(read, other)), len(known))
+            if found == len(known) < _PARTS:
+                known.append(read)
+            self._last[place] = min(found, _PARTS - 1)
+        return self._last.get(place, -1)
+
+
+def _read_by_all(grad: Tensor) -> frozenset[int]:
+    """Which entries have a gradient in all of a few samples that have any; numbers in Python, which are fast if few."""
+    if grad.ndim != 2 or grad.shape[1] > _MOST:
+        return frozenset()
+    samples: list[list[float]] = _few(grad).tolist()
+    if not any(0.0 in sample for sample in samples):
+        return _all_of(grad.shape[1])
+    unfinished = [sample for sample in samples if any(sample)]
+    return frozenset(place for place, entries in enumerate(zip(*unfinished, strict=True)) if all(entries))
+
+
+@lru_cache(maxsize=16)
+def _all_of(entries: int) -> frozenset[int]:
+    return frozenset(range(entries))
+
+
+def _overlap(one: frozenset[int], other: frozenset[int]) -> bool:
+    return one == other or 2 * len(one & other) > len(one | other)
 
 
 def _sums_to_zero(grads: Tensor) -> bool:

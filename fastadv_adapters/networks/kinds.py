@@ -8,6 +8,7 @@ import torch
 
 from ..boundary import Crossing, LossScale, Packed, Rows, State
 from .glimpse import Glimpse
+from .inputs import Heard
 from .schedule import Schedule
 
 MOST_KINDS = 64
@@ -39,6 +40,7 @@ class Kind:
         glimpse: what the last audit has found, if nobody has read it yet.
         usual: how large each output was in the first audit.
         beyond: how many samples full precision could not mend either, when that was last tried.
+        heard: which entries of its outputs losses have read.
     """
 
     dtype: torch.dtype
@@ -51,6 +53,7 @@ class Kind:
     glimpse: Glimpse | None = None
     usual: list[float] = field(default_factory=list)
     beyond: int = 0
+    heard: Heard = field(default_factory=Heard)
     _tried_at: int = field(default=0, init=False)
     _crossings: dict[Any, Crossing] = field(default_factory=dict, init=False)
 

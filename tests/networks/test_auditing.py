@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -222,6 +223,31 @@ def test_a_verdict_belongs_to_its_kind_of_call() -> None:
             warnings.simplefilter("ignore" if not safe else "error")
             torch.autograd.grad(fast(leaf, safe=safe).logsumexp(1).sum(), leaf)
     assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16, torch.float32]
+
+
+class TwoTasks(nn.Module):
+    """Logits of two tasks in one row; half precision serves the second one badly, and the first one is larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = Cancels()
+        self.first = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([300 * self.first(x.flatten(1)), self.second(x)], 1)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_loss_on_another_part_of_the_same_output_is_audited(dtype: torch.dtype) -> None:
+    net, (x, y) = TwoTasks().eval(), images()
+    fast = FastAttackModel(net, dtype=dtype)
+    for _ in range(2):
+        input_gradient(fast, x, y, lambda logits, y: F.cross_entropy(logits[:, :10], y))
+    assert fast.dtype == dtype
+    of_second = partial(input_gradient, x=x, y=y, loss=lambda logits, y: F.cross_entropy(logits[:, 10:], y))
+    with pytest.warns(FastAttackWarning, match="audit-failed"):
+        found = of_second(fast)
+    assert (cosine(found, of_second(net)) > 0.97).all()  # float32 rounds, too
 
 
 class Noisy(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
-from fastadv_adapters.networks.inputs import are_others, balanced, glance_at
+from fastadv_adapters.networks.inputs import Heard, are_others, balanced, glance_at
 from fastadv_adapters.networks.schedule import Schedule
 from tests.networks.test_losing import Angles, bright_from
 from tests.networks.test_shared_parts import SharedPart
@@ -74,3 +74,22 @@ def test_which_losses_are_balanced() -> None:
         for other in LOSSES.values():
             assert balanced(torch.autograd.grad(other(logits), logits, retain_graph=True)) == (False,)
     assert balanced([None, torch.ones(4), torch.ones(4, 0)]) == (False, False, False)
+
+
+def test_parts_of_an_output_are_told_apart_by_what_all_samples_read() -> None:
+    """A loss on single logits reads others for each sample, and tells nothing; nor do samples that are finished."""
+    heard = Heard()
+    first, second, both, single = torch.zeros(4, 8, 20).unbind()
+    first[:, :10], second[:, 10:], both[:] = 1.0, 1.0, 1.0
+    single[torch.arange(8), torch.arange(8)], single[:, 19] = 1.0, -1.0
+    finished = first.index_fill(0, torch.arange(5), 0.0)
+    nearly = first.clone()
+    nearly[:, 9] = 0.0
+    passes = [first, finished, nearly, single, second, single, both, first, torch.zeros(8, 20)]
+    assert [heard.parts([one, None]) for one in passes] == [(n, -1) for n in (0, 0, 0, 0, 1, 1, 2, 0, 0)]
+
+
+def test_no_more_parts_are_told_apart_than_audits_may_cost() -> None:
+    heard = Heard()
+    of_three = [(torch.arange(60) // 3 == i).float().expand(4, 60) for i in range(20)]
+    assert [heard.parts([one])[0] for one in of_three] == [*range(7), *[7] * 13]
