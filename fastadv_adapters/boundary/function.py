@@ -17,8 +17,7 @@ from .packing import Packed
 from .run import Run, Tape
 from .watching import current_watches
 
-Outputs = Callable[[], Sequence[Tensor]]
-Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled, Outputs], Pulled]
+Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled, Sequence[Tensor] | None], Pulled]
 
 
 @dataclass
@@ -32,7 +31,8 @@ class Call:
         crossing: what is done with outputs and gradients.
         is_current: whether the fast network's weights are still those of the forward pass.
         twin_is_current: whether the twin's are, which may be the wrapped model's own.
-        audit: looks at each backward pass, and may put better gradients in the place of its own.
+        audit: looks at each backward pass, and may put better gradients in the place of its own. It is given the
+            outputs; None if the caller has written into them.
     """
 
     fast: Run
@@ -58,12 +58,10 @@ class Call:
         """The model's output without gradients, from the twin or from the fast run."""
         return _with_tensors((self.twin if exact else self.fast).values(tensors, self.crossing)).tree()
 
-    def record(self, tensors: Sequence[Tensor], needs: list[bool], *, counts: bool = True) -> Tape:
-        """Run the fast network with a graph of its own; ``counts`` its outputs, if they are handed out."""
-        counts = counts and not self.exact_values
-        tape = self.fast.record(
-            tensors, needs, self.crossing if counts else replace(self.crossing, counts_outputs=False)
-        )
+    def record(self, tensors: Sequence[Tensor], needs: list[bool]) -> Tape:
+        """Run the fast network with a graph of its own."""
+        crossing = replace(self.crossing, counts_outputs=False) if self.exact_values else self.crossing
+        tape = self.fast.record(tensors, needs, crossing)
         _with_tensors(tape.output)
         return tape
 
@@ -152,13 +150,8 @@ def _pull(
         pulled = tape.pull(grads, keep=False)
     if call.audit is not None:
         outputs = tape.output.tensors
-
-        def given() -> Sequence[Tensor]:
-            """The outputs; run again if the caller has written into what was handed out, such as -inf for a class."""
-            same = [o._version for o in outputs] == versions
-            return outputs if same else call.record(tensors, needs, counts=False).output.tensors
-
-        pulled = call.audit(tensors, needs, grads, pulled, given)
+        written_into = [o._version for o in outputs] != versions  # -inf for a class to be left out, say
+        pulled = call.audit(tensors, needs, grads, pulled, None if written_into else outputs)
     if pulled.spoilt is not None:
         entries = sum(g.numel() for g in pulled.gradients)
         call.crossing.state.count_pass(samples=pulled.spoilt.numel(), entries=entries)

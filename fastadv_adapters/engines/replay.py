@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boundary import Crossing, Packed, Pulled, Tape, UnbalancedFoldError
-from ..modules import Precision, first_line, is_out_of_memory, random_state_kept
+from ..modules import Precision, first_line, is_out_of_memory, random_state_kept, unhooked
 from .compiled import CompileEngine, GiveUp
 from .eager import EagerEngine, EagerRun
 from .recording import Recorder, Recording
@@ -193,6 +193,7 @@ class ReplayRun(EagerRun):
                 random_state_kept(device),
                 memory_kept(engine.network),
                 refuse_what_changes(engine.network),
+                unhooked(),
             ):
                 runner = engine.recorded(compiled=compiled)
                 run = runner.bind(self._arguments.holding([]))  # without the first batch, and what it came from

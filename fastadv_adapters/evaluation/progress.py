@@ -1,9 +1,10 @@
 """How far an evaluation is: one bar, or plain lines if the output is no terminal or there is no rich."""
 
-import importlib.util
+import importlib
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -53,8 +54,10 @@ class Progress:
         if self._show and self._before == self._total:
             sys.stderr.write(f"evaluate: already finished; report read from {self._source}\n")
             self._show = False  # there is nothing else to tell
-        if self._show and sys.stderr.isatty() and importlib.util.find_spec("rich"):
-            self._bar = self._made()
+        if self._show and sys.stderr.isatty():
+            with suppress(ImportError):
+                self._bar = self._made()
+        if self._bar is not None:
             self.update(Count(0, 0, 0))
             self._bar.start()
         return self

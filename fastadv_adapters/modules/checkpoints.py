@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 from torch.utils import checkpoint
 
 
@@ -63,8 +64,22 @@ _theirs: dict[str, Any] = {name: vars(checkpoint)[name] for name in _OURS}
 
 def unhooked() -> AbstractContextManager[Any]:
     """For runs that are no part of the caller's graph: a checkpoint around the call counts tensors that are saved."""
-    enabled = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", lambda: True)()
-    return saved_tensors_hooks(lambda saved: saved, lambda saved: saved) if enabled else nullcontext()
+    try:
+        with disable_saved_tensors_hooks("asked whether there are any"):
+            return nullcontext()  # torch.func refuses to run where there are, and PyTorch checks no versions there
+    except RuntimeError:
+        return saved_tensors_hooks(_pack, _unpack)
+
+
+def _pack(saved: Tensor) -> tuple[Tensor, int]:
+    return saved.detach(), saved._version  # the tensor itself would hold the node that holds it
+
+
+def _unpack(packed: tuple[Tensor, int]) -> Tensor:
+    saved, version = packed
+    if saved._version != version:
+        raise RuntimeError("a tensor that the backward pass needs was changed in place")
+    return saved
 
 
 def without_reentrant_checkpoints() -> AbstractContextManager[None]:
@@ -84,9 +99,7 @@ def _ours_here() -> Iterator[None]:
         _here.mark = weakref.ref(mark)
         with _lock:
             for name, ours in _OURS.items():
-                if (
-                    found := vars(checkpoint)[name]
-                ) is not ours:  # PyTorch's own, or what another library has put there
+                if (found := vars(checkpoint)[name]) is not ours:  # PyTorch's own, or what another library put there
                     _theirs[name] = found
             _marks.add(mark)
             vars(checkpoint).update(_OURS)

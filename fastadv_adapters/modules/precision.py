@@ -90,7 +90,7 @@ class Precision:
 
 @contextmanager
 def _lowered(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    with autocast(device, dtype), without_reentrant_checkpoints():
+    with _set_autocast(device, dtype), without_reentrant_checkpoints():
         yield
 
 

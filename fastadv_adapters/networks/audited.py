@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..boundary import Crossing, Packed, Pulled
 from ..folding import Trace
-from ..modules import HALF, Precision, is_in_hardware, notify, number_of_samples
+from ..modules import HALF, Precision, is_in_hardware, notify, number_of_samples, random_state_kept, unhooked
 from . import remarks
 from .audit import Finding, Gradients
 from .auditing import Auditor
@@ -78,27 +78,29 @@ class Audited(ABC):
         needs: Sequence[bool],
         grads: Gradients,
         pulled: Pulled,
-        outputs: Callable[[], Sequence[Tensor]],
+        outputs: Sequence[Tensor] | None,
     ) -> Pulled:
         """What a backward pass hands out: its gradients, after an audit if one is due, with lost samples mended.
 
         Called for every pass in half precision.
         """
         schedule, on_host = kind.schedule, crossing.state.lost is not None
-        told = (*balanced(grads), *kind.heard.parts(grads)) if on_host else ()
+        told = (*balanced(grads), *kind.heard.numbers(grads)) if on_host else ()
         asks = (crossing.logits_dtype, *(g is not None for g in grads), *told)
         first, doubts = schedule.is_first(asks), kind.has_doubts()
         doubts |= schedule.is_losing(self._lost_since(crossing.state.lost), curable=crossing.can_overflow)
         if not all(g.numel() for g in pulled.gradients):
             return pulled
         inputs = glance_at(tensors, needs) if on_host else ()
+        given = partial(self._given_for, kind, arguments, crossing, tensors, outputs)
         if schedule.is_due(self.updates, asks, self.source, inputs) or doubts:
             auditor = self._auditor(kind, arguments, crossing, first=first)
             if _is_never_to_wait(self.precision.device) and not (first or doubts):
-                kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, outputs())
+                kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, given())
                 return pulled
             try:
-                pulled = auditor(tensors, needs, grads, pulled, outputs())
+                with unhooked():
+                    pulled = auditor(tensors, needs, grads, pulled, given())
             finally:  # it may have run out of memory
                 if auditor.idle:
                     schedule.forget(asks)
@@ -112,9 +114,25 @@ class Audited(ABC):
         count = 0 if lost is None else int(lost.sum())
         if kind.loses_more(count, self.updates) and lost is not None:
             twin = self.twin.engine.bind(arguments)
-            pulled = Mender(twin, crossing, tensors, needs, grads, outputs())(pulled, lost)
+            with unhooked():
+                pulled = Mender(twin, crossing, tensors, needs, grads, given())(pulled, lost)
             kind.beyond = int((cast(Tensor, pulled.spoilt) & lost).sum())
         return pulled
+
+    def _given_for(
+        self,
+        kind: Kind,
+        arguments: Packed,
+        crossing: Crossing,
+        tensors: Sequence[Tensor],
+        outputs: Sequence[Tensor] | None,
+    ) -> Sequence[Tensor]:
+        """The outputs of a pass; made again, and so others of a random model, if the caller has written into them."""
+        if outputs is not None:
+            return outputs
+        run = self.network_in(kind.dtype).eager().bind(arguments)
+        with random_state_kept(self.precision.device):
+            return run.values(tensors, replace(crossing, counts_outputs=False)).tensors
 
     def _auditor(self, kind: Kind, arguments: Packed, crossing: Crossing, *, first: bool) -> Auditor:
         return Auditor(

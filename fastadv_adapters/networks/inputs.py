@@ -1,7 +1,6 @@
 """Whether what comes in is of another kind than at the last audit: inputs, or the gradients of another loss."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,8 +10,8 @@ _FEWEST, _IMAGES = 4, 8
 _SHIFT = 0.75  # in standard deviations; of 8 natural images each the means differ by a third of that
 _RATIO = 2.0
 _BALANCED = 0.01  # of a sample's absolute sum
-_LEAST, _MOST = 3, 4096  # entries: a loss on single logits reads others for each sample, and maps would take long
-_PARTS = 8  # of one output are told apart
+_NEARLY = 0.75  # of the entries that two losses read between them
+_SPANS = 8  # of one output are told apart, so that no more audits come of them
 
 
 class Glance(NamedTuple):
@@ -47,48 +46,42 @@ def balanced(grads: Sequence[Tensor | None]) -> tuple[bool, ...]:
 
 
 class Heard:
-    """Which entries of each output losses have read: logits of one task, say, in a row that holds two."""
+    """Between which entries of each output losses read: logits of one task, say, in a row that holds two."""
 
     def __init__(self) -> None:
-        self._known: dict[int, list[frozenset[int]]] = {}
+        self._known: dict[int, list[tuple[int, int]]] = {}
         self._last: dict[int, int] = {}
 
-    def parts(self, grads: Sequence[Tensor | None]) -> tuple[int, ...]:
-        """For the gradient at each output a number, equal if mostly the same entries are read. It waits for the device.
+    def numbers(self, grads: Sequence[Tensor | None]) -> tuple[int, ...]:
+        """For the gradient at each output a number, equal if nearly the same entries are read. It waits for the device.
 
-        A gradient that does not tell, as one at other logits for each sample, has the number of the one before it.
+        A gradient that does not tell has the number of the one before it.
         """
         return tuple(-1 if grad is None else self._number(place, grad.detach()) for place, grad in enumerate(grads))
 
     def _number(self, place: int, grad: Tensor) -> int:
-        read = _read_by_all(grad)
-        if len(read) >= _LEAST:
+        if (span := _span(grad)) is not None:
             known = self._known.setdefault(place, [])
-            found = next((number for number, other in enumerate(known) if _overlap(read, other)), len(known))
-            if found == len(known) < _PARTS:
-                known.append(read)
-            self._last[place] = min(found, _PARTS - 1)
+            found = next((number for number, other in enumerate(known) if _are_near(span, other)), len(known))
+            if found == len(known) < _SPANS:
+                known.append(span)
+            self._last[place] = min(found, _SPANS - 1)
         return self._last.get(place, -1)
 
 
-def _read_by_all(grad: Tensor) -> frozenset[int]:
-    """Which entries have a gradient in all of a few samples that have any; numbers in Python, which are fast if few."""
-    if grad.ndim != 2 or grad.shape[1] > _MOST:
-        return frozenset()
-    samples: list[list[float]] = _few(grad).tolist()
-    if not any(0.0 in sample for sample in samples):
-        return _all_of(grad.shape[1])
-    unfinished = [sample for sample in samples if any(sample)]
-    return frozenset(place for place, entries in enumerate(zip(*unfinished, strict=True)) if all(entries))
+def _span(grad: Tensor) -> tuple[int, int] | None:
+    """From which entry of a row to which there is a gradient in any sample; None if that is chance, or a single one."""
+    if grad.ndim not in (2, 3) or len(grad) < _IMAGES:
+        return None
+    samples: list[int] = grad.flatten(0, -2).count_nonzero(0).tolist()
+    first = next((place for place, count in enumerate(samples) if count), len(samples))
+    last = next((place for place in range(len(samples) - 1, first, -1) if samples[place]), first)
+    return (first, last + 1) if last > first else None
 
 
-@lru_cache(maxsize=16)
-def _all_of(entries: int) -> frozenset[int]:
-    return frozenset(range(entries))
-
-
-def _overlap(one: frozenset[int], other: frozenset[int]) -> bool:
-    return one == other or 2 * len(one & other) > len(one | other)
+def _are_near(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    shared = min(one[1], other[1]) - max(one[0], other[0])
+    return shared >= _NEARLY * (max(one[1], other[1]) - min(one[0], other[0]))
 
 
 def _sums_to_zero(grads: Tensor) -> bool:

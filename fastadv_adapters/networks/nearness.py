@@ -13,7 +13,7 @@ COSINE_ABOVE = 0.99  # ReLUs flip on rounding; a wrong fold shows far below
 SHARED = 0.25  # of logits: without the part that all share, they are so much smaller
 FAR_BELOW = 3  # times the largest of the others, in size
 
-FEW = 3  # entries of an output: attacks that look at single logits ask for fewer, which may be small beside the others
+FEW = 2  # entries of a sample: attacks that look at single logits read one, which may be small beside the others
 
 OLD = 0.03  # of a sample's largest output; half precision is ten times nearer
 FAR = 0.07  # likewise; benchmarks/precision/outputs.py shows what attacks lose below and above
@@ -184,8 +184,10 @@ def off_for_loss(
     sizes, spreads = usual[: len(exact)], usual[len(exact) :] or [0.0] * len(exact)
     off = [farthest(found, exact, sizes)]
     for ours, theirs, grad, spread in zip(found, exact, grads, spreads, strict=True):
-        if (heard := _heard(theirs, grad)) is not None:
-            off.append(float(off_by(rows(ours)[:, heard], rows(theirs)[:, heard])))
+        if (read := _read(theirs, grad)) is not None:
+            some = read.any(1)
+            own, alone = (rows(values)[some].where(read[some], 0.0) for values in (ours.detach(), theirs))
+            off.append(float(off_by(own, alone)))
         if _are_logits(theirs) and balanced([grad])[0]:
             counted = theirs.isfinite() & ~_left_out(theirs)
             own, differences = _differences(ours, counted), _differences(theirs, counted)
@@ -195,12 +197,14 @@ def off_for_loss(
     return max(off)
 
 
-def _heard(values: Tensor, grad: Tensor | None) -> Tensor | None:
-    """The entries of a sample in which the loss of one sample or another moves, bool; None if these are few, or all."""
+def _read(values: Tensor, grad: Tensor | None) -> Tensor | None:
+    """In which entries of each sample the loss moves, bool (N, entries); None if these are single ones, or all."""
     if grad is None or not values.is_floating_point() or values.ndim < 2 or not values.numel():
         return None
-    heard = (rows(grad) != 0).any(0)
-    return heard if FEW <= int(heard.sum()) < len(heard) else None
+    read = rows(grad) != 0
+    counts = read.sum(1)
+    counts = counts[counts > 0]
+    return read if len(counts) and FEW <= int(counts.median()) < read.shape[1] else None
 
 
 def _are_logits(values: Tensor) -> bool:

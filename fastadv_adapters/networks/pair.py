@@ -224,7 +224,7 @@ class Networks(BuiltLater, Audited):
 
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: how large are its products, and does it write into the twin's parameters?"""
-        with self._lock, unhooked():
+        with self._lock:
             if self.looked:
                 return
             asked = (few(arguments.tensors, needs), arguments.tensors)  # it may take batches of one size only

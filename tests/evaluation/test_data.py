@@ -118,7 +118,7 @@ def test_progress_counts_what_is_on_its_way_as_standing(
 def test_a_terminal_without_rich_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
-    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
     with Progress(20, 4, 1, show=True) as progress:
         progress.update(Count(begun=6, finished=3, broken=3), last=True)
     assert shown.getvalue().startswith("evaluate: 7/20 samples, 60.0 % robust, ")

@@ -237,17 +237,27 @@ class TwoTasks(nn.Module):
         return torch.cat([300 * self.first(x.flatten(1)), self.second(x)], 1)
 
 
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    own = F.one_hot(y, 10).bool()
+    return (logits.masked_fill(own, -torch.inf).amax(1) - logits[own]).sum()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_a_loss_on_another_part_of_the_same_output_is_audited(dtype: torch.dtype) -> None:
+def test_a_loss_on_another_part_of_the_same_output_is_audited(dtype: torch.dtype, loss: Any) -> None:
     net, (x, y) = TwoTasks().eval(), images()
     fast = FastAttackModel(net, dtype=dtype)
     for _ in range(2):
-        input_gradient(fast, x, y, lambda logits, y: F.cross_entropy(logits[:, :10], y))
+        input_gradient(fast, x, y, lambda logits, y: loss(logits[:, :10], y))
     assert fast.dtype == dtype
-    of_second = partial(input_gradient, x=x, y=y, loss=lambda logits, y: F.cross_entropy(logits[:, 10:], y))
+    of_second = partial(input_gradient, x=x, y=y, loss=lambda logits, y: loss(logits[:, 10:], y))
     with pytest.warns(FastAttackWarning, match="audit-failed"):
-        found = of_second(fast)
-    assert (cosine(found, of_second(net)) > 0.97).all()  # float32 rounds, too
+        of_second(fast)  # a margin of logits that were off may be that of other classes
+    assert (cosine(of_second(fast), of_second(net)) > 0.97).all()  # float32 rounds, too
 
 
 class Noisy(nn.Module):
@@ -541,7 +551,6 @@ def test_what_the_caller_writes_into_the_outputs_is_not_taken_for_theirs(dtype: 
 
     assert (cosine(twice(fast), twice(net)) > 0.95).all()
     assert fast.dtype == dtype
-    assert fast.gradient_stats.nonfinite_logits == 0
 
 
 def test_an_audit_leaves_no_trace() -> None:

@@ -1,5 +1,7 @@
 """What another library has put in the place of PyTorch's checkpoints stays there, and is what runs."""
 
+import gc
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -46,9 +48,10 @@ def test_a_fast_model_may_be_checkpointed_from_its_first_call_on(dtype: torch.dt
     assert (cosine(gradient(), exact) > 0.99).all()
 
 
-def test_tensors_of_the_self_check_are_not_offloaded() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_tensors_of_the_self_check_and_the_audit_are_not_offloaded(dtype: torch.dtype) -> None:
     net, (x, y) = attackable_net(), batch(8)
-    fast, packed = FastAttackModel(net, dtype=torch.float32), list[int]()
+    fast, packed = FastAttackModel(net, dtype=dtype), list[int]()
 
     def pack(saved: Tensor) -> Tensor:
         packed[-1] += 1
@@ -59,3 +62,36 @@ def test_tensors_of_the_self_check_are_not_offloaded() -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
             input_gradient(fast, x, y)
     assert packed[0] == packed[1] > 0
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_the_self_check_leaves_no_tensor_behind(hooked: bool) -> None:
+    """An operator that saves its output would keep it, and all that it came from, if a hook packed it as it is."""
+    net, (x, y) = attackable_net(), batch(8)
+    counts = []
+    for _ in range(3):
+        hooks = torch.autograd.graph.save_on_cpu() if hooked else nullcontext()
+        with hooks:
+            input_gradient(FastAttackModel(net, dtype=torch.bfloat16), x, y)
+        gc.collect()
+        counts.append(sum(isinstance(thing, Tensor) for thing in gc.get_objects()))
+    assert counts[1] == counts[2]
+
+
+class Energy(nn.Module):
+    """Logits beside the gradient of an energy, by a transform that PyTorch refuses under hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = attackable_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = torch.func.grad(lambda image: self.net(image).logsumexp(1).sum())(x)
+        logits: Tensor = self.net(x - 0.1 * score)
+        return logits
+
+
+def test_a_model_with_a_transform_inside_runs() -> None:
+    net, (x, y) = Energy().eval(), batch(8)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(net, x, y)) > 0.999).all()

@@ -76,20 +76,19 @@ def test_which_losses_are_balanced() -> None:
     assert balanced([None, torch.ones(4), torch.ones(4, 0)]) == (False, False, False)
 
 
-def test_parts_of_an_output_are_told_apart_by_what_all_samples_read() -> None:
-    """A loss on single logits reads others for each sample, and tells nothing; nor do samples that are finished."""
-    heard = Heard()
-    first, second, both, single = torch.zeros(4, 8, 20).unbind()
-    first[:, :10], second[:, 10:], both[:] = 1.0, 1.0, 1.0
-    single[torch.arange(8), torch.arange(8)], single[:, 19] = 1.0, -1.0
+def test_losses_on_other_entries_of_an_output_are_told_apart() -> None:
+    """Whether each sample reads all entries of a task or two of them; single ones and small batches tell nothing."""
+    heard, rows = Heard(), torch.arange(8)
+    first, second, both, margin, single = torch.zeros(5, 8, 20).unbind()
+    first[:, :10], second[:, 10:], both[:], single[:, 12] = 1.0, 1.0, 1.0, 1.0
+    margin[rows, 10 + rows], margin[rows, 19] = 1.0, -1.0
+    anchors = second.expand(8, 4, 8, 20)[0]
     finished = first.index_fill(0, torch.arange(5), 0.0)
-    nearly = first.clone()
-    nearly[:, 9] = 0.0
-    passes = [first, finished, nearly, single, second, single, both, first, torch.zeros(8, 20)]
-    assert [heard.parts([one, None]) for one in passes] == [(n, -1) for n in (0, 0, 0, 0, 1, 1, 2, 0, 0)]
+    passes = [first, finished, single, second, margin, anchors, both, first[:4], first, torch.zeros(8, 20)]
+    assert [heard.numbers([one, None]) for one in passes] == [(n, -1) for n in (0, 0, 0, 1, 1, 1, 2, 2, 0, 0)]
 
 
-def test_no_more_parts_are_told_apart_than_audits_may_cost() -> None:
+def test_no_more_are_told_apart_than_audits_may_cost() -> None:
     heard = Heard()
-    of_three = [(torch.arange(60) // 3 == i).float().expand(4, 60) for i in range(20)]
-    assert [heard.parts([one])[0] for one in of_three] == [*range(7), *[7] * 13]
+    of_three = [(torch.arange(60) // 3 == i).float().expand(8, 60) for i in range(20)]
+    assert [heard.numbers([one])[0] for one in of_three] == [*range(7), *[7] * 13]

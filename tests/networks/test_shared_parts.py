@@ -76,7 +76,7 @@ def test_boxes_in_pixels_hide_no_logits_that_are_far_off() -> None:
     boxes, logits = 640 * torch.rand(8, 4), torch.randn(8, 10)
     exact, found = torch.cat([boxes, logits], 1), torch.cat([boxes, logits + 0.2], 1)
     of_logits = torch.cat([torch.zeros(8, 4), torch.randn(8, 10)], 1)
-    single = torch.zeros(8, 14).index_fill(1, torch.tensor([6]), 1.0)
+    single = torch.zeros(8, 14).scatter(1, torch.arange(4, 12)[:, None], 1.0)
     assert off_for_loss([found], [exact], [of_logits]) > 0.07
     assert off_for_loss([found], [exact], [torch.ones(8, 14)]) < 0.01
     assert off_for_loss([found], [exact], [single]) < 0.01

@@ -34,7 +34,6 @@ pytestmark = pytest.mark.filterwarnings(
 CPU = torch.device("cpu")
 PLAIN_ROW = Row(PLAIN, "torchattacks", torch.float32, torchattacks_pgd)
 OURS = Row("ours-eager-float32", "ours", torch.float32, ours, ours=True)
-JUDGED = "Verdict: that of the same way on the confident digits network."
 Build = Callable[[nn.Module, Setup], Prepared]
 
 
@@ -82,7 +81,7 @@ def test_networks_are_measured_apart(tmp_path: Path) -> None:
     assert found["networks"]["vit"]["rows"][OURS.key]["update"]["median_s"] > 0
     page = (tmp_path / "bench.md").read_text(encoding="utf-8")
     assert "one after the other" in page
-    assert JUDGED in page
+    assert f"| {RIGHT} |" in page
 
 
 def test_the_first_network_gets_every_row_and_the_others_the_core(
@@ -97,7 +96,7 @@ def test_the_first_network_gets_every_row_and_the_others_the_core(
     assert list(found["vit"]["rows"]) == [PLAIN, OURS.key]
     page = (tmp_path / "bench.md").read_text(encoding="utf-8")
     assert "| not judged |" in page
-    assert JUDGED not in page
+    assert f"| {RIGHT} |" not in page
 
 
 def test_results_are_written_after_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
