@@ -78,7 +78,7 @@ def _pack(saved: Tensor) -> tuple[Tensor, int]:
 def _unpack(packed: tuple[Tensor, int]) -> Tensor:
     saved, version = packed
     if saved._version != version:
-        raise RuntimeError("expected what a backward pass needs to stay as it is, got a tensor that was changed in place")
+        raise RuntimeError("expected what a backward pass needs to stay as it is, got a tensor changed in place")
     return saved
 
 
