@@ -1,6 +1,7 @@
 """The line that changes in a foolbox script: `FastPyTorchModel` where `foolbox.PyTorchModel` stood."""
 
 import foolbox
+import torch
 
 from digits import accuracy, grey_digits, trained_net
 from fastadv_adapters.foolbox import FastPyTorchModel, SafeLinfPGD
@@ -14,15 +15,18 @@ def main() -> None:
     print(f"clean:                       {accuracy(model, x, y):.1%}")
 
     attack = foolbox.attacks.LinfPGD(steps=10, rel_stepsize=0.25)
-    fmodel = foolbox.PyTorchModel(model, bounds=(0, 1))
+    torch.manual_seed(0)  # the same random start each time
+    fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
     _, clipped, success = attack(fmodel, x, y, epsilons=0.1)
     print(f"LinfPGD on the plain model:  {(~success).float().mean().item():.1%}")
 
     fmodel = FastPyTorchModel(model, bounds=(0, 1))  # the line that changes
+    torch.manual_seed(0)
     _, clipped, success = attack(fmodel, x, y, epsilons=0.1)
     print(f"LinfPGD on the fast model:   {(~success).float().mean().item():.1%}")
 
     # The same attack with a loss that does not saturate.
+    torch.manual_seed(0)
     _, clipped, success = SafeLinfPGD(steps=10, rel_stepsize=0.25)(fmodel, x, y, epsilons=0.1)
     print(f"SafeLinfPGD, fast:           {(~success).float().mean().item():.1%}")
 

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attack import Norm
 from ..model import FastAttackModel
-from ..modules import HALF, accept_model, device_of, is_in_hardware, random_state_kept, seed_generators
+from ..modules import HALF, FastAttackWarning, accept_model, device_of, is_in_hardware, random_state_kept, seed_generators
 from ..options import FastAttackOptions
 from .attacking import Attacker, Run, attacker_for, refuse_class
 from .budgets import Budget, budget_for, reach
@@ -85,14 +86,15 @@ def compare(
         A :class:`Comparison`.
 
     Raises:
-        TypeError: ``model`` is no module; x or y is of another kind; ``attack`` is no attack, but a class or a
-            ``SafePGD``, which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
+        TypeError: ``model`` is no module; x or y is of another kind; an option does not exist; ``attack`` is no attack,
+            but a class or a ``SafePGD``, which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
         ValueError: values out of range, no logits, a model that cannot be wrapped, an attack on another model.
     """
     accept_model(model)
     refuse_class(attack, "attack")
     budget = budget_for(attack, eps, norm, bounds)
     device = device_of(model)
+    _try_options(options or {}, device)
     with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:
         y, logits = accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
@@ -102,6 +104,13 @@ def compare(
     setting = {**budget.record(), "repeats": repeats}
     name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
     return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions(), notes)
+
+
+def _try_options(options: FastAttackOptions, device: torch.device) -> None:
+    """Raise what is wrong with the options themselves; what a model makes of them is a finding, and no error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FastAttackWarning)
+        FastAttackModel(nn.Linear(1, 1, device=device), **options)
 
 
 class _Study:

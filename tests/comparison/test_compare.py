@@ -311,6 +311,8 @@ class Pair(nn.Linear):
         ),
         ({"attack": lambda model, x, y: x[:1]}, ValueError, r"expected the attack to return a tensor of shape"),
         ({"model": nn.Sequential(nn.Conv2d(1, 1, 1))}, ValueError, r"expected the model to return logits"),
+        ({"options": {"dtyp": torch.float32}}, TypeError, r"unexpected keyword argument 'dtyp'"),
+        ({"options": {"dtype": "float16"}}, ValueError, r"expected dtype to be .auto. or one of"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(changed: dict[str, Any], kind: type[Exception], text: str) -> None:
