@@ -30,9 +30,10 @@ _KEPT = (
 )
 _NOTE = (
     "Each entry: robust images (in targeted cases those that miss the target, but with FAB and LGV those of the true "
-    "class); the median distance, if more than half of the images were broken; seconds on one thread, while each other core may be at another attack; how many gradients "
-    "were zero and how many not finite, if any. The plain model stands twice: on all images, and on those for half "
-    "precision. The closer looks of [compatibility](../compatibility.md) are in the JSON alone."
+    "class); the median distance, if more than half of the images were broken; seconds on one thread, while each "
+    "other core may be at another attack; how many gradients were zero and how many not finite, if any. The plain "
+    "model stands twice: on all images, and on those for half precision. The closer looks of "
+    "[compatibility](../compatibility.md) are in the JSON alone."
 )
 
 

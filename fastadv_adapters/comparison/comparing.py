@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ..attack import Norm
 from ..model import FastAttackModel
-from ..modules import HALF, FastAttackWarning, accept_model, device_of, is_in_hardware, random_state_kept, seed_generators
+from ..modules import (
+    HALF,
+    FastAttackWarning,
+    accept_model,
+    device_of,
+    is_in_hardware,
+    random_state_kept,
+    seed_generators,
+)
 from ..options import FastAttackOptions
 from .attacking import Attacker, Run, attacker_for, refuse_class
 from .budgets import Budget, budget_for, reach
@@ -86,8 +94,9 @@ def compare(
         A :class:`Comparison`.
 
     Raises:
-        TypeError: ``model`` is no module; x or y is of another kind; an option does not exist; ``attack`` is no attack,
-            but a class or a ``SafePGD``, which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
+        TypeError: ``model`` is no module; x or y is of another kind; an option does not exist; ``attack`` is no
+            attack, but a class or a ``SafePGD``, which holds a model (pass
+            ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
         ValueError: values out of range, no logits, a model that cannot be wrapped, an attack on another model.
     """
     accept_model(model)
