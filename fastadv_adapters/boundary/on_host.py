@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -48,10 +49,15 @@ class HostShift:
     lowest: int
     highest: int
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it changes nothing."""
+        return self.lowest == self.highest == 0
+
     def times(self, values: Tensor) -> Tensor:
         """Exact for normal results."""
         values = values if values.dtype == torch.float64 else values.float()
-        if self.lowest == self.highest == 0:
+        if self.is_zero:
             return values
         lowest, highest = _NORMAL[values.dtype]
         if self.lowest < lowest or self.highest > highest:
@@ -60,7 +66,7 @@ class HostShift:
         return values * (factor.view(-1, *(1,) * (values.ndim - 1)) if factor.ndim else factor)
 
     def __neg__(self) -> "HostShift":
-        if self.lowest == self.highest == 0:
+        if self.is_zero:
             return self
         return HostShift(-self.exponents, -self.highest, -self.lowest)
 
@@ -103,9 +109,11 @@ class HostState(State):
 
     def count_logits(self, outputs: Sequence[Tensor]) -> None:
         """Count the samples with a non-finite output."""
-        floating = [o for o in outputs if o.is_floating_point() and o.numel()]
-        if not all(math.isfinite(o.detach().abs().amax().item()) for o in floating):
-            self._logits += sum(not math.isfinite(number) for number in _numbers(floating))
+        floating = [o for o in outputs if o.is_floating_point()]
+        for output in floating:
+            if not math.isfinite(output.detach().sum().item()):  # an entry, or only the sum: then none is counted
+                self._logits += sum(not math.isfinite(number) for number in _numbers(floating))
+                return
 
     def count_pass(self, *, samples: int, entries: int) -> None:
         """Count one backward pass and its size."""
@@ -144,6 +152,18 @@ class HostState(State):
             self._incurable = count
             self.exponent = FLOOR if count < self._spoilt_at_start else self._start
 
+    def _scaled_back(
+        self, grads: list[Tensor], shift: HostShift, peaks: Tensor, numbers: Sequence[float], bounds: tuple[int, int]
+    ) -> list[Tensor]:
+        """Gradients without their scale, the largest entry of each sample between these exponents."""
+        smallest, largest = bounds
+        lowest, highest = _exponents(numbers)
+        self._moderate = lowest >= -2 * _MIDDLE and highest <= 2 * _MIDDLE
+        if lowest - shift.highest <= smallest or highest - shift.lowest > largest:
+            exponents = back_of(shift.exponents, peaks, smallest, largest)
+            return [HostShift(exponents, int(exponents.min()), int(exponents.max())).times(g) for g in grads]
+        return grads if shift.is_zero else [(-shift).times(g) for g in grads]
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """As before afterwards."""
@@ -174,7 +194,7 @@ class HostState(State):
         lowest, highest = _exponents(numbers)
         together = loss_scale == "per-call" or not rows_of([*grads, *leaves])
         if wide and self._moderate and lowest >= -_MIDDLE and highest <= _MIDDLE:
-            return HostShift(torch.zeros(() if together else peaks.shape, dtype=torch.int32), 0, 0)
+            return _nothing(0 if together else len(numbers))
         to = self.exponent + 1 + higher
         if together:
             own = _exponent(max(filter(math.isfinite, numbers), default=0.0))
@@ -191,20 +211,14 @@ class HostState(State):
         entered: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Undo the scale, put 0 for what is not finite, count, and scale lower from now on after an overflow."""
-        smallest, largest = bounds_of(grads)
+        bounds = bounds_of(grads)
         grads = unscaled(grads, loss_scale)
         peaks = row_peaks(grads)
         if peaks is None:
             return list(grads), None
         numbers = peaks.tolist()
         if shift is not None:
-            back = -cast("HostShift", shift)
-            lowest, highest = _exponents(numbers)
-            self._moderate = lowest >= -2 * _MIDDLE and highest <= 2 * _MIDDLE
-            if lowest + back.lowest <= smallest or highest + back.highest > largest:
-                exponents = back_of(-back.exponents, peaks, smallest, largest)
-                back = HostShift(exponents, int(exponents.min()), int(exponents.max()))
-            grads = [back.times(g) for g in grads]
+            grads = self._scaled_back(grads, cast("HostShift", shift), peaks, numbers, bounds)
         if any(g is not None for g in past):
             grads = added(grads, past)
             numbers = _numbers(grads)
@@ -220,6 +234,12 @@ class HostState(State):
             self.lower_after(0 if whole else _told(spoilt, entered))
         which = torch.zeros(len(numbers), dtype=torch.bool) if whole else torch.tensor(spoilt)
         return [g.contiguous() for g in grads], which
+
+
+@lru_cache(maxsize=64)
+def _nothing(samples: int) -> HostShift:
+    """A shift by nothing, of each of so many samples, or of all together if there are 0."""
+    return HostShift(torch.zeros((samples,) if samples else (), dtype=torch.int32), 0, 0)
 
 
 def _told(spoilt: Sequence[bool], entered: Sequence[Tensor]) -> int:

@@ -213,6 +213,9 @@ def row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
     tensors = [t for t in tensors if t.numel()]
     if not tensors:
         return None
+    if len(tensors) == 1 and tensors[0].ndim > 1:
+        (tensor,) = tensors
+        return tensor.abs().amax(dim=tuple(range(1, tensor.ndim)))
     per_row = rows_of(tensors)
     start = 1 if per_row else 0
     rows = [t.abs().amax(dim=tuple(range(start, t.ndim))) if t.ndim > start else t.abs() for t in tensors]

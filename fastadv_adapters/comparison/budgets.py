@@ -22,6 +22,10 @@ ROUNDING = 1e-6
 _NORMS: dict[object, Norm] = {"linf": "linf", "l2": "l2", "l1": "l1", math.inf: "linf", 2: "l2", 1: "l1"}
 
 
+_MINIMISERS: dict[str, Norm] = {"CW": "l2", "DeepFool": "l2", "EADL1": "l1", "EADEN": "l1"}
+"""Attacks of torchattacks that have no eps. (The others of that kind minimise the number of pixels.)"""
+
+
 @dataclass(frozen=True)
 class Budget:
     """How far an attack may go.
@@ -73,7 +77,7 @@ def own_budget(attack: Any) -> Own:
     given = attack.keywords.get("eps") if isinstance(attack, partial) else None
     found = next((getattr(attack, name) for name in names if hasattr(attack, name)), given)
     eps = float(found) if not isinstance(found, bool) and isinstance(found, numbers.Real) else None
-    return Own(eps, None if eps is None else _norm_of(attack))
+    return Own(eps, _said(attack) or (_minimised(attack) if eps is None else _norm_of(attack)))
 
 
 def is_from(library: str, attack: Any) -> bool:
@@ -152,13 +156,25 @@ def _refuse(name: str, own: str, given: str) -> NoReturn:
     )
 
 
-def _norm_of(attack: Any) -> Norm | None:
-    """That of an attack with an eps, if it says so; torchattacks' own are else in L-infinity, or named after L2."""
+def _said(attack: Any) -> Norm | None:
+    """What an attack says itself."""
     said = getattr(attack, "norm", None)
-    if isinstance(said, (str, int, float)) and not isinstance(said, bool):
-        return _NORMS.get(said.lower() if isinstance(said, str) else said)
-    kind = type(attack)
-    return ("l2" if "L2" in kind.__name__ else "linf") if kind.__module__.startswith("torchattacks.") else None
+    if isinstance(said, bool) or not isinstance(said, (str, int, float)):
+        return None
+    return _NORMS.get(said.lower() if isinstance(said, str) else said)
+
+
+def _norm_of(attack: Any) -> Norm | None:
+    """That of an attack with an eps, which does not say it: torchattacks' own are in L-infinity, or named after L2."""
+    if hasattr(attack, "norm") or not type(attack).__module__.startswith("torchattacks."):
+        return None
+    return "l2" if "L2" in type(attack).__name__ else "linf"
+
+
+def _minimised(attack: Any) -> Norm | None:
+    """That in which an attack of torchattacks without an eps looks for a small change; subclasses count."""
+    kinds = [kind for kind in type(attack).__mro__ if kind.__module__.startswith("torchattacks.")]
+    return next((_MINIMISERS[kind.__name__] for kind in kinds if kind.__name__ in _MINIMISERS), None)
 
 
 def _norm_of_foolbox(attack: Any) -> Norm | None:

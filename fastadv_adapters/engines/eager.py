@@ -49,8 +49,9 @@ class EagerEngine:
     def enter(self, tensor: Tensor) -> Tensor:
         """An input as the network wants it."""
         if self.convert:
-            return self.precision.enter(tensor)
-        tensor = tensor.to(self.native) if self.native and tensor.is_floating_point() else tensor
+            tensor = self.precision.enter(tensor)
+        elif self.native and tensor.is_floating_point():
+            tensor = tensor.to(self.native)
         return tensor.clone() if tensor.is_leaf and tensor.requires_grad else tensor  # the model may write into it
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,8 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ class _Here(threading.local):
 
 _here = _Here()
 _lock = threading.RLock()
-_marks: weakref.WeakSet[_Mark] = weakref.WeakSet()  # of all threads
+_marks: set[weakref.ref[_Mark] | None] = set()  # of all threads
 
 
 class _StandIn:
@@ -89,24 +88,26 @@ def without_reentrant_checkpoints() -> AbstractContextManager[None]:
     Networks behind a boundary have no such gradients.
     """
     # The compiler knows both kinds, and no threads.
-    return nullcontext() if _here.inside or torch.compiler.is_compiling() else _ours_here()
+    return nullcontext() if _here.inside or torch.compiler.is_compiling() else _OursHere()
 
 
-@contextmanager
-def _ours_here() -> Iterator[None]:
-    mark = _Mark()
-    try:
-        _here.mark = weakref.ref(mark)
+class _OursHere:
+    """The context of one run; a class, for each run enters one, and a generator would take twice the time."""
+
+    def __enter__(self) -> None:
+        self._mark = _Mark()
+        _here.mark = found = weakref.ref(self._mark)
         with _lock:
+            _marks.add(found)
+            names = vars(checkpoint)
             for name, ours in _OURS.items():
-                if (found := vars(checkpoint)[name]) is not ours:  # PyTorch's own, or what another library put there
-                    _theirs[name] = found
-            _marks.add(mark)
-            vars(checkpoint).update(_OURS)
-        yield
-    finally:
+                if (theirs := names[name]) is not ours:  # PyTorch's own, or what another library put there
+                    _theirs[name], names[name] = theirs, ours
+
+    def __exit__(self, *error: object) -> None:
         with _lock:
-            _marks.discard(mark)
-            if not _marks:
+            _marks.discard(_here.mark)
+            if not any(mark is not None and mark() for mark in _marks):  # an interrupt leaves dead ones
+                _marks.clear()
                 vars(checkpoint).update(_theirs)
         _here.mark = None

@@ -4,6 +4,7 @@ import enum
 import operator
 import threading
 import weakref
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ class Change(enum.Enum):
     VALUES = "values of tensors"
     TENSORS = "tensors replaced by ones of the same kind, or moved"
     STRUCTURE = "modules, shapes, devices, hooks or plain attributes"
+
+
+# All of these run in C, as ``map`` does: a model has hundreds of tensors, and is looked at before every pass.
+_forward, _version, _shape, _dtype = map(operator.attrgetter, ("forward", "_version", "shape", "dtype"))
 
 
 class _Whatever:
@@ -75,12 +80,13 @@ class Freshness:
         if change in (Change.STRUCTURE, Change.TENSORS):
             self._take_tensors()
         self._stepped = False
-        self._versions = [t._version for t in self._versioned]
+        self._versions = list(map(_version, self._versioned))
 
     def _take_structure(self) -> None:
         self._modules = list(self.module.modules())
         self._classes: list[Any] = list(map(type, self._modules))
-        self._forwards = [(cls, cls.forward) for cls in set(self._classes)]
+        self._kinds_of_parts = list(set(self._classes))
+        self._forwards = list(map(_forward, self._kinds_of_parts))
         self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
         self._snapshots = list(map(_snapshot, self._looked_at))
         held = [item for m in self._modules for item in held_by(m)]
@@ -90,7 +96,10 @@ class Freshness:
         self._held = [t for t in held if isinstance(t, Tensor) and id(t) not in own]
         self._held_pins = [t.detach() for t in self._held]
         self._held_kinds = list(map(_place, self._held))
-        self._dicts = [d for m in self._modules for d in (m._parameters, m._buffers)]
+        dicts: list[dict[str, Any]] = [d for m in self._modules for d in (m._parameters, m._buffers)]
+        self._dicts = [d for d in dicts if d]
+        values = chain.from_iterable(map(dict.values, self._looked_at))
+        self._empty = [d for d in (*dicts, *values) if isinstance(d, dict) and not d]  # hooks, most of them
         self._names = [list(d) for d in self._dicts]
         self._places = [(vars(m), k) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
 
@@ -114,9 +123,9 @@ class Freshness:
         """The deepest change since :meth:`take`."""
         if list(map(type, self._modules)) != self._classes:
             return Change.STRUCTURE
-        if any(cls.forward is not forward for cls, forward in self._forwards):
+        if list(map(_forward, self._kinds_of_parts)) != self._forwards:
             return Change.STRUCTURE
-        if not _same(self._looked_at, self._snapshots):
+        if any(self._empty) or not _same(self._looked_at, self._snapshots):
             return Change.STRUCTURE
         if self._objects and not _same([_freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
             return Change.STRUCTURE
@@ -127,29 +136,30 @@ class Freshness:
         if replaced and self._registered_changed(now):
             return Change.STRUCTURE
         others = [(tensor, a[key]) for a, key, tensor in self._attributes if a[key] is not tensor]
-        if any(not isinstance(new, Tensor) or _family(new) != _family(old) for old, new in others):
+        if others and any(not isinstance(new, Tensor) or _family(new) != _family(old) for old, new in others):
             return Change.STRUCTURE
         moved = self._now_pointers() != self._pointers
         if self._now_kinds() != self._kinds or (moved and self._now_devices() != self._devices):  # by ``tensor.data =``
             return Change.STRUCTURE
         if replaced or others or moved:
             return Change.STRUCTURE if self._holds_own else Change.TENSORS
-        stale = self._stepped or [t._version for t in self._versioned] != self._versions
+        stale = self._stepped or list(map(_version, self._versioned)) != self._versions
         return Change.VALUES if stale else Change.NONE
 
     def _now_registered(self) -> list[Tensor | None]:
-        return [t for d in self._dicts for t in d.values()]
+        return list(chain.from_iterable(map(dict.values, self._dicts)))
 
-    def _now_kinds(self) -> list[tuple[object, ...]]:
+    def _now_kinds(self) -> list[Any]:
         # Much of the whole comparison; so no call of kind() for each strided tensor, and no device, which is slow.
-        strided: list[tuple[object, ...]] = [(t.shape, t.stride(), t.dtype, type(t)) for t in self._strided]
-        return strided + list(map(kind, self._sparse))
+        strided = self._strided
+        found: list[Any] = [*map(_shape, strided), *map(Tensor.stride, strided), *map(_dtype, strided)]
+        return [*found, *map(type, strided), *map(kind, self._sparse)]
 
     def _now_devices(self) -> list[torch.device]:
         return [t.device for t in self._tensors]
 
     def _now_pointers(self) -> list[Any]:
-        return [*(t.data_ptr() for t in self._strided), *map(pointer, self._sparse)]
+        return list(map(Tensor.data_ptr, self._strided)) + list(map(pointer, self._sparse))
 
     def _registered_changed(self, now: list[Tensor | None]) -> bool:
         if [list(d) for d in self._dicts] != self._names:
@@ -190,7 +200,8 @@ def _snapshot(attributes: dict[str, Any]) -> dict[str, Any]:
 def _remembered(key: str, value: Any) -> Any:
     if key == "training" or isinstance(value, Tensor):
         return _WHATEVER
-    return value if key in ("_parameters", "_buffers") else _shallow(value)
+    is_looked_at_apart = key in ("_parameters", "_buffers") or (isinstance(value, dict) and not value)
+    return value if is_looked_at_apart else _shallow(value)
 
 
 def _shallow(value: Any) -> Any:

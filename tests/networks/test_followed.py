@@ -156,3 +156,15 @@ def test_a_model_that_writes_into_its_input_is_checked_and_audited() -> None:
     leaf = x.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf * 1), y), leaf)
     assert (cosine(found, wanted) > 0.9).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_may_write_into_an_input_that_needs_no_other_layout(dtype: torch.dtype) -> None:
+    model, x = Writer().eval(), torch.rand(8, 6)
+    model.inner = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    fast, y = FastAttackModel(model, dtype=dtype), torch.randint(3, (8,))
+    before, leaf = x.clone(), x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf * 1), y), leaf)
+    assert (cosine(input_gradient(fast, x, y), wanted) > 0.99).all()
+    assert torch.equal(x, before)
+    assert fast.dtype == dtype, fast.summary()
