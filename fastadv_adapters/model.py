@@ -204,13 +204,14 @@ class FastAttackModel(Shell):
         """The same fast model, sharing networks, updates and statistics, that answers differently.
 
         Args:
-            decisions: as in the class; None keeps this one's. ValueError if it, or the next, is unknown.
+            decisions: as in the class; None keeps this one's. ValueError if any of these has no such value.
             logits_dtype: likewise.
             full_precision: whether gradients come from the twin, scaled and filtered as always; None likewise.
         """
+        decisions = self._decisions if decisions is None else decisions
+        logits_dtype = self._logits_dtype if logits_dtype is None else logits_dtype
         full_precision = self._full_precision if full_precision is None else full_precision
-        decisions, logits_dtype = decisions or self._decisions, logits_dtype or self._logits_dtype
-        accept_options(decisions, logits_dtype, self._given["loss_scale"])
+        accept_options(decisions, logits_dtype, self._given["loss_scale"], full_precision=full_precision)
         fast = _blank()
         fast.__setstate__({**self._state(), "seen": (decisions, logits_dtype, full_precision)})
         return fast
@@ -256,8 +257,7 @@ class FastAttackModel(Shell):
     def summary(self) -> str:
         """What was done with the model, layer by layer, or why nothing was; as text for printing."""
         options = {**self._given, "decisions": self._decisions, "logits_dtype": self._logits_dtype}
-        options["full_precision"] = self._full_precision
-        return summarise(self._networks, options)
+        return summarise(self._networks, {**options, "full_precision": self._full_precision})
 
     def train(self, mode: bool = True) -> "FastAttackModel":
         """Change nothing: a fast model is always in eval mode, also if a parent module is set to training.

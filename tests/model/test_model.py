@@ -208,8 +208,20 @@ def test_views_share_networks_and_statistics() -> None:
     assert fast(x).dtype == torch.float32
     input_gradient(view, x, y)
     assert fast.gradient_stats.passes == 1
-    with pytest.raises(ValueError, match="expected decisions"):
-        fast.view(decisions="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"decisions": "none"}, "expected decisions"),
+        ({"decisions": ""}, "expected decisions"),
+        ({"logits_dtype": ""}, "expected logits_dtype"),
+        ({"full_precision": "no"}, "expected full_precision to be True or False, got 'no'"),
+    ],
+)
+def test_a_view_takes_no_value_that_does_not_exist(asked: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        FastAttackModel(small_net()).view(**asked)
 
 
 def test_an_outer_autocast_changes_nothing() -> None:
