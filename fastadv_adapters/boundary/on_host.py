@@ -239,7 +239,7 @@ class HostState(State):
 @lru_cache(maxsize=64)
 def _nothing(samples: int) -> HostShift:
     """A shift by nothing, of each of so many samples, or of all together if there are 0."""
-    return HostShift(torch.zeros((samples,) if samples else (), dtype=torch.int32), 0, 0)
+    return HostShift(torch.zeros((samples,) if samples else (), dtype=torch.int32, device="cpu"), 0, 0)
 
 
 def _told(spoilt: Sequence[bool], entered: Sequence[Tensor]) -> int:

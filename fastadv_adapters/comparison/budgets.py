@@ -22,8 +22,8 @@ ROUNDING = 1e-6
 _NORMS: dict[object, Norm] = {"linf": "linf", "l2": "l2", "l1": "l1", math.inf: "linf", 2: "l2", 1: "l1"}
 
 
-_MINIMISERS: dict[str, Norm] = {"CW": "l2", "DeepFool": "l2", "EADL1": "l1", "EADEN": "l1"}
-"""Attacks of torchattacks that have no eps. (The others of that kind minimise the number of pixels.)"""
+_MINIMISERS: dict[str, Norm] = {"CW": "l2", "DeepFool": "l2", "EADL1": "l1"}
+"""Attacks of torchattacks without an eps. (The others minimise the number of pixels, a mix of norms, or nothing.)"""
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,9 @@ def doubt_own(name: str, own: Own, budgets: Sequence[float], norm: Norm) -> list
         norm: of these.
     """
     if own.norm not in (None, norm):
+        measures = "minimises the change" if own.eps is None else "measures eps"
         return [
-            f"the attack {name} measures eps in {own.norm}, and the evaluation in {norm}: these are different budgets. "
+            f"the attack {name} {measures} in {own.norm}, and the evaluation in {norm}: these are different budgets. "
             f"Take an attack in {norm}, or evaluate with norm={own.norm!r}"
         ]
     if own.eps is None:

@@ -94,15 +94,15 @@ def compare(
         A :class:`Comparison`.
 
     Raises:
-        TypeError: ``model`` is no module; x, y or an option is of another kind; ``attack`` is a class, or a
-            ``SafePGD``, which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
+        TypeError: ``model`` is no module; x or y is of another kind; an option does not exist; ``attack`` is a class,
+            or a ``SafePGD``, which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
         ValueError: values out of range, no logits, a model that cannot be wrapped, an attack on another model.
     """
     accept_model(model)
     refuse_class(attack, "attack")
     budget, device = budget_for(attack, eps, norm, bounds), device_of(model)
-    _try_options(options or {}, device)
     with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:
+        _try_options(options or {}, device)
         y, logits = accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
         notes = doubts(model, study.x, y, logits, budget)

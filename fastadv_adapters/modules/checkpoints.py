@@ -96,18 +96,20 @@ class _OursHere:
 
     def __enter__(self) -> None:
         self._mark = _Mark()
-        _here.mark = found = weakref.ref(self._mark)
+        mark = weakref.ref(self._mark)
         with _lock:
-            _marks.add(found)
+            _marks.add(mark)
             names = vars(checkpoint)
             for name, ours in _OURS.items():
                 if (theirs := names[name]) is not ours:  # PyTorch's own, or what another library put there
                     _theirs[name], names[name] = theirs, ours
+        _here.mark = mark  # last: after an interrupt before it the stand-ins only hand on
 
     def __exit__(self, *error: object) -> None:
+        mark, _here.mark = _here.mark, None
+        del self._mark  # a traceback may keep this context
         with _lock:
-            _marks.discard(_here.mark)
+            _marks.discard(mark)
             if not any(mark is not None and mark() for mark in _marks):  # an interrupt leaves dead ones
                 _marks.clear()
                 vars(checkpoint).update(_theirs)
-        _here.mark = None

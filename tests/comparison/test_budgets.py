@@ -76,8 +76,8 @@ def normalised(attack: Any) -> Any:
         (SafePGD(MODEL, eps=0.1, norm="l1"), Own(0.1, "l1")),
         (torchattacks.CW(MODEL), Own(None, "l2")),
         (torchattacks.DeepFool(MODEL), Own(None, "l2")),
-        (torchattacks.EADEN(MODEL), Own(None, "l1")),
-        (torchattacks.JSMA(MODEL), Own()),
+        (torchattacks.EADL1(MODEL), Own(None, "l1")),
+        (torchattacks.EADEN(MODEL), Own()),  # minimises a mix
         (Object(None, "L1"), Own(None, "l1")),
         (torchattacks.MultiAttack([FGSM(eps=0.1), FGSM(eps=0.1)]), Own(0.1, "linf")),
         (torchattacks.MultiAttack([FGSM(eps=0.1), FGSM(eps=0.2)]), Own()),

@@ -16,8 +16,9 @@ from fastadv_adapters.model import FastAttackModel
 
 _CALLS = ("forward", "update", "view", "summary", "train", "_apply", "requires_grad_", "zero_grad", "__reduce__")
 
-_EACH, _SELDOM = 64, 16
-"""So many calls of a test are all looked at; of later ones, which are the steps of attacks, one in so many."""
+_EACH, _SELDOM = 64, 17
+"""So many calls of a test are all looked at; of later ones, which are the steps of attacks, one in so many: an odd
+number, for forward and backward passes take turns."""
 
 _READ = 2**14
 """Tensors with more entries are watched by version counter and address alone, so that it costs little."""
