@@ -120,9 +120,8 @@ def doubt_own(name: str, own: Own, budgets: Sequence[float], norm: Norm) -> list
         norm: of these.
     """
     if own.norm not in (None, norm):
-        measures = "minimises the change" if own.eps is None else "measures eps"
         return [
-            f"the attack {name} {measures} in {own.norm}, and the evaluation in {norm}: these are different budgets. "
+            f"the attack {name} measures in {own.norm}, and the evaluation in {norm}: these are different budgets. "
             f"Take an attack in {norm}, or evaluate with norm={own.norm!r}"
         ]
     if own.eps is None:

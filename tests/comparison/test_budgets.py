@@ -123,7 +123,7 @@ def test_notes_name_the_attack_its_budget_and_the_one_that_was_asked_for() -> No
     assert "evaluation eps 0.005, 0.01: what it finds" in larger
     assert larger.endswith("in a call for each")
     (norm,) = doubt_own("PGDL2", Own(1.0, "l2"), [0.02], "linf")
-    assert norm.startswith("the attack PGDL2 measures eps in l2, and the evaluation in linf")
+    assert norm.startswith("the attack PGDL2 measures in l2, and the evaluation in linf")
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,7 @@ def test_of_several_budgets_each_that_differs_is_told_and_images_are_counted_tog
 @pytest.mark.parametrize("attack", [torchattacks.PGDL2(net(), steps=2), foolbox.attacks.L2PGD(steps=2)])
 def test_a_budget_in_another_norm_is_told(attack: Any) -> None:
     report = evaluated(attacks=attack)
-    assert report.notes[0].startswith(
-        f"the attack {type(attack).__name__} measures eps in l2, and the evaluation in linf"
-    )
+    assert report.notes[0].startswith(f"the attack {type(attack).__name__} measures in l2, and the evaluation in linf")
     assert evaluated(attacks=attack, norm="l2", eps=1.0).outside == {}
 
 
