@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from digits import grey_digits, trained_net
 from fastadv_adapters import Comparison, FastAttackModel, SafePGD, compare
-from fastadv_adapters.comparison import Row, comparing
+from fastadv_adapters.comparison import Row
 from fastadv_adapters.comparison.fidelity import Pass, agreement
 from fastadv_adapters.comparison.progress import Progress
 from fastadv_adapters.comparison.row import Effect
@@ -198,12 +198,14 @@ def test_gradients_that_are_zero_or_not_finite_are_counted_and_not_faithful() ->
 
 
 def test_a_model_that_cannot_be_made_fast_is_told_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: nn.Module, **options: Any) -> FastAttackModel:
+    make = FastAttackModel.__init__
+
+    def refuse(self: FastAttackModel, model: nn.Module, **options: Any) -> None:
         if isinstance(model, nn.Sequential):
             raise ValueError("expected another model")
-        return FastAttackModel(model, **options)
+        make(self, model, **options)
 
-    monkeypatch.setattr(comparing, "FastAttackModel", refuse)
+    monkeypatch.setattr(FastAttackModel, "__init__", refuse)
     found = compare(linear(), X, repeats=1)
     assert found.recommended is None
     assert found.row("default").failure == "ValueError: expected another model"
