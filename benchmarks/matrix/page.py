@@ -51,7 +51,8 @@ columns *float16* and *bfloat16*.
 robust accuracy is wider than that of [compare](guides/compare.md#what-it-finds) (1 image in 100), because it has to
 serve every attack. The limit on distances is narrower (there 5 %).
 
-*Stronger* says that the attack is better than on the plain model by more than the limit. *Fails on plain* says that the
+*Stronger* says that the attack is better than on the plain model by more than the limit, and at a closer look also
+that the median of the fast runs is better than every run of the plain model. *Fails on plain* says that the
 attack raises the same error on the plain model, *plain fails* that it raises an error on the plain model alone.
 
 Some attacks amplify rounding, so a single run may favour either model by chance. If the first run is beyond the limits,

@@ -27,7 +27,7 @@ _PASSING = re.compile(r" at 0x[0-9a-f]+|\bdevice=[^,)]*, |, \w+=tensor\(.*?\)(?=
 class Torchattack(Attack):
     """An attack of torchattacks; it is copied, and the copy runs on the fast model where it would on the plain one.
 
-    (Other models in it, whose adversarials are to be transferred, stay; and so does that of LGV, which trains it.)
+    (Other models in it, whose adversarials are to be transferred, stay; and so does LGV's own copy, which it trains.)
 
     Attributes:
         attack: as it was given; its budget is its own.
@@ -49,7 +49,8 @@ class Torchattack(Attack):
     def doubt(self, model: nn.Module) -> str | None:
         """Whether it was made of another model."""
         adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
-        if any(are_one(part.model, model) for part in adapter.attacks_in(self.attack)):
+        parts = list(adapter.attacks_in(self.attack))
+        if any(are_one(part.model, model) or _copies(part) for part in parts):
             return None
         return (
             f"{self.name} was made of another model, a {type(self.attack.model).__name__}: it attacks that, and its "
@@ -63,10 +64,15 @@ class Torchattack(Attack):
         shared = setting.shared
         parts = list(adapter.attacks_in(attack))
         for part in parts:  # one fast copy serves all
-            if unwrapped(part.model) is setting.model and type(part).__name__ != "LGV":
+            if unwrapped(part.model) is setting.model:
                 part.model = adapter.view_for(part, shared, setting.options)
         counted = all(shares(part.model, setting.fast) for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)
+
+
+def _copies(attack: Any) -> bool:
+    """Whether an attack makes a copy of its model for itself: LGV, which trains that."""
+    return any(kind.__name__ == "LGV" for kind in type(attack).__mro__)
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,12 @@ def test_passes_on_a_model_of_its_own_are_not_counted() -> None:
     assert {row.forward for row in evaluated(attacks=far).samples if row.broken_by is None} == {None}
 
 
+def test_the_copy_that_lgv_trains_is_no_other_model() -> None:
+    training = DataLoader(TensorDataset(*data(8)), batch_size=8)
+    attack = torchattacks.LGV(net(), training, eps=EPS, steps=2, epochs=1, nb_models_epoch=1, verbose=False)
+    assert not any("made of another model" in note for note in evaluated(data(8), attacks=attack).notes)
+
+
 def test_the_reference_breaks_what_it_breaks_by_itself() -> None:
     from pyautoattack import AutoAttack
 
