@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .transforms import outside_of_transforms
+
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
@@ -46,7 +48,9 @@ def host_state() -> tuple[Any, ...]:
     numpy: Any = sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy else ()
     own = [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
-    return random.getstate(), own, torch.get_rng_state().view(torch.int64).tolist()
+    with outside_of_transforms():  # PyTorch 2.6 lets a transform wrap the state, too
+        drawn = torch.get_rng_state().view(torch.int64).tolist()
+    return random.getstate(), own, drawn
 
 
 def generator_states(device: torch.device) -> tuple[Any, ...]:
