@@ -148,6 +148,13 @@ def _seconds(found: dict[str, dict[str, Timing]]) -> dict[str, dict[str, tuple[f
     return {name: {way: timing.seconds for way, timing in ways.items()} for name, ways in found.items()}
 
 
+AIMS = (
+    " Aims: 1.5 by default with bfloat16, 1.1 in float32, 1.1 for Square alone. What keeps the whole below 1.5 are "
+    "FAB, whose exact decisions add a forward pass of the twin to each gradient pass, and Square, which takes no "
+    "gradient and so runs in float32."
+)
+
+
 def main(
     images: Annotated[int, typer.Option(help="Digits that are attacked.")] = 200,
     eps: Annotated[float, typer.Option(help="Budget on the digits.")] = 0.15,
@@ -199,12 +206,7 @@ def main(
     found = attack_times(x, net, repeats=repeats, shortened=shortened)
     report.add("times", Part([time_table(found, f"Seconds on {of_size}", note + full, shares=shares)], _seconds(found)))
     found = times_in_torchattacks(x, net, repeats=repeats, shortened=shortened)
-    aims = (
-        " Aims: 1.5 by default with bfloat16, 1.1 in float32, 1.1 for Square alone. What keeps the whole below 1.5 are "
-        "FAB, whose exact decisions add a forward pass of the twin to each gradient pass, and Square, which takes no "
-        "gradient and so runs in float32."
-    )
-    table = time_table(found, f"The AutoAttack of torchattacks: seconds on {of_size}", note + aims, shares={})
+    table = time_table(found, f"The AutoAttack of torchattacks: seconds on {of_size}", note + AIMS, shares={})
     report.add("torchattacks", Part([table], _seconds(found)))
     target = subject("robust", cache, images=images)
     few = {"steps": digits_steps, "targets": 9, "queries": 50 * digits_steps} if digits_steps else {}

@@ -28,7 +28,7 @@ class _Here(threading.local):
 
 _here = _Here()
 _lock = threading.RLock()
-_marks: set[weakref.ref[_Mark] | None] = set()  # of all threads
+_marks = set[weakref.ref[_Mark]]()  # of all threads
 
 
 class _StandIn:
@@ -96,20 +96,20 @@ class _OursHere:
 
     def __enter__(self) -> None:
         self._mark = _Mark()
-        mark = weakref.ref(self._mark)
+        self._found = weakref.ref(self._mark)
         with _lock:
-            _marks.add(mark)
+            _marks.add(self._found)
             names = vars(checkpoint)
             for name, ours in _OURS.items():
                 if (theirs := names[name]) is not ours:  # PyTorch's own, or what another library put there
                     _theirs[name], names[name] = theirs, ours
-        _here.mark = mark  # last: after an interrupt before it the stand-ins only hand on
+        _here.mark = self._found  # last: after an interrupt before it the stand-ins only hand on
 
     def __exit__(self, *error: object) -> None:
-        mark, _here.mark = _here.mark, None
+        _here.mark = None
         del self._mark  # a traceback may keep this context
         with _lock:
-            _marks.discard(mark)
-            if not any(mark is not None and mark() for mark in _marks):  # an interrupt leaves dead ones
+            _marks.discard(self._found)
+            if not any(found() for found in _marks):  # an interrupt leaves dead ones
                 _marks.clear()
                 vars(checkpoint).update(_theirs)

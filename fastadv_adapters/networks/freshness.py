@@ -136,7 +136,7 @@ class Freshness:
         if replaced and self._registered_changed(now):
             return Change.STRUCTURE
         others = [(tensor, a[key]) for a, key, tensor in self._attributes if a[key] is not tensor]
-        if others and any(not isinstance(new, Tensor) or _family(new) != _family(old) for old, new in others):
+        if any(not isinstance(new, Tensor) or _family(new) != _family(old) for old, new in others):
             return Change.STRUCTURE
         moved = self._now_pointers() != self._pointers
         if self._now_kinds() != self._kinds or (moved and self._now_devices() != self._devices):  # by ``tensor.data =``
