@@ -64,10 +64,12 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
         if type(item) in _CONTAINERS:
             if type(item) is OrderedDict and not item:  # hooks; a deep copy of one takes long
                 memo[id(item)] = OrderedDict()
-        elif is_weak(item) or is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
+        elif is_weak(item):
             memo[id(item)] = item
         elif isinstance(item, Tensor):
             memo[id(item)] = tensor_for(item)
+        elif is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
+            memo[id(item)] = item
         elif is_left_out(item):
             memo[id(item)] = in_place_of(item)
         elif isinstance(item, torch.Generator):
@@ -186,4 +188,4 @@ def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
 
 def _is_end(item: object) -> bool:
     """Whether a copy does not look behind this object."""
-    return is_weak(item) or is_trainer(item) or isinstance(item, Tensor) or is_left_out(item)
+    return isinstance(item, Tensor) or is_weak(item) or is_trainer(item) or is_left_out(item)

@@ -26,9 +26,9 @@ def is_trainer(value: object) -> bool:
 
     It counts steps and holds data loaders: so it is neither copied nor looked at, and copies refer to it too.
     """
-    packages = ("lightning", "pytorch_lightning")  # known by name: importing them is slow
-    kinds = type(value).__mro__
-    return any(k.__name__ == "Trainer" and k.__module__.partition(".")[0] in packages for k in kinds)
+    # Known by name, for importing them is slow; as a list, for every object of a model is asked.
+    trainers = [kind for kind in type(value).__mro__ if kind.__name__ == "Trainer"]
+    return any(kind.__module__.partition(".")[0] in ("lightning", "pytorch_lightning") for kind in trainers)
 
 
 def in_place_of(value: object) -> Any:

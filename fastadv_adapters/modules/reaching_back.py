@@ -34,8 +34,9 @@ def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
         if name == "forward":
             _refuse_forward(value, where, own)
             continue
-        held = tuple(value.values()) if isinstance(value, dict) else value
-        functions = held if isinstance(held, (list, tuple, set)) else (held,)
+        held = value.values() if isinstance(value, dict) else value
+        items = held if isinstance(value, (dict, list, tuple, set)) else (held,)
+        functions = [item for item in items if isinstance(item, _CAPTURING)]
         if any(id(captured) in own for function in functions for captured in _captured(function, enclosed=False)):
             raise ValueError(
                 f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
@@ -55,6 +56,7 @@ def _refuse_forward(forward: object, where: str, own: set[int]) -> None:
 
 
 _Objects = Callable[[object], Iterator[object]]
+_CAPTURING = (types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper)
 
 
 def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclosed: bool = True) -> Iterator[object]:

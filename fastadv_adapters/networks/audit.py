@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..boundary import LossScale, Packed, scale, state_on
 from .nearness import cosines
-from .trial import batched
+from .samples import batched
 
 SAMPLES, MOST = 6, 32  # a fifth of the batch between these: less than 2 % of an attack of 50 steps
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong

@@ -21,9 +21,9 @@ from ..boundary import Crossing, Engine, Packed, Run, UnbalancedFoldError
 from ..modules import HALF, Precision, is_out_of_memory, number_of_samples, random_state_kept
 from .fast import Fast
 from .kinds import remember
+from .samples import batched
 from .schedule import PASSES
 from .steadiness import watching_steadiness
-from .trial import batched
 
 NEAR = 1e-5
 """If its two largest logits are nearer than this share of the largest absolute one, the twin judges a sample."""

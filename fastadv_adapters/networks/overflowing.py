@@ -9,7 +9,7 @@ from torch import Tensor
 from ..boundary import Run
 from ..modules import number_of_samples, refusals_borne
 from .nearness import overflow, rows
-from .trial import batched
+from .samples import batched
 
 _SAMPLES = 8
 

@@ -22,8 +22,8 @@ from .freshness import Change, Freshness
 from .judging import Judges
 from .kinds import Kind, remember
 from .paying import Choice
+from .samples import few
 from .selfcheck import Verdict, check
-from .trial import few
 from .twin import Twin, writes_parameters
 
 

@@ -14,7 +14,8 @@ from . import remarks
 from .half import Half
 from .kinds import Kind
 from .nearness import COSINE_ABOVE, Outcome, cosines, difference, rows
-from .trial import Trial, few
+from .samples import few
+from .trial import Trial
 
 HIGHEST = 12  # the exponent that is tried first where all samples are scaled together
 WIDENED_ABOVE = 0.8  # cosine of gradients in half precision and wider; rounding leaves 0.87 (depthwise, random weights)
@@ -163,14 +164,16 @@ def _check_folding(
     verdict: Verdict, trial: Trial, single: Precision, found: Outcome, reference: tuple[list[Tensor], list[Tensor]]
 ) -> None:
     """Find the most daring way of folding that computes what the wrapped model computes."""
+    if difference(found, reference) is None:
+        return
     if single.channels_last and not trial.repeats(reference, draws=1):
         # A random model draws in memory order: compare in the layout of the reference.
         single = replace(single, channels_last=False)
         found = trial.fast(verdict.plan, single)
+        if difference(found, reference) is None:
+            return
     if not trial.repeats(reference):
         return  # it is random in a way that no seed controls
-    if difference(found, reference) is None:
-        return
     # A gradient that cancels (a mean over normalised values) is rounding, which has no direction to compare.
     moved = [trial.moved(wave) for wave in (torch.cos, torch.sin)]
     verdict.folding_error = difference(found, reference, moved)

@@ -38,8 +38,8 @@ from ..modules import (
 )
 from .half import Half, weights_for
 from .nearness import FAR, Outcome, beyond_chance, difference, farthest, overflow
+from .samples import batched, length_of
 
-_SAMPLES = 4
 _RUNS = 8  # of a model whose outputs are others from run to run
 _LAST_DIGITS = 4  # by so many units in the last place weights are moved, to see what rounding alone does
 
@@ -208,41 +208,49 @@ class Trial:
         return rows, coupled
 
     def _apart(self, ends: Ends | None) -> tuple[tuple[bool, ...], bool]:
-        lengths: list[list[int]] = []
         engine = self._plain_engine()
-        for less in (0, 1):
+        try:
             with self._gradients(0) as leaves:
-                shorter = [t[: len(t) - less] if own else t for t, own in zip(leaves, self.batched, strict=True)]
-                try:
-                    lengths.append([len(p) if p.ndim else -1 for p in self._places(engine, shorter, ends)])
-                except Exception as error:
-                    if is_out_of_memory(error):
-                        raise
-                    # It takes batches of this size alone.
-                    lengths.append([length - 1 for length in lengths[0]] if lengths else [])
-        samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
-        # There may be fewer of them for fewer samples, as at experts that none is sent to.
-        whole, shortened = lengths[0], [*lengths[1], *[-1] * len(lengths[0])]
-        have = [n == samples and (samples < 2 or fewer == n - 1) for n, fewer in zip(whole, shortened, strict=False)]
-        coupled = any(have) and self._coupled(ends, have)
-        return tuple(row and not coupled for row in have), coupled
+                shorter = [t[:-1] if own else t for t, own in zip(leaves, self.batched, strict=True)]
+                fewer = [length_of(p) for p in self._places(engine, shorter, ends)]
+            return self._coupled(engine, ends, fewer)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return self._coupled(self._plain_engine(), ends, None)  # it takes batches of this size alone
 
-    def _coupled(self, ends: Ends | None, have: list[bool]) -> bool:
-        """Whether the places of the first or of the last sample have a gradient at another sample.
+    def _coupled(
+        self, engine: EagerEngine, ends: Ends | None, fewer: list[int] | None
+    ) -> tuple[tuple[bool, ...], bool]:
+        """Which places have a row per sample, and whether those of the first or of the last have a gradient at another.
 
         (In a sequence with time in front, each step reaches back only, or forth only.)
+
+        Args:
+            engine: runs the model.
+            ends: where to look.
+            fewer: how long the places are if there is one sample less; there may be fewer of them for fewer samples,
+                as at experts that none is sent to. If that is not known, one less.
         """
+        samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
         with self._gradients(0) as leaves:
-            found = self._places(self._plain_engine(), leaves, ends)
-            places = [p for p, row in zip(found, have, strict=True) if row and p.requires_grad]
-            wanted = [leaf for leaf, own in zip(leaves, self.batched, strict=True) if own and leaf.requires_grad]
-            if not places or not wanted:
-                return False
-            for own, others in ((0, slice(1, None)), (-1, slice(None, -1))):
-                row = [(weights_for(p)[own] * p[own]).sum() for p in places]
-                grads = torch.autograd.grad(row, wanted, retain_graph=True, materialize_grads=True)
-                if any(bool(g[others].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads):
-                    return True
+            places = self._places(engine, leaves, ends)
+            whole = [length_of(p) for p in places]
+            shortened = [n - 1 for n in whole] if fewer is None else [*fewer, *[-1] * len(whole)]
+            have = [n == samples and (n < 2 or less == n - 1) for n, less in zip(whole, shortened, strict=False)]
+            coupled = self._reach_others([p for p, row in zip(places, have, strict=True) if row], leaves)
+        return tuple(row and not coupled for row in have), coupled
+
+    def _reach_others(self, places: list[Tensor], leaves: list[Tensor]) -> bool:
+        places = [p for p in places if p.requires_grad]
+        wanted = [leaf for leaf, own in zip(leaves, self.batched, strict=True) if own and leaf.requires_grad]
+        if not places or not wanted:
+            return False
+        for own, others in ((0, slice(1, None)), (-1, slice(None, -1))):
+            row = [(weights_for(p)[own] * p[own]).sum() for p in places]
+            grads = torch.autograd.grad(row, wanted, retain_graph=True, materialize_grads=True)
+            if any(bool(g[others].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads):
+                return True
         return False
 
     def _places(self, engine: EagerEngine, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
@@ -282,16 +290,3 @@ class Trial:
         with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)
             yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
-
-
-def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
-    """Which tensors have a row per sample: those as long as the first that wants a gradient."""
-    length = next((t.shape[:1] for t, need in zip(tensors, needs, strict=True) if need), tensors[0].shape[:1])
-    return [t.ndim > 0 and t.shape[:1] == length for t in tensors]
-
-
-def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
-    """At most four samples; what has no row per sample is left whole."""
-    return [
-        t.detach()[:_SAMPLES] if own else t.detach() for t, own in zip(tensors, batched(tensors, needs), strict=True)
-    ]

@@ -1,0 +1,25 @@
+"""Which tensors of a call have a row per sample, and a few samples of it."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+_SAMPLES = 4
+
+
+def length_of(place: Tensor) -> int:
+    """How many rows there are; -1 for a number."""
+    return len(place) if place.ndim else -1
+
+
+def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
+    """Which tensors have a row per sample: those as long as the first that wants a gradient."""
+    length = next((t.shape[:1] for t, need in zip(tensors, needs, strict=True) if need), tensors[0].shape[:1])
+    return [t.ndim > 0 and t.shape[:1] == length for t in tensors]
+
+
+def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    """At most four samples; what has no row per sample is left whole."""
+    return [
+        t.detach()[:_SAMPLES] if own else t.detach() for t, own in zip(tensors, batched(tensors, needs), strict=True)
+    ]
