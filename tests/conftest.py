@@ -23,10 +23,10 @@ os.environ.setdefault("NUMBA_OPT", "0")
 # The models are tiny, and the runner uses a process per core.
 torch.set_num_threads(1)
 
-# Property tests: the same 90 examples at every run; as many of another seed with HYPOTHESIS_PROFILE=other and
+# Property tests: the same 40 examples at every run; more of another seed with HYPOTHESIS_PROFILE=other and
 # --hypothesis-seed; or many new ones with HYPOTHESIS_PROFILE=thorough.
-hypothesis.settings.register_profile("ci", max_examples=90, derandomize=True, deadline=None, print_blob=False)
-hypothesis.settings.register_profile("other", max_examples=90, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", max_examples=40, derandomize=True, deadline=None, print_blob=False)
+hypothesis.settings.register_profile("other", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("thorough", max_examples=5000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -50,7 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
     """Thousands of tests and what they import stay until the end: no search for garbage has to look at them again."""
     gc.collect()
     gc.freeze()

@@ -47,14 +47,14 @@ class Case:
             return model, x, model(x).argmax(1)
 
 
-def resnet18_case(*, width: int = 64, batch: int) -> Case:
+def resnet18_case(*, width: int = 64, image: int = 32, batch: int) -> Case:
     """ResNet-18 for small images, which stands first everywhere."""
-    return Case("resnet18", f"ResNet-18 of width {width}", partial(resnet18, width=width), 32, batch)
+    return Case("resnet18", f"ResNet-18 of width {width}", partial(resnet18, width=width), image, batch)
 
 
-def wide_case(*, depth: int = 28, width: int = 10, batch: int) -> Case:
+def wide_case(*, depth: int = 28, width: int = 10, image: int = 32, batch: int) -> Case:
     """A wide residual network."""
-    return Case("wrn", f"WRN-{depth}-{width}", partial(WideResNet, depth=depth, width=width), 32, batch)
+    return Case("wrn", f"WRN-{depth}-{width}", partial(WideResNet, depth=depth, width=width), image, batch)
 
 
 def resnet50_case(*, width: int = 64, image: int = 224, batch: int) -> Case:
@@ -78,9 +78,9 @@ def cases(size: Size, *, width: int | None = None, batch: int | None = None) -> 
     if size == "small":
         others = wide_case(width=4, batch=8), resnet50_case(image=96, batch=4), vit_case(image=112, batch=4)
         return replace(first, weight=6.0), *others
-    first = resnet18_case(width=width or 8, batch=batch or 4)
-    vit = vit_case(width=32, depth=2, heads=2, image=32, batch=2)
-    return first, wide_case(depth=10, width=1, batch=2), resnet50_case(width=8, image=32, batch=2), vit
+    first = resnet18_case(width=width or 8, image=16, batch=batch or 4)
+    wide, vit = wide_case(depth=10, width=1, image=16, batch=2), vit_case(width=32, depth=2, heads=2, image=32, batch=2)
+    return first, wide, resnet50_case(width=8, image=32, batch=2), vit
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from digits import Digits, DigitsNet, grey_digits, train
+from digits import Digits
 from fastadv_adapters.attack import LossName, Norm, SafePGD, ball_around, resolve_loss
 from fastadv_adapters.attack.cycles import WINDOW, Past, can_cycle
 from fastadv_adapters.attack.looking import Settings
@@ -56,20 +56,6 @@ def both(
 
 
 # The same, with fewer passes
-
-
-@pytest.fixture(scope="module")
-def data() -> Digits:
-    return grey_digits()
-
-
-@pytest.fixture(scope="module")
-def robust(data: Digits) -> nn.Module:
-    torch.manual_seed(0)
-    net = DigitsNet(width=12)
-    attack = SafePGD(FastAttackModel(net, dtype=torch.float32), eps=0.15, steps=3, loss="ce", generator=seed())
-    train(net, data.train_images, data.train_labels, attack=attack, epochs=5, show_progress=False)
-    return net.eval()
 
 
 @pytest.mark.parametrize(("dtype", "loss"), [(torch.float32, "ce"), (torch.bfloat16, "margin")], ids=str)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from digits import Digits, DigitsNet, grey_digits, train
+from digits import Digits, trained_net
 from fastadv_adapters.attack import LossName, Norm
 from fastadv_adapters.attack.balls import Ball, ball_around
 from fastadv_adapters.attack.pool import Best, Pool
@@ -65,26 +65,8 @@ def test_each_step_has_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def data() -> Digits:
-    return grey_digits()
-
-
-@pytest.fixture(scope="module")
 def undefended(data: Digits) -> nn.Module:
-    return trained(data, adversarially=False)
-
-
-@pytest.fixture(scope="module")
-def defended(data: Digits) -> nn.Module:
-    return trained(data, adversarially=True)
-
-
-def trained(data: Digits, *, adversarially: bool) -> nn.Module:
-    torch.manual_seed(0)
-    net = DigitsNet(width=12)
-    attack = SafePGD(FastAttackModel(net, dtype=torch.float32), eps=0.1, steps=2) if adversarially else None
-    train(net, data.train_images, data.train_labels, attack=attack, epochs=5, show_progress=False)
-    return net
+    return trained_net(data, width=12, epochs=5)
 
 
 def test_early_stop_on_the_undefended_digits_network_needs_an_eighth_of_the_passes(
@@ -106,12 +88,12 @@ def test_early_stop_on_the_undefended_digits_network_needs_an_eighth_of_the_pass
 MIDDLING = {"linf": 0.11, "l2": 0.5, "l1": 1.2}
 
 
-@pytest.mark.parametrize("network", ["undefended", "defended"])
+@pytest.mark.parametrize("network", ["undefended", "robust"])
 def test_falling_steps_are_stronger_than_constant_ones(
-    network: str, undefended: nn.Module, defended: nn.Module, data: Digits
+    network: str, undefended: nn.Module, robust: nn.Module, data: Digits
 ) -> None:
     """Over all norms and numbers of steps; in one of them a few images of a hundred are chance."""
-    net = defended if network == "defended" else undefended
+    net = robust if network == "robust" else undefended
     x, y, fast = data.test_images[:200], data.test_labels[:200], FastAttackModel(net, dtype=torch.float32)
     falling, constant = list[int](), list[int]()
     for norm in NORMS:

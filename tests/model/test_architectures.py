@@ -1,7 +1,7 @@
 """A table of architectures: the fast float32 model against plain float64, and no trace on the wrapped model."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -228,25 +228,22 @@ def _has_statistics(specimen: Specimen) -> bool:
     return any(getattr(module, "running_mean", None) is not None for module in specimen.build().modules())
 
 
-def _changes() -> Iterator[Any]:
-    for name in QUIET:
-        for change in CHANGES:
-            if change is not training_forward or _has_statistics(ZOO[name]):
-                yield pytest.param(name, change, id=f"{name}-{change.__name__}")
-
-
-@pytest.mark.parametrize(("name", "change"), list(_changes()))
-def test_update_follows_changed_weights(name: str, change: Change) -> None:
+@pytest.mark.parametrize("name", QUIET)
+def test_update_follows_changed_weights(name: str) -> None:
     specimen = ZOO[name]
     model = specimen.build()
     fast = wrap(model, specimen, auto_update=False)
-    old = run(fast, specimen.example())[0][0]
-    change(model, specimen)
-    assert fast.update() is fast
-    plain = reference(specimen, model)
-    new = run(plain, tuple(x.double() for x in specimen.example()))[0][0]
-    assert (new - old).abs().max() > 1e-3 * new.abs().max(), "the change must be large enough to be seen"
-    assert_agrees(fast, plain, specimen)
+    for change in CHANGES:
+        if change is training_forward and not _has_statistics(specimen):
+            continue
+        old = run(fast, specimen.example())[0][0]
+        change(model, specimen)
+        assert fast.update() is fast
+        plain = reference(specimen, model)
+        new = run(plain, tuple(x.double() for x in specimen.example()))[0][0]
+        seen = f"{change.__name__} must be large enough to be seen"
+        assert (new - old).abs().max() > 1e-3 * new.abs().max(), seen
+        assert_agrees(fast, plain, specimen)
 
 
 @pytest.mark.parametrize("name", CHANGING)
