@@ -6,12 +6,16 @@ A module is looked at through ``vars()``: a user's ``__getattr__`` may ask the m
 from types import MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from .leaving_out import TRAINING, is_trainer
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
+ATOMS = frozenset((str, int, float, bool, bytes, type(None), torch.Size, torch.dtype, torch.device))
+"""Values that hold nothing else, and are never changed."""
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -45,6 +49,11 @@ def is_bound_as_it_was(module: nn.Module) -> bool:
 def attributes_of(module: nn.Module) -> dict[str, Any]:
     """What a module has in addition to what every module has."""
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def things_of(module: nn.Module) -> dict[str, Any]:
+    """The same without numbers and texts."""
+    return {name: value for name, value in attributes_of(module).items() if type(value) not in ATOMS}
 
 
 def hooks_of(module: nn.Module) -> dict[str, Any]:

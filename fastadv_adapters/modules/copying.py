@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .classes import ALL_HOOKS, hooks_of, inside_of
+from .classes import ALL_HOOKS, ATOMS, hooks_of, inside_of
 from .leaving_out import in_place_of, is_left_out, is_trainer
 from .reaching_back import refuse_what_reaches_back
 from .rebinding import rebind
@@ -20,7 +20,6 @@ from .weak import is_weak, redirect
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
-_ATOMS = frozenset((str, int, float, bool, bytes, type(None), torch.Size, torch.dtype, torch.device))
 _CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
 
@@ -60,6 +59,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     refuse_what_reaches_back(module)
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
+    _copy_layers(parts, memo, tensor_for)
     for item in _reached(module, memo):
         if type(item) in _CONTAINERS:
             if type(item) is OrderedDict and not item:  # hooks; a deep copy of one takes long
@@ -112,6 +112,38 @@ class _Wrapped(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         (inside,) = self.children()
         return inside(*args, **kwargs)
+
+
+def _copy_layers(parts: list[nn.Module], memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> None:
+    """Put into the memo copies of those layers of PyTorch's that hold tensors and numbers alone.
+
+    Most parts of a model are such, and a deep copy takes several times as long.
+    """
+    for part in parts:
+        if type(part).__module__.startswith("torch.nn.modules.") and all(map(_is_plain, vars(part).values())):
+            memo[id(part)] = made = type(part).__new__(type(part))
+            vars(made).update({name: _copied(value, memo, tensor_for) for name, value in vars(part).items()})
+
+
+def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> Any:
+    if type(value) in ATOMS or type(value) is tuple:
+        return value
+    if id(value) not in memo:
+        if isinstance(value, Tensor):
+            memo[id(value)] = tensor_for(value)
+        elif isinstance(value, dict):
+            memo[id(value)] = type(value)((key, _copied(held, memo, tensor_for)) for key, held in value.items())
+        else:
+            memo[id(value)] = type(value)(value)
+    return memo[id(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a number or a text, some of them, or some parameters or buffers."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        return all(held is None or isinstance(held, Tensor) for held in value.values())
+    return kind in ATOMS or (kind in _CONTAINERS and all(type(held) in ATOMS for held in value))
 
 
 def _copy_wrappers(parts: list[nn.Module], memo: dict[int, Any]) -> None:
@@ -178,7 +210,7 @@ def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
     seen, stack = {id(root)}, [root]
     while stack:
         for item in gc.get_referents(stack.pop()):
-            if type(item) in _ATOMS or id(item) in seen or id(item) in passed_over or isinstance(item, _OPAQUE):
+            if type(item) in ATOMS or id(item) in seen or id(item) in passed_over or isinstance(item, _OPAQUE):
                 continue
             seen.add(id(item))
             yield item

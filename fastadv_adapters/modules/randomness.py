@@ -47,10 +47,11 @@ def host_state() -> tuple[Any, ...]:
     """What all generators but those of devices are at, to be compared."""
     numpy: Any = sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy else ()
-    own = [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
+    own: list[Any] = [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
     with outside_of_transforms():  # PyTorch 2.6 lets a transform wrap the state, too
-        drawn = torch.get_rng_state().view(torch.int64).tolist()
-    return random.getstate(), own, drawn
+        drawn = torch.get_rng_state()
+        own.append(drawn.numpy().tobytes() if numpy else drawn.tolist())
+    return random.getstate(), own
 
 
 def generator_states(device: torch.device) -> tuple[Any, ...]:

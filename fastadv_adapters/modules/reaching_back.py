@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import ALL_HOOKS, HOOKS, inside_of
+from .classes import ALL_HOOKS, ATOMS, HOOKS, inside_of
 
 
 def refuse_what_reaches_back(module: nn.Module) -> None:
@@ -29,7 +29,7 @@ def refuse_what_reaches_back(module: nn.Module) -> None:
 
 def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
     for name, value in vars(part).items():
-        if name in ALL_HOOKS or name == "_compiled_call_impl":  # the latter is not copied
+        if type(value) in ATOMS or name in ALL_HOOKS or name == "_compiled_call_impl":  # the latter is not copied
             continue
         if name == "forward":
             _refuse_forward(value, where, own)

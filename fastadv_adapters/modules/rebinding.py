@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import attributes_of, inside_of, is_bound_as_it_was
+from .classes import inside_of, is_bound_as_it_was, things_of
 
 Memo = dict[int, Any]
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
@@ -23,7 +23,7 @@ def rebind(parts: list[tuple[nn.Module, nn.Module]], memo: Memo) -> None:
     seen = set[int]()
     for part, copied in parts:
         if inside_of(part) is None:
-            _rebind_in(attributes_of(part), vars(copied), memo, seen)
+            _rebind_in(things_of(part), vars(copied), memo, seen)
             if "forward" in vars(copied) and is_bound_as_it_was(copied):
                 del vars(copied)["forward"]
 

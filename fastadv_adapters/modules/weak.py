@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import attributes_of, is_data
+from .classes import is_data, things_of
 
 Copies = dict[int, nn.Module]
 _MAPPINGS = (dict, weakref.WeakValueDictionary)
@@ -22,7 +22,7 @@ def redirect(parts: list[tuple[nn.Module, nn.Module]]) -> None:
     copies = {id(key): copied for part, copied in parts for key in (part, vars(part))}
     seen = {id(copied) for _, copied in parts}
     for _, copied in parts:
-        for name, value in attributes_of(copied).items():
+        for name, value in things_of(copied).items():
             if (redirected := _redirected(value, copies)) is not value:
                 vars(copied)[name] = redirected
             else:

@@ -98,3 +98,15 @@ def test_what_a_test_changes_between_calls_is_its_own_affair(watched: Watch) -> 
     fast(x.requires_grad_()).sum().backward()
     assert not watched.changed
     assert watched.looks == 3  # making, forward, backward
+
+
+def test_calls_of_a_kind_are_looked_at_less_often_in_the_end(watched: Watch) -> None:
+    fast, (x, _), made = FastAttackModel(small_net()), batch(), watched.looks
+    with torch.no_grad():
+        for _ in range(100):
+            fast(x)
+    assert watched.looks - made == 12 + 100 // 17
+    _in_place(fast.wrapped)
+    fast.update()
+    assert watched.looks - made == 13 + 100 // 17, "another kind"
+    assert not watched.changed

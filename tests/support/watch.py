@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from types import FunctionType
@@ -16,9 +17,8 @@ from fastadv_adapters.model import FastAttackModel
 
 _CALLS = ("forward", "update", "view", "summary", "train", "_apply", "requires_grad_", "zero_grad", "__reduce__")
 
-_EACH, _SELDOM = 64, 17
-"""So many calls of a test are all looked at; of later ones, which are the steps of attacks, one in so many: an odd
-number, for forward and backward passes take turns."""
+_EACH, _SELDOM = 12, 17
+"""So many calls of a kind are all looked at in a test; of later ones, the steps of attacks, one in so many."""
 
 _READ = 2**14
 """Tensors with more entries are watched by version counter and address alone, so that it costs little."""
@@ -28,13 +28,12 @@ class Watch:
     """Looks at a wrapped model before and after each call of the package that could reach it.
 
     Attributes:
-        calls: how many calls there were.
-        looks: how many of them were looked at.
+        looks: how many calls were looked at.
         changed: what was found, in words.
     """
 
     def __init__(self) -> None:
-        self.calls = self.looks = 0
+        self.looks = 0
         self.changed: list[str] = []
 
     def begin(self, patch: pytest.MonkeyPatch) -> None:
@@ -56,10 +55,12 @@ class Watch:
         patch.setattr(Boundary, "backward", staticmethod(backward))
 
     def _around(self, call: Callable[..., Any], model_of: Callable[..., Any]) -> Callable[..., Any]:
+        numbers = itertools.count()
+
         @functools.wraps(call)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            if self.calls > _EACH and self.calls % _SELDOM:
+            number = next(numbers)
+            if number >= _EACH and number % _SELDOM:
                 return call(*args, **kwargs)
             model = model_of(*args)
             before = seen(model)
