@@ -14,7 +14,7 @@ from .leaving_out import TRAINING, is_trainer
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
 ATOMS = frozenset((str, int, float, bool, bytes, type(None), torch.Size, torch.dtype, torch.device))
-"""Values that hold nothing else, and are never changed."""
+"""Types of constants: they hold nothing else, and never change."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -52,7 +52,7 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
 
 
 def things_of(module: nn.Module) -> dict[str, Any]:
-    """The same without numbers and texts."""
+    """The same without constants, in which there is nothing to look for."""
     return {name: value for name, value in attributes_of(module).items() if type(value) not in ATOMS}
 
 

@@ -59,7 +59,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     refuse_what_reaches_back(module)
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
-    _copy_layers(parts, memo, tensor_for)
+    layers = _copy_layers(parts, memo, tensor_for)
     for item in _reached(module, memo):
         if type(item) in _CONTAINERS:
             if type(item) is OrderedDict and not item:  # hooks; a deep copy of one takes long
@@ -81,6 +81,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
             _copy_wrappers(parts, memo)
             _copy_by_state(parts, memo)
             copied: nn.Module = copy.deepcopy(module, memo)
+            _refuse_other_layers(copied, layers)
             pairs = [(part, memo[id(part)]) for part in parts]
             rebind(pairs, memo)
     except Exception as error:
@@ -114,15 +115,27 @@ class _Wrapped(nn.Module):
         return inside(*args, **kwargs)
 
 
-def _copy_layers(parts: list[nn.Module], memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> None:
-    """Put into the memo copies of those layers of PyTorch's that hold tensors and numbers alone.
+def _copy_layers(
+    parts: list[nn.Module], memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]
+) -> list[nn.Module]:
+    """Put into the memo copies of PyTorch's own layers that hold nothing but tensors and constants; returns the copies.
 
     Most parts of a model are such, and a deep copy takes several times as long.
     """
+    layers = []
     for part in parts:
         if type(part).__module__.startswith("torch.nn.modules.") and all(map(_is_plain, vars(part).values())):
             memo[id(part)] = made = type(part).__new__(type(part))
             vars(made).update({name: _copied(value, memo, tensor_for) for name, value in vars(part).items()})
+            layers.append(made)
+    return layers
+
+
+def _refuse_other_layers(copied: nn.Module, layers: list[nn.Module]) -> None:
+    """A class that copies itself without its layers, or with the original's, is not to be written into."""
+    own = set(map(id, copied.modules()))
+    if any(id(layer) not in own for layer in layers):
+        raise RuntimeError("a part copies itself with other layers than the memo's")
 
 
 def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> Any:
@@ -139,11 +152,15 @@ def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Ten
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether this is a number or a text, some of them, or some parameters or buffers."""
+    """Whether this is a constant, a container of constants, or a dict of tensors."""
     kind = type(value)
-    if kind in (dict, OrderedDict):
-        return all(held is None or isinstance(held, Tensor) for held in value.values())
-    return kind in ATOMS or (kind in _CONTAINERS and all(type(held) in ATOMS for held in value))
+    if kind not in _CONTAINERS:
+        return kind in ATOMS
+    if kind in (dict, OrderedDict) and not all(held is None or isinstance(held, Tensor) for held in value.values()):
+        return False
+    return all(type(held) in ATOMS for held in value) and not getattr(
+        value, "__dict__", None
+    )  # a state dict's has more
 
 
 def _copy_wrappers(parts: list[nn.Module], memo: dict[int, Any]) -> None:

@@ -26,7 +26,7 @@ def is_trainer(value: object) -> bool:
 
     It counts steps and holds data loaders: so it is neither copied nor looked at, and copies refer to it too.
     """
-    # Known by name, for importing them is slow; as a list, for every object of a model is asked.
+    # By name, since importing Lightning is slow. That of the class comes first: every object of a model is asked.
     trainers = [kind for kind in type(value).__mro__ if kind.__name__ == "Trainer"]
     return any(kind.__module__.partition(".")[0] in ("lightning", "pytorch_lightning") for kind in trainers)
 

@@ -46,12 +46,12 @@ def seed_generators(seed: int, device: torch.device) -> None:
 def host_state() -> tuple[Any, ...]:
     """What all generators but those of devices are at, to be compared."""
     numpy: Any = sys.modules.get("numpy")
-    state = numpy.random.get_state() if numpy else ()
-    own: list[Any] = [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
+    parts = numpy.random.get_state() if numpy else ()
+    own = [part.tobytes() if hasattr(part, "tobytes") else part for part in parts]
     with outside_of_transforms():  # PyTorch 2.6 lets a transform wrap the state, too
-        drawn = torch.get_rng_state()
-        own.append(drawn.numpy().tobytes() if numpy else drawn.tolist())
-    return random.getstate(), own
+        state = torch.get_rng_state()
+        drawn = state.numpy().tobytes() if numpy else state.view(torch.int64).tolist()
+    return random.getstate(), own, drawn
 
 
 def generator_states(device: torch.device) -> tuple[Any, ...]:

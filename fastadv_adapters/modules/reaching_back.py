@@ -34,9 +34,10 @@ def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
         if name == "forward":
             _refuse_forward(value, where, own)
             continue
-        held = value.values() if isinstance(value, dict) else value
-        items = held if isinstance(value, (dict, list, tuple, set)) else (held,)
-        functions = [item for item in items if isinstance(item, _CAPTURING)]
+        held = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else (value,)
+        )
+        functions = [item for item in held if isinstance(item, _CAPTURING)]
         if any(id(captured) in own for function in functions for captured in _captured(function, enclosed=False)):
             raise ValueError(
                 f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
@@ -57,6 +58,7 @@ def _refuse_forward(forward: object, where: str, own: set[int]) -> None:
 
 _Objects = Callable[[object], Iterator[object]]
 _CAPTURING = (types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper)
+"""What :func:`_captured` looks into."""
 
 
 def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclosed: bool = True) -> Iterator[object]:

@@ -8,7 +8,7 @@ _SAMPLES = 4
 
 
 def length_of(place: Tensor) -> int:
-    """How many rows there are; -1 for a number."""
+    """How many rows there are; -1 for a tensor without dimensions."""
     return len(place) if place.ndim else -1
 
 

@@ -209,40 +209,47 @@ class Trial:
 
     def _apart(self, ends: Ends | None) -> tuple[tuple[bool, ...], bool]:
         engine = self._plain_engine()
+        samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
+        with self._gradients(0) as leaves:
+            try:
+                places = self._places(engine, leaves, ends)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return (), False
+            as_long = [length_of(place) == samples for place in places]
+            coupled = self._reach_others(places, as_long, leaves)
+        fewer = self._lengths_without_one(engine, ends) if samples > 1 else None
+        # There may be fewer of them for fewer samples, as at experts that none is sent to.
+        shortened = as_long if fewer is None else [n == samples - 1 for n in (*fewer, *[-1] * len(places))]
+        have = [long and short for long, short in zip(as_long, shortened, strict=False)]
+        if coupled and have != as_long:
+            with self._gradients(0) as leaves:
+                coupled = self._reach_others(self._places(self._plain_engine(), leaves, ends), have, leaves)
+        return tuple(row and not coupled for row in have), coupled
+
+    def _lengths_without_one(self, engine: EagerEngine, ends: Ends | None) -> list[int] | None:
+        """How long the places are with one sample less; None if the model takes batches of this size alone."""
         try:
             with self._gradients(0) as leaves:
                 shorter = [t[:-1] if own else t for t, own in zip(leaves, self.batched, strict=True)]
-                fewer = [length_of(p) for p in self._places(engine, shorter, ends)]
-            return self._coupled(engine, ends, fewer)
+                return [length_of(place) for place in self._places(engine, shorter, ends)]
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return self._coupled(self._plain_engine(), ends, None)  # it takes batches of this size alone
+            return None
 
-    def _coupled(
-        self, engine: EagerEngine, ends: Ends | None, fewer: list[int] | None
-    ) -> tuple[tuple[bool, ...], bool]:
-        """Which places have a row per sample, and whether those of the first or of the last have a gradient at another.
+    def _reach_others(self, places: list[Tensor], have: list[bool], leaves: list[Tensor]) -> bool:
+        """Whether the places of the first or of the last sample have a gradient at another sample.
 
         (In a sequence with time in front, each step reaches back only, or forth only.)
 
         Args:
-            engine: runs the model.
-            ends: where to look.
-            fewer: how long the places are if there is one sample less; there may be fewer of them for fewer samples,
-                as at experts that none is sent to. If that is not known, one less.
+            places: outputs, or ends.
+            have: which of them have a row per sample.
+            leaves: the inputs.
         """
-        samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
-        with self._gradients(0) as leaves:
-            places = self._places(engine, leaves, ends)
-            whole = [length_of(p) for p in places]
-            shortened = [n - 1 for n in whole] if fewer is None else [*fewer, *[-1] * len(whole)]
-            have = [n == samples and (n < 2 or less == n - 1) for n, less in zip(whole, shortened, strict=False)]
-            coupled = self._reach_others([p for p, row in zip(places, have, strict=True) if row], leaves)
-        return tuple(row and not coupled for row in have), coupled
-
-    def _reach_others(self, places: list[Tensor], leaves: list[Tensor]) -> bool:
-        places = [p for p in places if p.requires_grad]
+        places = [place for place, row in zip(places, have, strict=True) if row and place.requires_grad]
         wanted = [leaf for leaf, own in zip(leaves, self.batched, strict=True) if own and leaf.requires_grad]
         if not places or not wanted:
             return False

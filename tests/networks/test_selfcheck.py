@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from digits import grey_digits, trained_net
 from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.boundary import Packed
 from fastadv_adapters.modules import copy_module
 from fastadv_adapters.networks import pair as networks
 from fastadv_adapters.networks import selfcheck
+from fastadv_adapters.networks.trial import Trial
 from tests.support.tools import batch, cosine, input_gradient, reference, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -272,3 +274,74 @@ def test_a_model_that_no_fast_network_equals_runs_on_its_twin(make: type[nn.Modu
     for view in (fast, fast.view(decisions="fast"), fast.view(decisions="exact")):
         torch.testing.assert_close(view(x), net(x).float())
     assert "twin" in fast.summary()
+
+
+class RunningVariance(nn.Module):
+    """Takes the mean of the batch away; one sample alone would make what it keeps NaN."""
+
+    var: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.register_buffer("var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        with torch.no_grad():
+            self.var = 0.9 * self.var + 0.1 * x.var(0)
+        centred: Tensor = x - x.mean(0)
+        return centred / self.var.sqrt()
+
+
+class RemembersTheFirst(nn.Module):
+    """Compares each sample with all of the first batch that it meets."""
+
+    key: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        if self.key is None:
+            self.key = x
+        return x @ self.key.mT
+
+
+class SizedByTheFirst(nn.Module):
+    """Keeps as many rows as its first batch has; hands out four anchors, whatever the batch."""
+
+    kept: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.empty(0))
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(self.kept):
+            self.kept = torch.ones(len(x), 3)
+        return self.fc(x) + self.kept[: len(x)], torch.ones(4, 2) * x.mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "samples", "rows", "coupled"),
+    [
+        (RunningVariance(), 2, (False,), True),
+        (RemembersTheFirst(), 4, (False,), True),
+        (SizedByTheFirst(), 4, (True, False), False),
+        (nn.Linear(3, 3), 4, (True,), False),
+        (nn.Linear(3, 3), 1, (True,), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_model_keeps_from_run_to_run_hides_no_coupling(
+    model: nn.Module, samples: int, rows: tuple[bool, ...], coupled: bool
+) -> None:
+    networks = FastAttackModel(model, **FLOAT32)._networks
+    x = torch.rand(samples, 3)
+    trial = Trial(model, Packed(((x,), {})), [x], [True], networks.precision, in_half=False)
+    found, seen = trial.rows(None)
+    assert (found.at_outputs, seen) == (rows, coupled)
