@@ -11,11 +11,13 @@ INSTALLED := $(VENV)/.installed
 TOGETHER := --numprocesses auto --maxprocesses 4 --timeout 600
 PYTEST := $(BIN)/python -m pytest $(TOGETHER)
 
-.PHONY: help demo test test-engines test-versions test-gpu lint coverage docs dist matrix bench bench-gpu clean
+.PHONY: help demo test test-long test-engines test-versions test-gpu lint coverage docs dist matrix bench bench-gpu clean
 
 help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
-	@echo "make test      lint, types and every test, examples and README included; at least 95 % of lines and branches run"
+	@echo "make test      lint, types and all tests but the long ones, examples and README included (under 10 minutes);"
+	@echo "               at least 95 % of lines and branches run"
+	@echo "make test-long the others: benchmarks, several processes, attacks on trained networks (under 6 minutes)"
 	@echo "make test-engines  the tests again, with each engine in the place of the eager one"
 	@echo "make test-versions  the tests on other versions of PyTorch, each in an environment of its own (gigabytes, long)"
 	@echo "make test-gpu  what needs a CUDA device, in the environment that is there (under 3 minutes)"
@@ -36,7 +38,10 @@ demo: $(INSTALLED)
 	$(BIN)/fastadv evaluate examples/digits.py:DigitsNet --weights build/demo/adversarial.safetensors $(DIGITS) --attacks quick
 
 test: lint
-	$(PYTEST) --cov
+	$(PYTEST) --cov -m "not long"
+
+test-long: $(INSTALLED)
+	$(PYTEST) -m long
 
 # Compiled without code generation (every model would take seconds); CUDA graphs by their bookkeeping, without CUDA.
 test-engines: $(INSTALLED)

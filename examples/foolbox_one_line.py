@@ -31,6 +31,7 @@ def main() -> None:
     print(f"SafeLinfPGD, fast:           {(~success).float().mean().item():.1%}")
 
     # Attacks that look for the smallest perturbation read decisions from forwards with gradient: they get exact ones.
+    x, y = x[:100], y[:100]
     _, clipped, success = foolbox.attacks.L2DeepFoolAttack()(fmodel, x, y, epsilons=None)
     print(f"L2DeepFool, median distance: {(clipped - x).flatten(1).norm(dim=1).median().item():.3f}")
 

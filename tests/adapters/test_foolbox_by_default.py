@@ -55,6 +55,7 @@ NEEDS_A_DISTANCE = {
 }
 STARTED = {"L2BrendelBethgeAttack", "BoundaryAttack", "HopSkipJumpAttack", "PointwiseAttack"}
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("untouched"),
     pytest.mark.filterwarnings("ignore:At the first initialisation the optimizer:UserWarning"),
 ]

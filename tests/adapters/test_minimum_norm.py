@@ -24,7 +24,7 @@ ATTACKS: dict[str, Any] = {
     "L2DeepFool": fb.attacks.L2DeepFoolAttack(steps=15, candidates=3),
     "LinfDeepFool": fb.attacks.LinfDeepFoolAttack(steps=15, candidates=3),
 }
-pytestmark = pytest.mark.usefixtures("untouched")
+pytestmark = [pytest.mark.usefixtures("untouched"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

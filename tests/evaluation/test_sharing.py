@@ -17,6 +17,8 @@ from fastadv_adapters.evaluation import evaluating, sharing
 from tests.evaluation.processes import forked, kill_when, meeting_point, wait_for
 from tests.evaluation.runs import data, evaluated, lines, verdicts
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

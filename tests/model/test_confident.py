@@ -22,7 +22,7 @@ from fastadv_adapters.foolbox import FastPyTorchModel
 IMAGES, RESNET_IMAGES = 40, 10
 SETTINGS = Settings(IMAGES, 10, 4, RESNET_IMAGES, 8, 8, 0)
 COSINE_WITHIN = {"fast float16": 0.004, "fast bfloat16": 0.02}
-pytestmark = pytest.mark.usefixtures("untouched")
+pytestmark = [pytest.mark.usefixtures("untouched"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

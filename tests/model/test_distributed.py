@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from fastadv_adapters import FastAttackModel, SafePGD
 from tests.support.tools import batch, input_gradient, settle
 
+pytestmark = pytest.mark.long
+
 FLOAT32: Any = {"dtype": torch.float32}
 
 

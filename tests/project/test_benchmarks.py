@@ -29,6 +29,8 @@ from benchmarks.speed.plot import draw
 from benchmarks.speed.sweep import batches_up_to, saturating
 from fastadv_adapters.comparison import measure_in_turn
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 

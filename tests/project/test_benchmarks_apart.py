@@ -28,9 +28,10 @@ from benchmarks.speed.limits import GPU_GROWTH, PASS, SHORT, limits_part
 from benchmarks.speed.measurement import Effort, Measurement
 
 # A deadline that strikes in a callback of the garbage collector (hypothesis has one) is told so, and strikes again.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in.*gc_callback:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Exception ignored in.*gc_callback:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.long,
+]
 CPU = torch.device("cpu")
 PLAIN_ROW = Row(PLAIN, "torchattacks", torch.float32, torchattacks_pgd)
 OURS = Row("ours-eager-float32", "ours", torch.float32, ours, ours=True)
@@ -191,7 +192,7 @@ def test_what_was_measured_stays_if_the_whole_time_is_up(tmp_path: Path, monkeyp
     monkeypatch.setattr(bench, "every_row", lambda device: rows)
     start = time.perf_counter()
     options = "--size tiny --steps 1 --repeats 1 --apart --no-keep-freed --parts networks --networks resnet18,vit"
-    found = run_bench(f"{options} --minutes 0.3", tmp_path)
+    found = run_bench(f"{options} --minutes 0.2", tmp_path)
     assert time.perf_counter() - start < 60
     assert found["networks"]["resnet18"]["rows"][PLAIN]["median_s"] > 0
     assert found["networks"]["resnet18"]["rows"]["long"]["failure"] == STOPPED

@@ -17,6 +17,8 @@ from benchmarks.attack.page import compared, write_page
 from digits import Digits, DigitsNet, accuracy, grey_digits, train
 from tests.support.tools import attackable_net, batch
 
+pytestmark = pytest.mark.long
+
 
 def cell(attack: str, robust: float, *, seed: int = 0, eps: float = 0.1, network: str = "normal") -> dict[str, object]:
     place = {"network": network, "scale": "1", "norm": "linf", "eps": eps, "steps": 10}

@@ -14,6 +14,8 @@ from benchmarks.speed.limits import PASS, SHORT
 from fastadv_adapters.networks import auditing, nearness, trial
 from fastadv_adapters.networks.auditing import Auditor
 
+pytestmark = pytest.mark.long
+
 
 def run(main: Any, options: str, name: str, out: Path) -> dict[str, Any]:
     app = typer.Typer()

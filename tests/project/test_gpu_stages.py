@@ -21,6 +21,8 @@ from benchmarks.shared.deadline import STOPPED
 from benchmarks.shared.report import Report
 from benchmarks.speed.cases import cases
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 
 

@@ -9,6 +9,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import fastadv_adapters
 
 PACKAGE = Path(fastadv_adapters.__file__).parent
@@ -104,6 +106,7 @@ def type_errors(python: Path, at: Path) -> dict[str, dict[int, str]]:
     return found
 
 
+@pytest.mark.long
 def test_type_checkers_see_the_package_and_its_options_however_it_is_installed(tmp_path: Path) -> None:
     """One test for both, so that the types of other packages are read once."""
     (tmp_path / "good.py").write_text(GOOD)

@@ -9,6 +9,8 @@ import torch
 
 from benchmarks.speed import keeping
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def results(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
