@@ -135,7 +135,7 @@ def _refuse_other_layers(copied: nn.Module, layers: list[nn.Module]) -> None:
     """A class that copies itself without its layers, or with the original's, is not to be written into."""
     own = set(map(id, copied.modules()))
     if any(id(layer) not in own for layer in layers):
-        raise RuntimeError("a part copies itself with other layers than the memo's")
+        raise RuntimeError("expected a class whose copies have the layers of the memo, got one with others")
 
 
 def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> Any:

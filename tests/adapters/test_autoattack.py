@@ -119,6 +119,7 @@ def test_every_version_is_as_strong_and_logs_the_same(case: str, problem: tuple[
     assert fast_log[-1] == f"DEBUG robust accuracy: {robust / len(x):.2%}"
 
 
+@pytest.mark.long
 def test_on_the_digits_robust_accuracy_is_that_of_the_plain_model() -> None:
     data = grey_digits(test_size=100)
     net, x, y = trained_net(data, width=6, epochs=2), data.test_images, data.test_labels

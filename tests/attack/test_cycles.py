@@ -58,6 +58,7 @@ def both(
 # The same, with fewer passes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "loss"), [(torch.float32, "ce"), (torch.bfloat16, "margin")], ids=str)
 def test_200_steps_on_the_robust_digits_network_need_a_fifth_of_the_passes(
     dtype: torch.dtype, loss: LossName, robust: nn.Module, data: Digits
@@ -69,6 +70,7 @@ def test_200_steps_on_the_robust_digits_network_need_a_fifth_of_the_passes(
     assert 5 * with_rest <= without
 
 
+@pytest.mark.long
 def test_in_float16_too(robust: nn.Module, data: Digits) -> None:
     x, y = data.test_images[:12], data.test_labels[:12]
     _, with_rest, without = both(robust, torch.float16, x, y, eps=0.15, alpha=0.15 / 4, steps=60, loss="ce")
@@ -122,6 +124,7 @@ def test_broken_samples_are_rescued_if_they_rest(always: bool, monkeypatch: pyte
     assert bool(moved[rows].any())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["compile", "cudagraph"])
 def test_engines_with_few_batch_sizes_break_the_same_samples(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, y = mixed(40)

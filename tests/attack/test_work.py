@@ -69,6 +69,7 @@ def undefended(data: Digits) -> nn.Module:
     return trained_net(data, width=12, epochs=5)
 
 
+@pytest.mark.long
 def test_early_stop_on_the_undefended_digits_network_needs_an_eighth_of_the_passes(
     undefended: nn.Module, data: Digits
 ) -> None:
@@ -88,6 +89,7 @@ def test_early_stop_on_the_undefended_digits_network_needs_an_eighth_of_the_pass
 MIDDLING = {"linf": 0.11, "l2": 0.5, "l1": 1.2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", ["undefended", "robust"])
 def test_falling_steps_are_stronger_than_constant_ones(
     network: str, undefended: nn.Module, robust: nn.Module, data: Digits

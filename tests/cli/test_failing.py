@@ -338,6 +338,7 @@ def test_of_several_processes_the_first_one_falls_short(fastadv: Run, monkeypatc
         assert bool(result.output) == (rank == "0")
 
 
+@pytest.mark.long
 def test_torchrun_ends_with_the_error(folder: Path) -> None:
     what = ("-m", "fastadv_adapters", "evaluate", NET, "--data", "nothing.npz", "--output", "run")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *what]

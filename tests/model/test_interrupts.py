@@ -203,6 +203,7 @@ def new_structure(net: Fragile, step: int) -> None:
     vars(net)["step"] = step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("auto_update", [True, False])
 @pytest.mark.parametrize(("change", "most"), [(new_values, 40), (new_structure, 16)])
 def test_an_update_that_is_interrupted_at_any_line_is_finished_before_the_next_pass(

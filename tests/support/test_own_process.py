@@ -18,6 +18,7 @@ def test_others_do_not() -> None:
     assert INSIDE not in os.environ
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "told"),
     [
