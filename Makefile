@@ -17,7 +17,7 @@ help:
 	@echo "make demo      train a network on digits, normally and adversarially, and attack it (under 4 minutes)"
 	@echo "make test      lint, types and all tests but the long ones, examples and README included (under 10 minutes);"
 	@echo "               at least 95 % of lines and branches run"
-	@echo "make test-long the others: benchmarks, several processes, attacks on trained networks (under 6 minutes)"
+	@echo "make test-long the others: benchmarks, several processes, compilers, many attacks (under 8 minutes)"
 	@echo "make test-engines  the tests again, with each engine in the place of the eager one"
 	@echo "make test-versions  the tests on other versions of PyTorch, each in an environment of its own (gigabytes, long)"
 	@echo "make test-gpu  what needs a CUDA device, in the environment that is there (under 3 minutes)"

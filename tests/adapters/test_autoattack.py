@@ -106,6 +106,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_every_version_is_as_strong_and_logs_the_same(case: str, problem: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = problem

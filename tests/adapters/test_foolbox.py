@@ -72,6 +72,7 @@ ATTACKS: dict[str, tuple[Any, float | None]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attacks_are_as_strong_on_the_fast_model(

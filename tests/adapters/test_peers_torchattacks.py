@@ -115,6 +115,7 @@ MODES: dict[str, Callable[[Any], None]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(
@@ -130,6 +131,7 @@ def test_modes(
     assert results[1][1:] == results[0][1:]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["PGD", "SafePGD"])
 @pytest.mark.parametrize("mode", ["default", "label", "least likely"])
 def test_modes_at_usual_options(name: str, mode: str, usual_swap: Swap, net: nn.Module, many: Tensor) -> None:

@@ -57,6 +57,7 @@ def robust(net: nn.Module, attack: Any, x: Tensor, y: Tensor) -> int:
         return int((net(adversarial).argmax(1) == y).sum())
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # SparseFool's own use of NumPy
 @pytest.mark.parametrize("name", GRADIENT)
 def test_attacks_are_as_strong_on_the_fast_model(name: str, problem: tuple[nn.Module, Tensor, Tensor]) -> None:

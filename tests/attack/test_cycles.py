@@ -77,6 +77,7 @@ def test_in_float16_too(robust: nn.Module, data: Digits) -> None:
     assert 3 * with_rest <= 2 * without
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("norm", NORMS)

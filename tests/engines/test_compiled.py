@@ -15,6 +15,8 @@ from tests.engines.test_replay import MODELS, Branching, change, eager
 from tests.support.engines import use_engine
 from tests.support.tools import batch, cosine, input_gradient, small_net
 
+pytestmark = pytest.mark.long
+
 FLOAT32: Any = {"dtype": torch.float32}
 
 

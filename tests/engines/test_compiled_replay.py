@@ -14,6 +14,8 @@ from tests.engines.test_replay import Branching, Counting, Drawing, change, eage
 from tests.support.engines import use_engine
 from tests.support.tools import batch, cosine, input_gradient, small_net
 
+pytestmark = pytest.mark.long
+
 FLOAT32: Any = {"dtype": torch.float32}
 ONCE = 1 if hasattr(torch._dynamo.config, "recompile_limit") else 2
 """PyTorch 2.6 compiles once more inside the mode that stands for a capture here."""

@@ -18,6 +18,8 @@ from tests.evaluation.runs import EPS, FLOAT32, data, evaluated, net
 from tests.networks.test_losing import Angles, bright_from
 from tests.support.tools import attackable_net
 
+pytestmark = pytest.mark.long
+
 
 class Flipped(Dataset[tuple[Tensor, Tensor]]):
     """Images that are mirrored now and then."""

@@ -38,6 +38,7 @@ def test_the_core_needs_torch_alone() -> None:
     assert result.stdout == "torch.Size([2, 4])\n", result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("adapter", "missing", "text"),
     [

@@ -112,7 +112,6 @@ def test_a_lightning_module_that_attacks_itself_is_not_built_anew_in_each_step(m
     assert found == [1, 1]  # once the trainer is there
 
 
-@pytest.mark.long
 def test_processes_keep_the_same_weights() -> None:
     """As torchrun starts them, without the seconds that torchrun itself takes."""
     code = f"import ddp; ddp.main(**{SMALL})"
