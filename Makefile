@@ -22,7 +22,7 @@ help:
 	@echo "make test-versions  the tests on other versions of PyTorch, each in an environment of its own (gigabytes, long)"
 	@echo "make test-gpu  what needs a CUDA device, in the environment that is there (under 3 minutes)"
 	@echo "make lint      ruff, mypy and the order of imports alone"
-	@echo "make coverage  the tests again, with the lines that none of them ran, also in htmlcov/"
+	@echo "make coverage  all tests, the long ones too, with the lines that none of them ran, also in htmlcov/"
 	@echo "make docs      these pages as a site in build/site, every link checked (under a minute)"
 	@echo "make dist      a wheel and a source distribution in dist/, checked"
 	@echo "make matrix    every attack of torchattacks and foolbox on plain and fast models (under 60 minutes, resumable)"

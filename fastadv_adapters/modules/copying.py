@@ -132,7 +132,7 @@ def _copy_layers(
 
 
 def _refuse_other_layers(copied: nn.Module, layers: list[nn.Module]) -> None:
-    """A class that copies itself without its layers, or with the original's, is not to be written into."""
+    """A class whose copies lack layers, or have new ones or the original's, is not to be written into."""
     own = set(map(id, copied.modules()))
     if any(id(layer) not in own for layer in layers):
         raise RuntimeError("expected a class whose copies have the layers of the memo, got one with others")

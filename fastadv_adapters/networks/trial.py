@@ -219,9 +219,10 @@ class Trial:
                 return (), False
             as_long = [length_of(place) == samples for place in places]
             coupled = self._reach_others(places, as_long, leaves)
+        del places, leaves  # and with them the graph
         fewer = self._lengths_without_one(engine, ends) if samples > 1 else None
         # There may be fewer of them for fewer samples, as at experts that none is sent to.
-        shortened = as_long if fewer is None else [n == samples - 1 for n in (*fewer, *[-1] * len(places))]
+        shortened = as_long if fewer is None else [n == samples - 1 for n in (*fewer, *[-1] * len(as_long))]
         have = [long and short for long, short in zip(as_long, shortened, strict=False)]
         if coupled and have != as_long:
             with self._gradients(0) as leaves:

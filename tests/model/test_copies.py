@@ -100,3 +100,18 @@ def test_layers_with_more_than_constants_are_copied_with_it() -> None:
     assert list(copied[0].seen) == [copied[1]]
     assert copied[0].order == layer.order
     assert copied[0].order is not layer.order
+
+
+def test_a_traced_model_with_a_part_that_holds_a_parameter_alone_is_copied() -> None:
+    class Scaled(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Module()
+            self.part.scale = nn.Parameter(torch.full((4,), 2.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = super().forward(x) * self.part.scale  # type: ignore[operator]
+            return out
+
+    model, x = torch.fx.symbolic_trace(Scaled().eval()), torch.rand(3, 4)
+    torch.testing.assert_close(FastAttackModel(model, dtype=torch.float32)(x), model(x))
