@@ -156,11 +156,11 @@ def _is_plain(value: Any) -> bool:
     kind = type(value)
     if kind not in _CONTAINERS:
         return kind in ATOMS
+    if getattr(value, "__dict__", None):  # a state dict's has metadata
+        return False
     if kind in (dict, OrderedDict) and not all(held is None or isinstance(held, Tensor) for held in value.values()):
         return False
-    return all(type(held) in ATOMS for held in value) and not getattr(
-        value, "__dict__", None
-    )  # a state dict's has more
+    return all(type(held) in ATOMS for held in value)
 
 
 def _copy_wrappers(parts: list[nn.Module], memo: dict[int, Any]) -> None:

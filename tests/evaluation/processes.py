@@ -28,9 +28,14 @@ def forked(function: Callable[[], object], **environment: str) -> int:
         os._exit(status)
 
 
-def wait_for(process: int) -> int:
-    """The status with which it ended, negative if it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def wait_for(process: int, *, within: float = 120.0) -> int:
+    """The status with which it ended, negative if it was killed; one that hangs is killed."""
+    deadline = time.monotonic() + within
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def kill_when(process: int, ready: Callable[[], bool], *, within: float = 60.0) -> None:
