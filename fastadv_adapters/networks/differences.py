@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .audit import Problem
 
+ROUNDED = torch.finfo(torch.float32).eps / 2
+"""A cross entropy of samples that are surer than this leaves one entry as well: at their label it rounds to zero."""
+
 
 def differences_of(problem: Problem) -> tuple[Problem, Problem] | None:
     """The same samples, asked for another logit, and for the difference; None if no single logits were asked for.
@@ -25,7 +28,7 @@ def differences_of(problem: Problem) -> tuple[Problem, Problem] | None:
     if grad is None or grad.ndim != 2 or grad.shape != values.shape or grad.shape[1] < 2:
         return None
     single = grad != 0
-    if not bool((single.sum(1) <= 1).all()):
+    if not _ask_for_single_logits(grad, single):
         return None
     other = values.masked_fill(single | ~values.isfinite(), -torch.inf).argmax(1, keepdim=True)
     moved = torch.zeros_like(grad).scatter(1, other, grad.sum(1, keepdim=True))
@@ -34,3 +37,10 @@ def differences_of(problem: Problem) -> tuple[Problem, Problem] | None:
         return replace(problem, grads=[wanted if at == place else None for at in range(len(problem.grads))])
 
     return asking(moved), asking(grad - moved)
+
+
+def _ask_for_single_logits(grad: Tensor, single: Tensor) -> bool:
+    """Whether these gradients (N, C) have one entry a sample, all of one size, and not what rounding left of two."""
+    sizes = grad[single].abs()
+    alone = bool((single.sum(1) <= 1).all()) and len(sizes) > 0
+    return alone and bool(sizes.amin() == sizes.amax()) and bool(sizes.amin() > ROUNDED)

@@ -276,6 +276,24 @@ def test_single_logits_are_judged_by_their_differences(size: float, dtype: torch
     assert [kind.dtype for kind in fast._networks.kinds.values()] == [dtype]
 
 
+@pytest.mark.parametrize("samples", [1, 16])
+def test_what_a_cross_entropy_leaves_of_confident_samples_is_no_single_logit(samples: int) -> None:
+    """The softmax of these is one at the label: the entry there rounds to zero, and that of the next class is left."""
+    fast, (x, y) = FastAttackModel(Shared(1e3).eval(), dtype=torch.bfloat16), batch(16)
+    x, y, given = x[:samples], y[:samples], []
+
+    def surest(logits: Tensor, y: Tensor) -> Tensor:
+        wanted = F.one_hot(y, 10) * 120.0 + F.one_hot((y + 1) % 10, 10) * torch.linspace(90, 100, len(y))[:, None]
+        logits.register_hook(given.append)
+        return F.cross_entropy(logits + (wanted - logits).detach(), y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        input_gradient(fast, x, y, surest)
+    assert [int((g != 0).sum(1).max()) for g in given] == [1]
+    assert [kind.dtype for kind in fast._networks.kinds.values()] == [torch.bfloat16]
+
+
 @pytest.mark.parametrize("samples", [4, 8, 16])
 @pytest.mark.parametrize("noise", [0.03, 0.1])
 def test_noise_alone_is_no_reason(noise: float, samples: int) -> None:
