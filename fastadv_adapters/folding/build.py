@@ -183,7 +183,7 @@ class _Builder:
         if type(part) not in STOCK_NORMS:
             try:
                 own_forward = trace.own_forward(name, part)
-                comes_first = batch_norm_input(own_forward[1]).op == "placeholder"
+                comes_first = batch_norm_input(own_forward.norm).op == "placeholder"
             except ValueError as error:
                 return f"kept: {error}"
         layer_name, why = self._layer_for(name, part, trace)

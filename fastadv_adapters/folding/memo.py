@@ -9,8 +9,9 @@ An update computes all that is kept again, in the order in which it was first, i
 recorded their addresses (a CUDA graph) reads the new values.
 """
 
+import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, autocast, become, generator_states, kind_of, refusals_borne
+from ..modules import Precision, autocast, become, generator_states, kind_of, refusals_borne, states_of_torch
+from .keys import NoKeyError, key_of, tensors_of
 from .traceless import opened_by
 
 MOST = 16
@@ -30,11 +32,7 @@ _PASSES = 2
 """A module that has used nothing that is kept in so many passes runs without a look at its operators."""
 
 _PRODUCTS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
-_CONSTANTS = (type(None), bool, int, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
-
-
-class _NoKeyError(Exception):
-    """Something among the arguments cannot be compared; always caught again."""
+_IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
 
 
 @dataclass
@@ -76,7 +74,7 @@ class _Kept:
         """Compute it again, in place; whether it has the shapes that it had, for others might be broadcast."""
         if not self.is_view:
             with autocast(self.reads[0].device.type, self.lowered):
-                new = list(_tensors(self.function(*self.args, **self.kwargs)))
+                new = list(tensors_of(self.function(*self.args, **self.kwargs)))
             if [t.shape for t in new] != [t.shape for t in self.writes]:
                 return False
             for own, t in zip(self.writes, new, strict=True):
@@ -122,15 +120,15 @@ class Memo:
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What the call gives, and whether that took something that is kept and is more than a view."""
-        reads = list(_tensors((args, kwargs)))
+        reads = list(tensors_of((args, kwargs)))
         for tensor in opened_by(function, args, kwargs):
             self._give_up(tensor)
         if not reads or not self._all_still(reads):
             prepared = self._prepared(function, args)
             return function(*prepared, **kwargs), prepared is not args
         try:
-            key = function, self._lowered(), _key(args), _key(kwargs)
-        except _NoKeyError:
+            key = function, self._lowered(), key_of(args), key_of(kwargs)
+        except NoKeyError:
             return function(*args, **kwargs), False
         if key not in self._kept:
             return self._first(key, function, args, kwargs, reads)
@@ -148,17 +146,18 @@ class Memo:
         """Call it, and keep what it gives if that is a function of the arguments alone."""
         if torch.is_inference_mode_enabled() or self._is_recording():
             return function(*args, **kwargs), False
-        versions, drawn = [t._version for t in reads], generator_states(self._precision.device)
+        states = states_of_torch if isinstance(function, _IN_C) else generator_states
+        versions, drawn = [t._version for t in reads], states(self._precision.device)
         result = function(*args, **kwargs)
         changed = [t for t, version in zip(reads, versions, strict=True) if t._version != version]
         self._forget(*changed)
         self._kept[key] = None
-        writes = list(_tensors(result))
-        if changed or not writes or drawn != generator_states(self._precision.device):
+        writes = list(tensors_of(result))
+        if changed or not writes or drawn != states(self._precision.device):
             return result, False
         if any(t.requires_grad or t.layout is not torch.strided for t in writes):  # a graph serves one backward pass
             return result, False
-        if not all(type(t) in (Tensor, nn.Parameter) for t in writes):
+        if any(type(t) not in (Tensor, nn.Parameter) for t in writes):
             return result, False
         one = _Kept(function, args, kwargs, reads, result, writes, self._lowered())
         one.versions[: len(reads)] = versions  # another thread may have updated them in between
@@ -265,34 +264,3 @@ def _may_compute(part: nn.Module) -> bool:
 def _memory(tensor: Tensor) -> int | None:
     with torch._C.DisableTorchFunction():  # the mode of a module around this one looks at nothing here
         return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
-
-
-def _key(value: Any) -> Any:
-    """What equals that of equal arguments alone; tensors equal themselves.
-
-    Raises:
-        _NoKeyError: for what is neither a tensor nor a constant, nor made of these.
-    """
-    if isinstance(value, Tensor):
-        return Tensor, id(value)
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(_key, value))
-    if isinstance(value, dict):
-        return dict, tuple((name, _key(item)) for name, item in value.items())
-    if isinstance(value, slice):
-        return slice, _key((value.start, value.stop, value.step))
-    if type(value) is float:
-        return float, value.hex()
-    if type(value) in _CONSTANTS or value is Ellipsis:
-        return type(value), value
-    raise _NoKeyError

@@ -8,7 +8,9 @@ from torch import Tensor, fx, nn
 
 from ..modules import become
 from .following import ScaleAndShift
-from .tracing import batch_norm_input
+from .tracing import OwnForward, batch_norm_input
+
+_FROZEN = "frozen_batch_norm"
 
 
 class Balance(threading.local):
@@ -65,29 +67,50 @@ class Rewritten:
         return self.rewritten(*args, **kwargs)
 
 
-def swap(part: nn.Module, affine: ScaleAndShift | None, own_forward: tuple[fx.Graph, fx.Node] | None) -> None:
+def swap(part: nn.Module, affine: ScaleAndShift | None, own: OwnForward | None) -> None:
     """Give a batch norm the class that does what is left of it."""
-    if own_forward is None:
-        become(part, Skipped if affine is None else Affine)
-        if affine is not None:
-            vars(part)["scale_and_shift"] = affine
+    if own is None:
+        _freeze(part, affine) if affine is not None else become(part, Skipped)
         return
-    graph, node = own_forward
-    if affine is None:
-        node.replace_all_uses_with(batch_norm_input(node))
-    else:
-        frozen = nn.Module()
-        become(frozen, Affine)
-        vars(frozen)["scale_and_shift"] = affine
-        part.add_module("frozen_batch_norm", frozen)
+    if affine is not None:
+        part.add_module(_FROZEN, frozen := nn.Module())
+        _freeze(frozen, affine)
+    rewritten = _left_of(own, part, frozen=affine is not None)
+    become(part, Rewritten)
+    part.rewritten = rewritten
+
+
+def _freeze(part: nn.Module, affine: ScaleAndShift) -> None:
+    become(part, Affine)
+    vars(part)["scale_and_shift"] = affine
+
+
+def _left_of(own: OwnForward, part: nn.Module, *, frozen: bool) -> fx.GraphModule:
+    """What runs the rest of a batch norm's own forward, on its own tensors and parts."""
+    if frozen not in own.left:
+        own.left[frozen] = _written(own, part, frozen=frozen)
+    known = own.left[frozen]  # to write code and compile it takes a millisecond for each
+    made: fx.GraphModule = object.__new__(type(known))
+    vars(made).update(vars(known))
+    own_parts = {name: part._modules[name] for name in known._modules}
+    vars(made).update(_parameters=part._parameters, _buffers=part._buffers, _modules=own_parts)  # refreshes write there
+    return made
+
+
+def _written(own: OwnForward, part: nn.Module, *, frozen: bool) -> fx.GraphModule:
+    """The code of it, which holds nothing of this part."""
+    graph, places = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(own.graph, places))
+    node = places[own.norm]
+    rest = batch_norm_input(node)
+    if frozen:
         with graph.inserting_before(node):
-            new = graph.call_module("frozen_batch_norm", (batch_norm_input(node),))
-        node.replace_all_uses_with(new)
+            rest = graph.call_module(_FROZEN, (rest,))
+    node.replace_all_uses_with(rest)
     graph.erase_node(node)
     graph.owning_module = part  # type: ignore[assignment]  # any module will do, to see what is dead
     graph.eliminate_dead_code()
     graph.owning_module = None
-    rewritten = fx.GraphModule(part, graph)
-    rewritten._parameters, rewritten._buffers = part._parameters, part._buffers  # those that refreshes write to
-    become(part, Rewritten)
-    part.rewritten = rewritten
+    written = fx.GraphModule(part, graph)
+    vars(written).update(_parameters={}, _buffers={}, _modules=dict.fromkeys(written._modules))
+    return written

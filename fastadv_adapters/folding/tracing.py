@@ -34,7 +34,19 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DROPOUT_FUNCTIONS = (nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d)
 
 
-_Found = tuple[fx.Graph, fx.Node] | ValueError
+@dataclass
+class OwnForward:
+    """What a batch norm subclass computes.
+
+    Attributes:
+        graph: of its own forward.
+        norm: the batch norm in it.
+        left: what is left of it if that is folded (False) or frozen (True), for all norms that are alike.
+    """
+
+    graph: fx.Graph
+    norm: fx.Node
+    left: dict[bool, fx.GraphModule] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,7 +59,7 @@ class Trace:
         opaque: names of modules whose forward does not trace, with the reason.
         streams: sums of layers that batch norms alone read.
         rectified: names of layers that a ReLU alone reads, by way of a sum or not.
-        own: name of a batch norm subclass -> the graph of its own forward and the batch norm in it, or what is wrong.
+        own: name of a batch norm subclass -> what it computes, or why that is not to be rewritten.
     """
 
     producer: dict[str, str] = field(default_factory=dict)
@@ -55,11 +67,11 @@ class Trace:
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
     rectified: set[str] = field(default_factory=set)
-    own: dict[str, _Found] = field(default_factory=dict)
-    _traced: list[tuple[Any, _Found]] = field(default_factory=list, init=False)
+    own: dict[str, OwnForward | ValueError] = field(default_factory=dict)
+    _traced: list[tuple[Any, OwnForward | ValueError]] = field(default_factory=list, init=False)
 
-    def own_forward(self, name: str, norm: nn.Module) -> tuple[fx.Graph, fx.Node]:
-        """As :func:`without_batch_norm`; norms that are alike are traced once, for all networks that are built."""
+    def own_forward(self, name: str, norm: nn.Module) -> OwnForward:
+        """As :func:`trace_own`; norms that are alike are traced once, for all networks that are built."""
         if name not in self.own:
             looks = _looks(norm)
             alike = next((found for other, found in self._traced if _same(other, looks)), None)
@@ -68,10 +80,7 @@ class Trace:
         found = self.own[name]
         if isinstance(found, ValueError):
             raise found
-        graph, node = found
-        copied, places = fx.Graph(), dict[fx.Node, fx.Node]()
-        copied.output(copied.graph_copy(graph, places))
-        return copied, places[node]
+        return found
 
     def without_streams(self) -> "Trace":
         """The same trace with no stream to be centred."""
@@ -230,8 +239,8 @@ def _passes_through(node: fx.Node, root: nn.Module, prefix: str) -> bool:
     return False
 
 
-def without_batch_norm(module: nn.Module) -> tuple[fx.Graph, fx.Node]:
-    """The graph of a batch norm subclass's own forward, and the node in it that is the batch norm.
+def trace_own(module: nn.Module) -> OwnForward:
+    """Trace a batch norm subclass's own forward, on a throw-away copy.
 
     Raises:
         ValueError: the forward does not trace, or is not one batch norm with running statistics and something around.
@@ -249,12 +258,12 @@ def without_batch_norm(module: nn.Module) -> tuple[fx.Graph, fx.Node]:
     own = {*module._parameters, *module._buffers}
     if any(node.op == "get_attr" and node.target not in own for node in graph.nodes):
         raise ValueError("its own forward reads tensors that are neither parameters nor buffers of its own")
-    return graph, nodes[0]
+    return OwnForward(graph, nodes[0])
 
 
-def _found(norm: nn.Module) -> _Found:
+def _found(norm: nn.Module) -> OwnForward | ValueError:
     try:
-        return without_batch_norm(norm)
+        return trace_own(norm)
     except ValueError as error:
         return error
 

@@ -54,7 +54,14 @@ from .precision import (
     resolve,
     widen,
 )
-from .randomness import generator_states, holds_generator, host_state, random_state_kept, seed_generators
+from .randomness import (
+    generator_states,
+    holds_generator,
+    host_state,
+    random_state_kept,
+    seed_generators,
+    states_of_torch,
+)
 from .refusals import refusals_borne
 from .shell import Shell
 from .transforms import is_transformed, outside_of_transforms
@@ -121,6 +128,7 @@ __all__ = [
     "resolve",
     "same_memory",
     "seed_generators",
+    "states_of_torch",
     "tensors_in",
     "tensors_in_containers",
     "thaw",

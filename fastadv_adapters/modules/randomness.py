@@ -48,15 +48,28 @@ def host_state() -> tuple[Any, ...]:
     numpy: Any = sys.modules.get("numpy")
     parts = numpy.random.get_state() if numpy else ()
     own = [part.tobytes() if hasattr(part, "tobytes") else part for part in parts]
-    with outside_of_transforms():  # PyTorch 2.6 lets a transform wrap the state, too
+    return random.getstate(), own, _state_of_torch()
+
+
+def _state_of_torch() -> Any:
+    # PyTorch 2.6 lets a transform wrap the state, too; and a mode would look at how it is read.
+    with outside_of_transforms(), torch._C.DisableTorchFunction():
         state = torch.get_rng_state()
-        drawn = state.numpy().tobytes() if numpy else state.view(torch.int64).tolist()
-    return random.getstate(), own, drawn
+        return state.numpy().tobytes() if "numpy" in sys.modules else state.view(torch.int64).tolist()
 
 
 def generator_states(device: torch.device) -> tuple[Any, ...]:
     """What all generators are at, on the CPU and on ``device``, to be compared."""
-    return *host_state(), torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
+    return *host_state(), _state_on(device)
+
+
+def states_of_torch(device: torch.device) -> tuple[Any, ...]:
+    """Likewise of PyTorch's alone: operators in C++ draw from no others. A tenth of the time."""
+    return _state_of_torch(), _state_on(device)
+
+
+def _state_on(device: torch.device) -> list[int]:
+    return torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
 
 
 def holds_generator(model: nn.Module) -> bool:

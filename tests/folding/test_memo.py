@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -213,6 +214,18 @@ class Draws(Layer):
         return F.linear(x, torch.tanh(self.weight) + torch.rand_like(self.weight))
 
 
+@torch.library.custom_op("fastadv_tests::jitter", mutates_args=())
+def jitter(weight: Tensor) -> Tensor:
+    return weight + float(numpy.random.rand())  # noqa: NPY002 - what operators do
+
+
+class DrawsFromNumPy(Layer):
+    """By an operator that is written in Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, jitter(self.weight))
+
+
 class WritesIntoABuffer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         self.seen.mul_(1.5)
@@ -405,16 +418,28 @@ def test_it_runs_as_ever(kind: type[Layer]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:FastAttackModel")
-def test_draws_are_made_in_every_pass() -> None:
-    model, (x, _) = Draws().double().eval(), inputs()
+@pytest.mark.parametrize("kind", [Draws, DrawsFromNumPy])
+def test_draws_are_made_in_every_pass(kind: type[Layer]) -> None:
+    model, (x, _) = kind().double().eval(), inputs()
     fast = fast_of(model)
     found = []
     for run in (fast, model):
         run(x.requires_grad_())
         torch.manual_seed(1)
+        numpy.random.seed(1)  # noqa: NPY002
         found.append([run(x.requires_grad_()).detach() for _ in range(3)])
     torch.testing.assert_close(*found)
     assert not found[0][0].equal(found[0][1])
+
+
+def test_a_look_at_the_generators_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module around another one looks at its operators, too: it is not to see how ours are looked at."""
+    model, opened = Ending(StdLinear(6, 4)).double().eval(), list[Tensor]()
+    monkeypatch.setattr(Memo, "_give_up", lambda self, tensor: opened.append(tensor))
+    fast = fast_of(model)
+    input_gradient(fast, *inputs())
+    assert kept(fast)
+    assert not opened
 
 
 def test_running_out_of_memory_is_no_reason_to_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,7 +280,8 @@ def test_single_logits_are_judged_by_their_differences(size: float, dtype: torch
 def test_what_a_cross_entropy_leaves_of_confident_samples_is_no_single_logit(samples: int) -> None:
     """The softmax of these is one at the label: the entry there rounds to zero, and that of the next class is left."""
     fast, (x, y) = FastAttackModel(Shared(1e3).eval(), dtype=torch.bfloat16), batch(16)
-    x, y, given = x[:samples], y[:samples], []
+    x, y = x[:samples], y[:samples]
+    given: list[Tensor] = []
 
     def surest(logits: Tensor, y: Tensor) -> Tensor:
         wanted = F.one_hot(y, 10) * 120.0 + F.one_hot((y + 1) % 10, 10) * torch.linspace(90, 100, len(y))[:, None]

@@ -1,0 +1,45 @@
+"""The arguments of a call: the tensors among them, and a key by which equal ones are found again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CONSTANTS = (type(None), bool, int, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
+
+
+class NoKeyError(Exception):
+    """Something among the arguments cannot be compared; always caught again."""
+
+
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dicts."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_of(item)
+    elif isinstance(tree, dict):
+        yield from tensors_of(list(tree.values()))
+
+
+def key_of(value: Any) -> Any:
+    """What equals that of equal arguments alone; tensors equal themselves.
+
+    Raises:
+        NoKeyError: for what is neither a tensor nor a constant, nor made of these.
+    """
+    if isinstance(value, Tensor):
+        return Tensor, id(value)
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(key_of, value))
+    if isinstance(value, dict):
+        return dict, tuple((name, key_of(item)) for name, item in value.items())
+    if isinstance(value, slice):
+        return slice, key_of((value.start, value.stop, value.step))
+    if type(value) is float:
+        return float, value.hex()
+    if type(value) in _CONSTANTS or value is Ellipsis:
+        return type(value), value
+    raise NoKeyError
