@@ -55,9 +55,10 @@ from .following import (
 from .fused import fuse
 from .inplace import run_in_place
 from .memo import remember
+from .own_forward import batch_norm_input
 from .parts import Affine, Balance, Joined, Skipped, swap
 from .scales import channels_of
-from .tracing import STOCK_NORMS, Trace, batch_norm_input
+from .tracing import STOCK_NORMS, Trace
 
 _LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from ..modules import become
 from .following import ScaleAndShift
-from .tracing import OwnForward, batch_norm_input
+from .own_forward import OwnForward, batch_norm_input
 
 _FROZEN = "frozen_batch_norm"
 

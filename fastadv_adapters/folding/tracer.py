@@ -10,6 +10,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..modules import first_line, has_hooks
 
+ALONE = threading.RLock()
+"""While torch.fx traces, it patches nn.Module for all threads, and warnings are off for all: one trace at a time."""
+
 
 class _Sized(fx.Proxy):
     """A proxy with a length, which models ask for in ``view(len(x), -1)``; for a trace that is read, and never run."""

@@ -1,11 +1,9 @@
 """What a trace tells about a model: which batch norm follows which layer, and who else reads that layer's output."""
 
-import threading
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,8 +12,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..modules import clone, copy_module, first_line, has_hooks
 from .centring import Stream, find_stream
+from .own_forward import Alike, OwnForward
 from .rectified import find_rectified
-from .tracer import Tracer, is_leaf
+from .tracer import ALONE, Tracer, is_leaf
 
 DOES_NOTHING = (
     nn.Identity,
@@ -32,21 +31,6 @@ STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _DROPOUT_FUNCTIONS = (nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d)
-
-
-@dataclass
-class OwnForward:
-    """What a batch norm subclass computes.
-
-    Attributes:
-        graph: of its own forward.
-        norm: the batch norm in it.
-        left: what is left of it if that is folded (False) or frozen (True), for all norms that are alike.
-    """
-
-    graph: fx.Graph
-    norm: fx.Node
-    left: dict[bool, fx.GraphModule] = field(default_factory=dict)
 
 
 @dataclass
@@ -68,15 +52,12 @@ class Trace:
     streams: list[Stream] = field(default_factory=list)
     rectified: set[str] = field(default_factory=set)
     own: dict[str, OwnForward | ValueError] = field(default_factory=dict)
-    _traced: list[tuple[Any, OwnForward | ValueError]] = field(default_factory=list, init=False)
+    _alike: Alike = field(default_factory=Alike, init=False)
 
     def own_forward(self, name: str, norm: nn.Module) -> OwnForward:
         """As :func:`trace_own`; norms that are alike are traced once, for all networks that are built."""
         if name not in self.own:
-            looks = _looks(norm)
-            alike = next((found for other, found in self._traced if _same(other, looks)), None)
-            self.own[name] = alike or _found(norm)
-            self._traced += [] if alike else [(looks, self.own[name])]
+            self.own[name] = self._alike.find(norm)
         found = self.own[name]
         if isinstance(found, ValueError):
             raise found
@@ -96,10 +77,6 @@ class Trace:
         return self.without_layers({name for name in layers if isinstance(module.get_submodule(name), kinds)})
 
 
-# While torch.fx traces, it patches nn.Module for all threads, and warnings are off for all: one trace at a time.
-_alone = threading.RLock()
-
-
 def trace(module: nn.Module) -> Trace:
     """Trace a throw-away copy of ``module`` as far as it traces; what does not is tried child by child.
 
@@ -108,7 +85,7 @@ def trace(module: nn.Module) -> Trace:
     copied = copy_module(module, clone)
     names = {id(m): name for name, m in copied.named_modules()}
     result, graphs = Trace(), []
-    with _alone, warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
+    with ALONE, warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
         warnings.simplefilter("ignore")
         for root, graph in _graphs(copied, names, result.opaque):
             graphs.append((names[id(root)], graph))
@@ -237,71 +214,3 @@ def _passes_through(node: fx.Node, root: nn.Module, prefix: str) -> bool:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         return training is False
     return False
-
-
-def trace_own(module: nn.Module) -> OwnForward:
-    """Trace a batch norm subclass's own forward, on a throw-away copy.
-
-    Raises:
-        ValueError: the forward does not trace, or is not one batch norm with running statistics and something around.
-    """
-    copied = copy_module(module, clone)
-    copied._check_input_dim = lambda input: None  # type: ignore[assignment]  # looks at the shape, which a trace has not
-    try:
-        with _alone:
-            graph = Tracer(leaves=lambda m: True, sized=False).trace(copied)
-    except Exception as error:
-        raise ValueError(f"its own forward does not trace ({type(error).__name__})") from error
-    nodes = [n for n in graph.nodes if n.target is nn.functional.batch_norm]
-    if len(nodes) != 1 or not _uses_running_statistics(nodes[0], module):
-        raise ValueError("its own forward is not one batch norm with running statistics")
-    own = {*module._parameters, *module._buffers}
-    if any(node.op == "get_attr" and node.target not in own for node in graph.nodes):
-        raise ValueError("its own forward reads tensors that are neither parameters nor buffers of its own")
-    return OwnForward(graph, nodes[0])
-
-
-def _found(norm: nn.Module) -> OwnForward | ValueError:
-    try:
-        return trace_own(norm)
-    except ValueError as error:
-        return error
-
-
-def _looks(norm: nn.Module) -> list[Any]:
-    """All that a trace of a module might depend on: everything but the values of its tensors."""
-    tensors = ("_parameters", "_buffers")
-    return [
-        (
-            name,
-            type(part),
-            {key: value for key, value in vars(part).items() if key not in (*tensors, "_modules")},
-            [(key, value is None) for held in tensors for key, value in vars(part)[held].items()],
-        )
-        for name, part in norm.named_modules(remove_duplicate=False)
-    ]
-
-
-def _same(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # tensors or arrays in attributes: another one
-        return False
-
-
-def batch_norm_input(node: fx.Node) -> fx.Node:
-    """What a call of ``torch.nn.functional.batch_norm`` normalises."""
-    source = node.args[0] if node.args else node.kwargs["input"]
-    if not isinstance(source, fx.Node):
-        raise ValueError(f"expected a batch norm of something computed, got one of {source!r}")
-    return source
-
-
-def _uses_running_statistics(node: fx.Node, module: nn.Module) -> bool:
-    """Whether the arguments are just the module's own weight, bias, running statistics and eps, in eval mode."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    read = {name: given.get(name) for name in names[1:5]}
-    own = all(v is None or (isinstance(v, fx.Node) and v.op == "get_attr" and v.target == n) for n, v in read.items())
-    same_eps = given.get("eps", 1e-5) == module.eps
-    return own and same_eps and read["running_mean"] is not None and not given.get("training")

@@ -36,6 +36,7 @@ from ..modules import (
     refusals_borne,
     thaw,
 )
+from .coupling import Seen, look, reach_others
 from .half import Half, weights_for
 from .nearness import FAR, Outcome, beyond_chance, difference, farthest, overflow
 from .samples import batched, length_of
@@ -69,13 +70,14 @@ class Trial:
         self.needs = needs if any(needs) else [t.is_floating_point() for t in tensors]
         self.batched = batched(tensors, self.needs)
         self._engine: EagerEngine | None = None
+        self._seen: Seen | None = None
         self.in_half = in_half
         self._dtypes = set[torch.dtype]()
 
     def plain(self) -> Outcome:
         """The wrapped model's outcome in at least float32."""
         self._engine = self._plain_engine()
-        return self._outcome(self._engine)
+        return self._outcome(self._engine, looks=True)
 
     def with_training(self, names: Sequence[str]) -> Outcome:
         """The same with these parts in training mode."""
@@ -208,25 +210,26 @@ class Trial:
         return rows, coupled
 
     def _apart(self, ends: Ends | None) -> tuple[tuple[bool, ...], bool]:
-        engine = self._plain_engine()
-        samples = next((len(t) for t, own in zip(self.tensors, self.batched, strict=True) if own), 0)
-        with self._gradients(0) as leaves:
-            try:
-                places = self._places(engine, leaves, ends)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                return (), False
-            as_long = [length_of(place) == samples for place in places]
-            coupled = self._reach_others(places, as_long, leaves)
-        del places, leaves  # and with them the graph
+        engine, seen = self._engine, self._seen
+        if ends is not None or engine is None or seen is None:
+            engine = self._plain_engine()
+            with self._gradients(0) as leaves:
+                try:
+                    places = self._places(engine, leaves, ends)
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    return (), False
+                seen = look(places, leaves, self.batched)
+            del places, leaves  # and with them the graph
+        as_long, coupled, samples = seen
         fewer = self._lengths_without_one(engine, ends) if samples > 1 else None
         # There may be fewer of them for fewer samples, as at experts that none is sent to.
         shortened = as_long if fewer is None else [n == samples - 1 for n in (*fewer, *[-1] * len(as_long))]
         have = [long and short for long, short in zip(as_long, shortened, strict=False)]
         if coupled and have != as_long:
             with self._gradients(0) as leaves:
-                coupled = self._reach_others(self._places(self._plain_engine(), leaves, ends), have, leaves)
+                coupled = reach_others(self._places(self._plain_engine(), leaves, ends), have, leaves, self.batched)
         return tuple(row and not coupled for row in have), coupled
 
     def _lengths_without_one(self, engine: EagerEngine, ends: Ends | None) -> list[int] | None:
@@ -239,27 +242,6 @@ class Trial:
             if is_out_of_memory(error):
                 raise
             return None
-
-    def _reach_others(self, places: list[Tensor], have: list[bool], leaves: list[Tensor]) -> bool:
-        """Whether the places of the first or of the last sample have a gradient at another sample.
-
-        (In a sequence with time in front, each step reaches back only, or forth only.)
-
-        Args:
-            places: outputs, or ends.
-            have: which of them have a row per sample.
-            leaves: the inputs.
-        """
-        places = [place for place, row in zip(places, have, strict=True) if row and place.requires_grad]
-        wanted = [leaf for leaf, own in zip(leaves, self.batched, strict=True) if own and leaf.requires_grad]
-        if not places or not wanted:
-            return False
-        for own, others in ((0, slice(1, None)), (-1, slice(None, -1))):
-            row = [(weights_for(p)[own] * p[own]).sum() for p in places]
-            grads = torch.autograd.grad(row, wanted, retain_graph=True, materialize_grads=True)
-            if any(bool(g[others].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads):
-                return True
-        return False
 
     def _places(self, engine: EagerEngine, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
         """In full precision, what the last layers give; the outputs if nothing follows these."""
@@ -275,15 +257,20 @@ class Trial:
             copied = copied.double()
         return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
 
-    def _outcome(self, engine: EagerEngine, draws: int = 0) -> Outcome:
-        """Outputs, and input gradients under fixed weights of the outputs; or the text of what was raised."""
+    def _outcome(self, engine: EagerEngine, draws: int = 0, *, looks: bool = False) -> Outcome:
+        """Outputs, and input gradients under fixed weights of the outputs; or the text of what was raised.
+
+        If it ``looks``, what this run shows of its samples is kept.
+        """
         try:
             with self._gradients(draws) as leaves:
-                outputs = [o for o in engine.bind(self.arguments)(leaves).tensors if o.requires_grad]
+                places = engine.bind(self.arguments)(leaves).tensors
+                outputs = [o for o in places if o.requires_grad]
                 self._dtypes |= dtypes_below(outputs)
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
                 weights = [weights_for(o) for o in outputs]
-                grads = torch.autograd.grad(outputs, wanted, weights, materialize_grads=True)
+                grads = torch.autograd.grad(outputs, wanted, weights, retain_graph=looks, materialize_grads=True)
+                self._seen = look(places, leaves, self.batched) if looks else self._seen
         except Exception as error:
             if is_out_of_memory(error):  # says nothing of the model
                 raise
