@@ -28,6 +28,7 @@ from fastadv_adapters.networks.auditing import Auditor
 from fastadv_adapters.networks.schedule import PASSES
 
 STEPS = 50  # of the attack whose share is told
+PLAIN = 3  # steps of the plain attack beside it
 EPS = 8 / 255
 console = Console()
 
@@ -83,25 +84,31 @@ def audits_timed() -> Iterator[list[float]]:
         patched.__call__, patched._judge = audit, judge
 
 
-def measure(model: nn.Module, x: Tensor, y: Tensor, *, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    """Attacks of STEPS steps, each with one audit, which comes with the first."""
+def measure(
+    model: nn.Module, x: Tensor, y: Tensor, *, dtype: torch.dtype, repeats: int, steps: int = STEPS
+) -> dict[str, Any]:
+    """Attacks of so many steps, each with one audit, which comes with the first; a plain one between two of them."""
     with warnings.catch_warnings(record=True) as caught, audits_timed() as audits:
         warnings.simplefilter("always", FastAttackWarning)
         fast = FastAttackModel(model, dtype=dtype)
-        attack = torchattacks.PGD(fast, eps=EPS, alpha=EPS / 4, steps=STEPS)
-        attacks = []
+        attack = torchattacks.PGD(fast, eps=EPS, alpha=EPS / 4, steps=steps)
+        plain = torchattacks.PGD(model, eps=EPS, alpha=EPS / 4, steps=PLAIN)
+        attacks, plain_steps = [], []
         for _ in range(repeats + 1):
+            plain_steps.append(seconds_of(lambda: plain(x, y)) / PLAIN)
             for kind in fast._networks.kinds.values():
                 kind.schedule.passes = None
             attacks.append(seconds_of(lambda: attack(x, y)))
         ran_in = sorted({str(kind.dtype).removeprefix("torch.") for kind in fast._networks.kinds.values()})
     audit, whole = statistics.median(audits[1:]), statistics.median(attacks[1:])
-    step = (whole - audit) / STEPS
+    step, plain_step = (whole - audit) / steps, statistics.median(plain_steps[1:])
     return {
         "step": step,
+        "plain step": plain_step,
         "audit": audit,
         "of one step": audit / step,
-        "of the attack": audit / whole,
+        "of a plain step": audit / plain_step,
+        "of the attack": audit / (audit + STEPS * step),
         "ran in": ran_in,
         "warnings": [str(w.message) for w in caught if isinstance(w.message, FastAttackWarning)],
     }
@@ -120,6 +127,7 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
         [
             name,
             f"{row['of one step']:.2f}",
+            f"{row['of a plain step']:.2f}",
             f"{row['of the attack']:.2%}",
             f"{row['of one step'] / PASSES:.2%}",
             f"{row['of one step'] / (PASSES // 2):.2%}",
@@ -131,6 +139,7 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
     columns = [
         "network",
         "audit, in steps",
+        "audit, in plain steps",
         f"share of a PGD-{STEPS} with one",
         "share of later attacks",
         "share in training",
@@ -142,9 +151,10 @@ def table_of(rows: dict[str, dict[str, Any]], batch: int) -> Table:
         columns,
         body,
         f"Each entry is a median over attacks by torchattacks' PGD. The first step of each attack is audited. An "
-        f"earlier attack, which is not timed, has made the networks and the self-check. The last two shares are "
-        f"computed: in later attacks one pass in {PASSES} is audited, and in training, where weights change all the "
-        f"time, one in {PASSES // 2}. Ran in, warnings: the dtype after the audits, and how many warnings came.",
+        f"earlier attack, which is not timed, has made the networks and the self-check. In plain steps: beside a step "
+        f"of the same attack on the plain model, which tells more where half precision is only emulated. The last two "
+        f"shares are computed: in later attacks one pass in {PASSES} is audited, and in training, where weights change "
+        f"all the time, one in {PASSES // 2}. Ran in, warnings: the dtype after the audits, how many warnings came.",
     )
 
 
@@ -152,6 +162,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Images in a pass.")] = 32,
     repeats: Annotated[int, typer.Option(help="Audits that are timed.")] = 5,
     epochs: Annotated[int, typer.Option(help="Epochs of the digits network.")] = 20,
+    steps: Annotated[int, typer.Option(help="Steps of the attacks that are timed.")] = STEPS,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
     only: Annotated[str, typer.Option(help="A part of the names of the networks to run.")] = "",
     tiny: Annotated[bool, typer.Option(help="The networks at the sizes of a test.")] = False,
@@ -159,12 +170,12 @@ def main(
 ) -> None:
     """Time audits, and say what each network runs in after them."""
     rows: dict[str, dict[str, Any]] = {}
-    settings = {"batch": batch, "repeats": repeats, "epochs": epochs, "dtype": dtype}
+    settings = {"batch": batch, "repeats": repeats, "epochs": epochs, "steps": steps, "dtype": dtype}
     command = "python -m benchmarks.speed.audits"
     report = Report("audits", "The cost of audits", command, settings, torch.device("cpu"), out, console)
     for name, model, x, y in subjects(batch, epochs, only, tiny=tiny):
         with console.status(name):
-            rows[name] = measure(model, x, y, dtype=getattr(torch, dtype), repeats=repeats)
+            rows[name] = measure(model, x, y, dtype=getattr(torch, dtype), repeats=repeats, steps=steps)
         report.add("audits", Part([table_of(rows, batch)], rows), show=False)
     report.finish()
     table_of(rows, batch).show(console)
