@@ -3,8 +3,9 @@
 ``tracing`` tells which layers fold, ``centring`` which streams have a mean to take out; ``build`` changes the copy, by
 the mixins in ``parts``, and ``inplace`` spares memory in it. ``following`` brings its tensors up to date with the
 model's: ``scales`` computes batch norms, ``writing`` casts and lays out. ``memo`` keeps what modules compute from
-weights alone, unless ``traceless`` sees writes without a record. ``fused`` joins convolution and ReLU where
-``rectified`` finds them (switched off). ``tracer`` is torch.fx that goes on if a module does not trace.
+weights alone (``keys`` find equal calls again), unless ``traceless`` sees writes without a record. ``own_forward``
+tells what a batch norm subclass computes. ``fused`` joins convolution and ReLU where ``rectified`` finds them
+(switched off). ``tracer`` is torch.fx that goes on if a module does not trace.
 """
 
 from .build import Folded, build_fast

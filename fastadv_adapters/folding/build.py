@@ -182,11 +182,10 @@ class _Builder:
         if has_hooks(part):
             return "kept: it has hooks"
         if type(part) not in STOCK_NORMS:
-            try:
-                own_forward = trace.own_forward(name, part)
-                comes_first = batch_norm_input(own_forward.norm).op == "placeholder"
-            except ValueError as error:
-                return f"kept: {error}"
+            found = trace.own_forward(name, part)
+            if isinstance(found, str):
+                return f"kept: {found}"
+            own_forward, comes_first = found, batch_norm_input(found.norm).op == "placeholder"
         layer_name, why = self._layer_for(name, part, trace)
         if layer_name and own_forward and not comes_first:
             layer_name, why = None, "something comes before the batch norm in its own forward"

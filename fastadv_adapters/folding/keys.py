@@ -24,7 +24,7 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
         yield from tensors_of(list(tree.values()))
 
 
-def key_of(value: Any) -> Any:
+def key_for(value: Any) -> Any:
     """What equals that of equal arguments alone; tensors equal themselves.
 
     Raises:
@@ -33,11 +33,11 @@ def key_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return Tensor, id(value)
     if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(key_of, value))
+        return type(value), tuple(map(key_for, value))
     if isinstance(value, dict):
-        return dict, tuple((name, key_of(item)) for name, item in value.items())
+        return dict, tuple((name, key_for(item)) for name, item in value.items())
     if isinstance(value, slice):
-        return slice, key_of((value.start, value.stop, value.step))
+        return slice, key_for((value.start, value.stop, value.step))
     if type(value) is float:
         return float, value.hex()
     if type(value) in _CONSTANTS or value is Ellipsis:

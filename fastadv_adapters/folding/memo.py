@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from ..modules import Precision, autocast, become, generator_states, kind_of, refusals_borne, states_of_torch
-from .keys import NoKeyError, key_of, tensors_of
+from .keys import NoKeyError, key_for, tensors_of
 from .traceless import opened_by
 
 MOST = 16
@@ -33,6 +33,7 @@ _PASSES = 2
 
 _PRODUCTS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 _IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
+"""PyTorch's own operators, which draw from its generators alone; those written in Python are of other types."""
 
 
 @dataclass
@@ -127,7 +128,7 @@ class Memo:
             prepared = self._prepared(function, args)
             return function(*prepared, **kwargs), prepared is not args
         try:
-            key = function, self._lowered(), key_of(args), key_of(kwargs)
+            key = function, self._lowered(), key_for(args), key_for(kwargs)
         except NoKeyError:
             return function(*args, **kwargs), False
         if key not in self._kept:
@@ -146,7 +147,8 @@ class Memo:
         """Call it, and keep what it gives if that is a function of the arguments alone."""
         if torch.is_inference_mode_enabled() or self._is_recording():
             return function(*args, **kwargs), False
-        states = states_of_torch if isinstance(function, _IN_C) else generator_states
+        in_c = isinstance(function, _IN_C) and all(map(_is_plain, reads))
+        states = states_of_torch if in_c else generator_states
         versions, drawn = [t._version for t in reads], states(self._precision.device)
         result = function(*args, **kwargs)
         changed = [t for t, version in zip(reads, versions, strict=True) if t._version != version]
@@ -157,7 +159,7 @@ class Memo:
             return result, False
         if any(t.requires_grad or t.layout is not torch.strided for t in writes):  # a graph serves one backward pass
             return result, False
-        if any(type(t) not in (Tensor, nn.Parameter) for t in writes):
+        if not all(map(_is_plain, writes)):
             return result, False
         one = _Kept(function, args, kwargs, reads, result, writes, self._lowered())
         one.versions[: len(reads)] = versions  # another thread may have updated them in between
@@ -259,6 +261,11 @@ def _may_compute(part: nn.Module) -> bool:
     if next(part.parameters(), next(part.buffers(), None)) is None:
         return False
     return bool(part._forward_pre_hooks) or not kind_of(part).__module__.startswith("torch.")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether no operator on it runs code of a class of its own."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -1,12 +1,13 @@
 """What a batch norm subclass computes, from a trace of its own forward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
 from ..modules import clone, copy_module
-from .tracer import ALONE, Tracer
+from .tracer import TRACING, Tracer
 
 
 @dataclass
@@ -16,30 +17,31 @@ class OwnForward:
     Attributes:
         graph: of its own forward.
         norm: the batch norm in it.
-        left: what is left of it if that is folded (False) or frozen (True), for all norms that are alike.
+        left: once it has been written, the code of what is left of the forward when the batch norm is folded (False)
+            or frozen (True). Norms that are alike share it: it is given the norm as ``self``.
     """
 
     graph: fx.Graph
     norm: fx.Node
-    left: dict[bool, fx.GraphModule] = field(default_factory=dict)
+    left: dict[bool, Callable[..., Any]] = field(default_factory=dict)
 
 
 class Alike:
     """What has been traced so far; norms that are alike are traced once."""
 
     def __init__(self) -> None:
-        self._traced: list[tuple[Any, OwnForward | ValueError]] = []
+        self._traced: list[tuple[Any, OwnForward | str]] = []
 
-    def find(self, norm: nn.Module) -> OwnForward | ValueError:
-        """As :func:`trace_own`, or what is wrong."""
+    def find(self, norm: nn.Module) -> OwnForward | str:
+        """As :func:`trace_own`, or what is wrong: a text, for an exception would keep alive what raised it."""
         looks = _looks(norm)
-        if found := next((found for other, found in self._traced if _same(other, looks)), None):
-            return found
-        try:
-            found = trace_own(norm)
-        except ValueError as error:
-            found = error
-        self._traced.append((looks, found))
+        found = next((found for other, found in self._traced if _same(other, looks)), None)
+        if found is None:
+            try:
+                found = trace_own(norm)
+            except ValueError as error:
+                found = str(error)
+            self._traced.append((looks, found))
         return found
 
 
@@ -52,7 +54,7 @@ def trace_own(module: nn.Module) -> OwnForward:
     copied = copy_module(module, clone)
     copied._check_input_dim = lambda input: None  # type: ignore[assignment]  # looks at the shape, which a trace has not
     try:
-        with ALONE:
+        with TRACING:
             graph = Tracer(leaves=lambda m: True, sized=False).trace(copied)
     except Exception as error:
         raise ValueError(f"its own forward does not trace ({type(error).__name__})") from error
@@ -62,6 +64,7 @@ def trace_own(module: nn.Module) -> OwnForward:
     own = {*module._parameters, *module._buffers}
     if any(node.op == "get_attr" and node.target not in own for node in graph.nodes):
         raise ValueError("its own forward reads tensors that are neither parameters nor buffers of its own")
+    batch_norm_input(nodes[0])
     return OwnForward(graph, nodes[0])
 
 

@@ -1,6 +1,7 @@
 """What becomes of the parts of a copied network: mixins for layers and batch norms whose class is changed in place."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,15 +57,15 @@ class Affine:
 
 
 class Rewritten:
-    """Mixin for a batch norm subclass whose forward runs from its own trace, without the batch norm in it."""
+    """Mixin for a batch norm subclass that runs what is left of its forward."""
 
     balance: Balance
-    rewritten: fx.GraphModule
+    left: Callable[..., Any]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run what is left."""
         self.balance.more -= 1
-        return self.rewritten(*args, **kwargs)
+        return self.left(self, *args, **kwargs)
 
 
 def swap(part: nn.Module, affine: ScaleAndShift | None, own: OwnForward | None) -> None:
@@ -75,9 +76,10 @@ def swap(part: nn.Module, affine: ScaleAndShift | None, own: OwnForward | None) 
     if affine is not None:
         part.add_module(_FROZEN, frozen := nn.Module())
         _freeze(frozen, affine)
-    rewritten = _left_of(own, part, frozen=affine is not None)
+    if (frozen_too := affine is not None) not in own.left:  # to write and compile it takes a millisecond
+        own.left[frozen_too] = _written(own, part, frozen=frozen_too)
     become(part, Rewritten)
-    part.rewritten = rewritten
+    vars(part)["left"] = own.left[frozen_too]
 
 
 def _freeze(part: nn.Module, affine: ScaleAndShift) -> None:
@@ -85,20 +87,8 @@ def _freeze(part: nn.Module, affine: ScaleAndShift) -> None:
     vars(part)["scale_and_shift"] = affine
 
 
-def _left_of(own: OwnForward, part: nn.Module, *, frozen: bool) -> fx.GraphModule:
-    """What runs the rest of a batch norm's own forward, on its own tensors and parts."""
-    if frozen not in own.left:
-        own.left[frozen] = _written(own, part, frozen=frozen)
-    known = own.left[frozen]  # to write code and compile it takes a millisecond for each
-    made: fx.GraphModule = object.__new__(type(known))
-    vars(made).update(vars(known))
-    own_parts = {name: part._modules[name] for name in known._modules}
-    vars(made).update(_parameters=part._parameters, _buffers=part._buffers, _modules=own_parts)  # refreshes write there
-    return made
-
-
-def _written(own: OwnForward, part: nn.Module, *, frozen: bool) -> fx.GraphModule:
-    """The code of it, which holds nothing of this part."""
+def _written(own: OwnForward, part: nn.Module, *, frozen: bool) -> Callable[..., Any]:
+    """The code of a forward without its batch norm, or with the frozen one; it keeps nothing of this part."""
     graph, places = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(own.graph, places))
     node = places[own.norm]
@@ -111,6 +101,4 @@ def _written(own: OwnForward, part: nn.Module, *, frozen: bool) -> fx.GraphModul
     graph.owning_module = part  # type: ignore[assignment]  # any module will do, to see what is dead
     graph.eliminate_dead_code()
     graph.owning_module = None
-    written = fx.GraphModule(part, graph)
-    vars(written).update(_parameters={}, _buffers={}, _modules=dict.fromkeys(written._modules))
-    return written
+    return type(fx.GraphModule(part, graph)).forward

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..modules import first_line, has_hooks
 
-ALONE = threading.RLock()
+TRACING = threading.RLock()
 """While torch.fx traces, it patches nn.Module for all threads, and warnings are off for all: one trace at a time."""
 
 

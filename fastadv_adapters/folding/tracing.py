@@ -14,7 +14,7 @@ from ..modules import clone, copy_module, first_line, has_hooks
 from .centring import Stream, find_stream
 from .own_forward import Alike, OwnForward
 from .rectified import find_rectified
-from .tracer import ALONE, Tracer, is_leaf
+from .tracer import TRACING, Tracer, is_leaf
 
 DOES_NOTHING = (
     nn.Identity,
@@ -51,17 +51,14 @@ class Trace:
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
     rectified: set[str] = field(default_factory=set)
-    own: dict[str, OwnForward | ValueError] = field(default_factory=dict)
+    own: dict[str, OwnForward | str] = field(default_factory=dict)
     _alike: Alike = field(default_factory=Alike, init=False)
 
-    def own_forward(self, name: str, norm: nn.Module) -> OwnForward:
-        """As :func:`trace_own`; norms that are alike are traced once, for all networks that are built."""
+    def own_forward(self, name: str, norm: nn.Module) -> OwnForward | str:
+        """What a batch norm subclass computes, traced once for all networks that are built; or what is wrong."""
         if name not in self.own:
             self.own[name] = self._alike.find(norm)
-        found = self.own[name]
-        if isinstance(found, ValueError):
-            raise found
-        return found
+        return self.own[name]
 
     def without_streams(self) -> "Trace":
         """The same trace with no stream to be centred."""
@@ -85,7 +82,7 @@ def trace(module: nn.Module) -> Trace:
     copied = copy_module(module, clone)
     names = {id(m): name for name, m in copied.named_modules()}
     result, graphs = Trace(), []
-    with ALONE, warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
+    with TRACING, warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
         warnings.simplefilter("ignore")
         for root, graph in _graphs(copied, names, result.opaque):
             graphs.append((names[id(root)], graph))

@@ -51,25 +51,28 @@ def host_state() -> tuple[Any, ...]:
     return random.getstate(), own, _state_of_torch()
 
 
-def _state_of_torch() -> Any:
-    # PyTorch 2.6 lets a transform wrap the state, too; and a mode would look at how it is read.
-    with outside_of_transforms(), torch._C.DisableTorchFunction():
-        state = torch.get_rng_state()
-        return state.numpy().tobytes() if "numpy" in sys.modules else state.view(torch.int64).tolist()
-
-
 def generator_states(device: torch.device) -> tuple[Any, ...]:
     """What all generators are at, on the CPU and on ``device``, to be compared."""
     return *host_state(), _state_on(device)
 
 
 def states_of_torch(device: torch.device) -> tuple[Any, ...]:
-    """Likewise of PyTorch's alone: operators in C++ draw from no others. A tenth of the time."""
+    """What PyTorch's generators are at, on the CPU and on ``device``; it takes a tenth of the time of all."""
     return _state_of_torch(), _state_on(device)
 
 
+def _state_of_torch() -> Any:
+    # PyTorch 2.6 lets a transform wrap the state, too; and a mode would look at how it is read.
+    with outside_of_transforms(), torch._C.DisableTorchFunction():
+        state = torch.get_rng_state()
+        return state.numpy().tobytes() if sys.modules.get("numpy") else state.view(torch.int64).tolist()
+
+
 def _state_on(device: torch.device) -> list[int]:
-    return torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
+    with torch._C.DisableTorchFunction():
+        if device.type == "cuda":
+            return torch.cuda.get_rng_state(device).tolist()
+        return torch.mps.get_rng_state().tolist() if device.type == "mps" else []
 
 
 def holds_generator(model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..modules import refusals_borne
 from .half import weights_for
 from .samples import length_of
 
@@ -25,7 +26,7 @@ class Seen(NamedTuple):
 
 
 def look(places: Sequence[Tensor], leaves: Sequence[Tensor], batched: Sequence[bool]) -> Seen:
-    """Look at a run whose graph is still there.
+    """Look at a run whose graph is still there; if it takes no second backward pass, no place counts.
 
     Args:
         places: outputs, or ends.
@@ -34,7 +35,9 @@ def look(places: Sequence[Tensor], leaves: Sequence[Tensor], batched: Sequence[b
     """
     samples = next((len(leaf) for leaf, own in zip(leaves, batched, strict=True) if own), 0)
     as_long = [length_of(place) == samples for place in places]
-    return Seen(as_long, reach_others(places, as_long, leaves, batched), samples)
+    with refusals_borne():
+        return Seen(as_long, reach_others(places, as_long, leaves, batched), samples)
+    return Seen([False] * len(as_long), False, samples)
 
 
 def reach_others(

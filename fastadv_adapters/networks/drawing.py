@@ -22,10 +22,8 @@ class SameDraws:
 
     def __call__(self, tensors: Sequence[Tensor]) -> Packed:
         """The outputs, as of every run on these tensors."""
-        if self.drawn is False:
-            return self._run(tensors)
         with random_state_kept(self._device):
-            if self.drawn:
+            if self.drawn is not None:
                 return self._run(tensors)
             before = generator_states(self._device)
             outputs = self._run(tensors)

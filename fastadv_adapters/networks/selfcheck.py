@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..boundary import START, Packed, Rows
 from ..folding import Trace
-from ..modules import HALF, Precision, ieee_float32, left_in_training, without_anomaly_mode
+from ..modules import HALF, Precision, ieee_float32, left_in_training, refusals_borne, without_anomaly_mode
 from . import remarks
 from .half import Half
 from .kinds import Kind
@@ -20,6 +20,7 @@ from .trial import Trial
 HIGHEST = 12  # the exponent that is tried first where all samples are scaled together
 WIDENED_ABOVE = 0.8  # cosine of gradients in half precision and wider; rounding leaves 0.87 (depthwise, random weights)
 LOST = "its gradients are infinite or NaN at every scale"
+ONE_PASS = "a run takes one backward pass only, so that no scale of gradients can be looked for"
 UNTRIED = 0  # in float16 that is the model's own: about what the plain model feeds in, so nothing new overflows
 
 
@@ -108,7 +109,7 @@ def _check(
     # Weights in half precision are widened, unless the model's code itself casts to what they are.
     for tensors, widened in product(few_or_all, (True, False) if in_half else (False,)):
         verdict, trial = Verdict(plan), Trial(source, arguments, tensors, needs, full, in_half=widened)
-        reference = trial.plain()
+        reference = trial.plain(looks=True)
         if not isinstance(reference, str):
             break
     else:
@@ -150,9 +151,11 @@ def _check_scale(verdict: Verdict, trial: Trial, half: Half | str | None, found:
     if not isinstance(half, Half) or isinstance(found, str):
         return False
     together = not all(verdict.rows.at_outputs or ()) if ends is None or not ends.cut else not verdict.rows.at_ends
-    exponent = half.largest(found[1], HIGHEST if together else START)
+    exponent, why = None, ONE_PASS
+    with refusals_borne():
+        exponent, why = half.largest(found[1], HIGHEST if together else START), LOST
     if exponent is None:
-        verdict.half_error, verdict.tried = LOST, dtype
+        verdict.half_error, verdict.tried = why, dtype
         verdict.rows, verdict.samples_coupled = trial.rows(None)
         return False
     verdict.exponent = min(exponent, START)

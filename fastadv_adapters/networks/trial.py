@@ -74,10 +74,13 @@ class Trial:
         self.in_half = in_half
         self._dtypes = set[torch.dtype]()
 
-    def plain(self) -> Outcome:
-        """The wrapped model's outcome in at least float32."""
+    def plain(self, *, looks: bool = False) -> Outcome:
+        """The wrapped model's outcome in at least float32; if it ``looks``, what that run shows of samples is kept."""
         self._engine = self._plain_engine()
-        return self._outcome(self._engine, looks=True)
+        outcome = self._outcome(self._engine, looks=looks)
+        if looks and isinstance(outcome, str):  # perhaps only since the same run has several backward passes
+            return self.plain()
+        return outcome
 
     def with_training(self, names: Sequence[str]) -> Outcome:
         """The same with these parts in training mode."""
@@ -222,10 +225,10 @@ class Trial:
                     return (), False
                 seen = look(places, leaves, self.batched)
             del places, leaves  # and with them the graph
-        as_long, coupled, samples = seen
-        fewer = self._lengths_without_one(engine, ends) if samples > 1 else None
+        fewer = self._lengths_without_one(engine, ends) if seen.samples > 1 else None
         # There may be fewer of them for fewer samples, as at experts that none is sent to.
-        shortened = as_long if fewer is None else [n == samples - 1 for n in (*fewer, *[-1] * len(as_long))]
+        as_long, coupled = seen.as_long, seen.coupled
+        shortened = as_long if fewer is None else [n == seen.samples - 1 for n in (*fewer, *[-1] * len(as_long))]
         have = [long and short for long, short in zip(as_long, shortened, strict=False)]
         if coupled and have != as_long:
             with self._gradients(0) as leaves:

@@ -1,5 +1,7 @@
 """How far folding reaches: one model with every kind of batch norm there is a way for, and no batch norm operator."""
 
+import gc
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.folding import own_forward
+from fastadv_adapters.folding import build_fast, own_forward, tracing
 from tests.support.tools import CountOperators, batch, cosine, input_gradient, reference, settle
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -297,3 +299,54 @@ def test_a_subclass_whose_trace_would_not_stand_for_it_is_kept(kind: Any) -> Non
         assert (cosine(input_gradient(fast, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()
     assert fast._networks.folded.report["1"].startswith("kept: its own forward")
     assert not fast._networks.notes
+
+
+class PartedNorm(SlopedNorm):
+    """With parts, one of them deep inside, and one that is None."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.extra: nn.Module | None
+        self.register_module("extra", None)
+        self.rest = nn.Sequential(nn.Sequential(nn.Conv2d(channels, channels, 1)), nn.SiLU())
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = super().forward(input)
+        inner: Any = self.rest[0]
+        mixed: Tensor = inner[0](out if self.extra is None else self.extra(out))
+        return mixed.sigmoid()
+
+
+@pytest.mark.parametrize("kind", [SlopedNorm, PartedNorm])
+def test_norms_that_are_alike_share_code_and_nothing_else(kind: type[SlopedNorm]) -> None:
+    torch.manual_seed(0)
+    norms = [kind(4) for _ in range(4)]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norms[0], nn.Conv2d(4, 4, 1), norms[1], Doubled(), norms[2], norms[3])
+    net = settle(nn.Sequential(*net, nn.Flatten(), nn.Linear(4 * 36, 5))).eval()  # type: ignore[assignment]
+    with torch.no_grad():
+        for norm in norms:
+            norm.slope.normal_()
+            norm.lift.normal_()
+    fast, x, y = FastAttackModel(net, **FLOAT32), torch.rand(4, 3, 8, 8), torch.arange(4)
+    other = FastAttackModel(net, **FLOAT32)
+    for run in (fast, other, fast):
+        assert (cosine(input_gradient(run, x, y), input_gradient(reference(net), x.double(), y)) > 0.9999).all()
+        with torch.no_grad():
+            norms[1].slope.normal_()
+            norms[2].lift.normal_()
+    hooked = fast._networks.folded.network.get_submodule("1")
+    hooked.register_forward_hook(lambda *_: None)
+    assert not fast._networks.folded.network.get_submodule("3")._forward_hooks
+    report = [done.split()[0] for done in fast._networks.folded.report.values()]
+    assert report == ["folded", "folded", "frozen", "frozen"]
+    assert not fast._networks.notes
+
+
+@pytest.mark.parametrize("kind", [SlopedNorm, ConstantNorm])
+def test_a_trace_keeps_no_network_alive_that_was_built_from_it(kind: Any) -> None:
+    net = with_norm(kind(4))
+    plan, precision = tracing.trace(net), FastAttackModel(net, **FLOAT32)._networks.precision
+    build_fast(net, plan, precision)
+    built = weakref.ref(build_fast(net, plan, precision).network)
+    gc.collect()
+    assert built() is None

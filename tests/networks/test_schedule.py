@@ -267,12 +267,14 @@ class Shared(nn.Module):
         return logits
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("size", "dtype"), [(0.0, torch.bfloat16), (1e3, torch.float32)])
-def test_single_logits_are_judged_by_their_differences(size: float, dtype: torch.dtype) -> None:
+def test_single_logits_are_judged_by_their_differences(size: float, dtype: torch.dtype, *, weighted: bool) -> None:
     fast, (x, _) = FastAttackModel(Shared(size).eval(), dtype=torch.bfloat16), batch(16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        input_gradient(fast, x, torch.zeros(16, dtype=torch.long), lambda logits, y: logits[:, 3].sum())
+        weights = torch.linspace(1e-3, 1, 16) if weighted else torch.ones(16)
+        input_gradient(fast, x, torch.zeros(16, dtype=torch.long), lambda logits, y: (weights * logits[:, 3]).sum())
     assert [kind.dtype for kind in fast._networks.kinds.values()] == [dtype]
 
 

@@ -345,3 +345,56 @@ def test_what_a_model_keeps_from_run_to_run_hides_no_coupling(
     trial = Trial(model, Packed(((x,), {})), [x], [True], networks.precision, in_half=False)
     found, seen = trial.rows(None)
     assert (found.at_outputs, seen) == (rows, coupled)
+
+
+class FreesWhatItSaved(torch.autograd.Function):
+    """Takes one backward pass, and no second one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.saved = [x.detach()]
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.saved.pop().cos()
+
+
+class TakesOneBackwardPass(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(FreesWhatItSaved.apply(x))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_takes_one_backward_pass_is_checked(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, (x, y) = TakesOneBackwardPass().eval(), batch()
+    fast = FastAttackModel(model, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = input_gradient(fast, x, y)
+    assert (cosine(found, input_gradient(model, x, y)) > 0.9999).all()
+    (kind,) = fast._networks.kinds.values()
+    assert kind.rows.at_outputs == (False,)
+    assert kind.dtype == torch.float32
+    assert (dtype == torch.float32) != any("one backward pass only" in note for note in fast._networks.notes)
+
+
+def test_the_outcome_does_not_hang_on_the_look_at_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that compilers made may refuse to keep its graph even for the first of several backward passes."""
+    original: Any = torch.autograd.grad
+
+    def refusing(*args: Any, retain_graph: Any = None, **rest: Any) -> Any:
+        if retain_graph:
+            raise RuntimeError("expected no retain_graph")
+        return original(*args, retain_graph=retain_graph, **rest)
+
+    fast, (x, y) = FastAttackModel(small_net(), **FLOAT32), batch()
+    monkeypatch.setattr(torch.autograd, "grad", refusing)
+    input_gradient(fast, x, y)
+    (kind,) = fast._networks.kinds.values()
+    assert kind.rows.at_outputs == (False,)
