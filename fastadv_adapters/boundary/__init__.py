@@ -9,7 +9,18 @@ accelerators ``on_device`` and ``powers``); ``watching`` tells who asks which sa
 import torch
 
 from .crossing import Crossing, Pulled, Rows
-from .ends import Cuts, Ends, dtypes_below, ends_of, find_ends, is_full_above, mark_ends, matrix_calls, with_siblings
+from .ends import (
+    Cuts,
+    Ends,
+    depends_on,
+    dtypes_below,
+    ends_of,
+    find_ends,
+    is_full_above,
+    mark_ends,
+    matrix_calls,
+    with_siblings,
+)
 from .function import Call
 from .on_device import DeviceState
 from .on_host import HostState
@@ -45,6 +56,7 @@ __all__ = [
     "Tape",
     "UnbalancedFoldError",
     "Watch",
+    "depends_on",
     "dtypes_below",
     "ends_of",
     "find_ends",

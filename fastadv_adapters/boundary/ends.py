@@ -210,6 +210,12 @@ def dtypes_below(outputs: Sequence[Tensor]) -> set[torch.dtype]:
     return {m.dtype for node in _walk(outputs, ()) for m in getattr(node, "_input_metadata", ())}
 
 
+def depends_on(output: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Whether the graph of an output reaches one of these leaves, and not weights alone."""
+    wanted = set(map(id, leaves))
+    return any(id(getattr(node, "variable", None)) in wanted for node in _walk([output], ()))
+
+
 def _walk(outputs: Sequence[Tensor], until: Any) -> Iterator[Any]:
     """The nodes of a graph from its outputs on, those in ``until`` included but not what lies behind them."""
     return _walk_from([o.grad_fn for o in outputs if o.grad_fn is not None], until)

@@ -5,7 +5,8 @@ the mixins in ``parts``, and ``inplace`` spares memory in it. ``following`` brin
 model's: ``scales`` computes batch norms, ``writing`` casts and lays out. ``memo`` keeps what modules compute from
 weights alone (``keys`` find equal calls again), unless ``traceless`` sees writes without a record. ``own_forward``
 tells what a batch norm subclass computes. ``fused`` joins convolution and ReLU where ``rectified`` finds them
-(switched off). ``tracer`` is torch.fx that goes on if a module does not trace.
+(switched off). ``tracer`` is torch.fx that goes on if a module does not trace. ``reading`` tells which code may read
+weights where a trace does not show it.
 """
 
 from .build import Folded, build_fast

@@ -55,10 +55,10 @@ from .following import (
 from .fused import fuse
 from .inplace import run_in_place
 from .memo import remember
-from .own_forward import batch_norm_input
-from .parts import Affine, Balance, Joined, Skipped, swap
+from .parts import Affine, Balance, Joined, OwnCode, Skipped, mark, swap
 from .scales import channels_of
 from .tracing import STOCK_NORMS, Trace
+from .writing import parameter_like
 
 _LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
 
@@ -176,25 +176,24 @@ class _Builder:
 
     def _treat(self, name: str, part: _BatchNorm, original: _BatchNorm, trace: Trace) -> str:
         """Take one batch norm out, as far as that can be done; returns what was done."""
-        own_forward = None
         if part.running_mean is None or part.running_var is None:
             return "kept: it has no running statistics and normalises over the batch"
         if has_hooks(part):
             return "kept: it has hooks"
-        if type(part) not in STOCK_NORMS:
-            found = trace.own_forward(name, part)
-            if isinstance(found, str):
-                return f"kept: {found}"
-            own_forward, comes_first = found, batch_norm_input(found.norm).op == "placeholder"
+        if name in trace.unseen:
+            return "kept: code that a trace does not show may read or replace its weights"
+        has_own_code = type(part) not in STOCK_NORMS
+        reads_first = trace.own_forward(name, part) if has_own_code else True
+        if isinstance(reads_first, str):
+            return f"kept: {reads_first}"
         layer_name, why = self._layer_for(name, part, trace)
-        if layer_name and own_forward and not comes_first:
-            layer_name, why = None, "something comes before the batch norm in its own forward"
+        if layer_name and not reads_first:
+            layer_name, why = None, "its own forward does more with its input than the batch norm"
         if layer_name:
             vars(part)["balance"] = self._fold(layer_name, original)
-            swap(part, None, own_forward)
+            swap(part, None, has_own_code=has_own_code)
             return f"folded into {layer_name}"
-        vars(part)["balance"] = Balance()
-        swap(part, self._freeze(original), own_forward)
+        swap(part, self._freeze(original), has_own_code=has_own_code)
         return f"frozen into scale and shift: {why}"
 
     def _layer_for(self, name: str, norm: _BatchNorm, trace: Trace) -> tuple[str | None, str]:
@@ -219,10 +218,10 @@ class _Builder:
         part, original = self.parts[layer_name]
         weight: Tensor = original.weight
         own = self._empty(weight, ahead=True, spatial=not self._is_laid_out(original))
-        part.weight = nn.Parameter(own, requires_grad=False)
+        made = part.weight = parameter_like(own, part._parameters["weight"])
         bias = torch.empty(channels_of(norm), dtype=own.dtype, device=own.device)
         part.bias = nn.Parameter(bias, requires_grad=False)
-        self.folds.append(Fold(original, norm, part.weight, part.bias))
+        self.folds.append(Fold(original, norm, made, part.bias))
         self.remade.add(layer_name)
         become(part, Joined)
         vars(part)["balance"] = self.result.balances[layer_name] = Balance()
@@ -248,7 +247,8 @@ class _Builder:
                     self.result.refreshes.append(ReplaceTensor(vars(original), vars(part), key, dtype))
             for key, buffer in original._buffers.items():
                 if buffer is not None:
-                    part._buffers[key] = clone(buffer.to(self.precision.dtype_for(buffer)))
+                    own = clone(buffer.to(self.precision.dtype_for(buffer)))
+                    part._buffers[key] = mark(part, own) if key == "running_mean" and isinstance(part, OwnCode) else own
                     self.result.refreshes.append(CopyTensor(original._buffers, part._buffers, key))
             touched = self.trace is not None and name in self.trace.touched
             ahead = () if touched or has_hooks(original) else cast_ahead_names(original)
@@ -284,7 +284,7 @@ class _Builder:
             if tensor is not None and name not in remade:
                 spatial = isinstance(part, _ConvNd) and not self._is_laid_out(original)
                 own = self._empty(tensor, ahead=name in ahead, spatial=spatial)
-                part._parameters[name] = nn.Parameter(own, requires_grad=False)
+                part._parameters[name] = parameter_like(own, part._parameters[name])
                 self.result.refreshes.append(CopyTensor(original._parameters, part._parameters, name))
 
     def _is_laid_out(self, layer: nn.Module) -> bool:

@@ -1,52 +1,44 @@
-"""What a batch norm subclass computes, from a trace of its own forward."""
+"""What a batch norm subclass computes around its batch norm, from a trace of its own forward.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+The trace only tells whether the batch norm can be taken out. The subclass's own code is what runs.
+"""
+
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from ..modules import clone, copy_module
 from .tracer import TRACING, Tracer
 
+ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+"""Of ``torch.nn.functional.batch_norm``, in their order."""
 
-@dataclass
-class OwnForward:
-    """What a batch norm subclass computes.
-
-    Attributes:
-        graph: of its own forward.
-        norm: the batch norm in it.
-        left: once it has been written, the code of what is left of the forward when the batch norm is folded (False)
-            or frozen (True). Norms that are alike share it: it is given the norm as ``self``.
-    """
-
-    graph: fx.Graph
-    norm: fx.Node
-    left: dict[bool, Callable[..., Any]] = field(default_factory=dict)
+_ASKS = ("ndim", "shape", "dtype", "device", "dim", "size", "numel", "is_floating_point", "is_cuda")
+"""Attributes and methods of a tensor that say nothing of its values."""
 
 
 class Alike:
     """What has been traced so far; norms that are alike are traced once."""
 
     def __init__(self) -> None:
-        self._traced: list[tuple[Any, OwnForward | str]] = []
+        self._traced: list[tuple[Any, bool | str]] = []
 
-    def find(self, norm: nn.Module) -> OwnForward | str:
-        """As :func:`trace_own`, or what is wrong: a text, for an exception would keep alive what raised it."""
+    def find(self, norm: nn.Module) -> bool | str:
+        """As :func:`reads_first`, or what is wrong: a text, for an exception would keep alive what raised it."""
         looks = _looks(norm)
         found = next((found for other, found in self._traced if _same(other, looks)), None)
         if found is None:
             try:
-                found = trace_own(norm)
+                found = reads_first(norm)
             except ValueError as error:
                 found = str(error)
             self._traced.append((looks, found))
         return found
 
 
-def trace_own(module: nn.Module) -> OwnForward:
-    """Trace a batch norm subclass's own forward, on a throw-away copy.
+def reads_first(module: nn.Module) -> bool:
+    """Whether a subclass's batch norm comes first in its forward, which reads its input nowhere else.
 
     Raises:
         ValueError: the forward does not trace, or is not one batch norm with running statistics and something around.
@@ -64,8 +56,10 @@ def trace_own(module: nn.Module) -> OwnForward:
     own = {*module._parameters, *module._buffers}
     if any(node.op == "get_attr" and node.target not in own for node in graph.nodes):
         raise ValueError("its own forward reads tensors that are neither parameters nor buffers of its own")
-    batch_norm_input(nodes[0])
-    return OwnForward(graph, nodes[0])
+    source = nodes[0].args[0] if nodes[0].args else nodes[0].kwargs["input"]
+    if not isinstance(source, fx.Node):
+        raise ValueError(f"expected a batch norm of something computed, got one of {source!r}")
+    return source.op == "placeholder" and all(user is nodes[0] or _only_asks(user) for user in source.users)
 
 
 def _looks(norm: nn.Module) -> list[Any]:
@@ -89,19 +83,16 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def batch_norm_input(node: fx.Node) -> fx.Node:
-    """What a call of ``torch.nn.functional.batch_norm`` normalises."""
-    source = node.args[0] if node.args else node.kwargs["input"]
-    if not isinstance(source, fx.Node):
-        raise ValueError(f"expected a batch norm of something computed, got one of {source!r}")
-    return source
+def _only_asks(node: fx.Node) -> bool:
+    """Whether this depends on nothing of a tensor but its shape and kind."""
+    name = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
+    return name in _ASKS or node.target is torch._assert
 
 
 def _uses_running_statistics(node: fx.Node, module: nn.Module) -> bool:
     """Whether the arguments are just the module's own weight, bias, running statistics and eps, in eval mode."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    read = {name: given.get(name) for name in names[1:5]}
+    given = dict(zip(ARGUMENTS, node.args, strict=False)) | node.kwargs
+    read = {name: given.get(name) for name in ARGUMENTS[1:5]}
     own = all(v is None or (isinstance(v, fx.Node) and v.op == "get_attr" and v.target == n) for n, v in read.items())
     same_eps = given.get("eps", 1e-5) == module.eps
     return own and same_eps and read["running_mean"] is not None and not given.get("training")

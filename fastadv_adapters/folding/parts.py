@@ -1,17 +1,16 @@
 """What becomes of the parts of a copied network: mixins for layers and batch norms whose class is changed in place."""
 
 import threading
-from collections.abc import Callable
+import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..modules import become
 from .following import ScaleAndShift
-from .own_forward import OwnForward, batch_norm_input
-
-_FROZEN = "frozen_batch_norm"
+from .own_forward import ARGUMENTS
 
 
 class Balance(threading.local):
@@ -49,56 +48,73 @@ class Affine:
 
     def forward(self, input: Tensor) -> Tensor:
         """Scale and shift."""
-        own = self.scale_and_shift
-        # Another dtype comes out of an autocast region of the model's own.
-        scale, shift = own[input.dtype] if input.dtype in own else next(iter(own.values())).to(input.dtype)
-        shape = (-1,) + (1,) * (input.ndim - 2)
-        return torch.addcmul(shift.view(shape), input, scale.view(shape))
+        return _scaled_and_shifted(input, self.scale_and_shift)
 
 
-class Rewritten:
-    """Mixin for a batch norm subclass that runs what is left of its forward."""
+class OwnCode:
+    """Mixin for a batch norm subclass that runs its own code, in which its batch norm is left out or frozen.
+
+    Attributes:
+        balance: of the layer that the batch norm is folded into.
+        scale_and_shift: of the batch norm if it is frozen; None if it is folded.
+    """
 
     balance: Balance
-    left: Callable[..., Any]
+    scale_and_shift: ScaleAndShift | None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run what is left."""
+    def in_place_of_norm(self, input: Tensor) -> Tensor:
+        """What its own code gets from ``torch.nn.functional.batch_norm``."""
+        if self.scale_and_shift is not None:
+            return _scaled_and_shifted(input, self.scale_and_shift)
         self.balance.more -= 1
-        return self.left(self, *args, **kwargs)
+        return input
 
 
-def swap(part: nn.Module, affine: ScaleAndShift | None, own: OwnForward | None) -> None:
+class Marked(Tensor):
+    """The running mean of such a batch norm, which tells a call of ``torch.nn.functional.batch_norm`` whose it is."""
+
+    owner: weakref.ref[Any]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do without the batch norm; all else is done as on any other tensor."""
+        named = kwargs or {}
+        if func is F.batch_norm:
+            named = dict(zip(ARGUMENTS, args, strict=False)) | named
+            mean = named["running_mean"]
+            norm = mean.owner() if isinstance(mean, Marked) else None
+            if norm is not None and _is_own(norm, named):
+                return norm.in_place_of_norm(named["input"])
+            args = ()
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **named)
+
+
+def mark(norm: OwnCode, mean: Tensor) -> Tensor:
+    """The running mean of a norm, in the same memory, marked as its own."""
+    marked = mean.as_subclass(Marked)
+    marked.owner = weakref.ref(norm)
+    return marked
+
+
+def _is_own(norm: Any, named: dict[str, Any]) -> bool:
+    """Whether this is the batch norm that was taken out: with the norm's own tensors, in eval mode."""
+    own = all(named.get(name) is getattr(norm, name) for name in ("running_mean", "running_var", "weight", "bias"))
+    return own and not named.get("training") and named.get("eps", 1e-5) == norm.eps
+
+
+def _scaled_and_shifted(input: Tensor, own: ScaleAndShift) -> Tensor:
+    # Another dtype comes out of an autocast region of the model's own.
+    scale, shift = own[input.dtype] if input.dtype in own else next(iter(own.values())).to(input.dtype)
+    shape = (-1,) + (1,) * (input.ndim - 2)
+    return torch.addcmul(shift.view(shape), input, scale.view(shape))
+
+
+def swap(part: nn.Module, affine: ScaleAndShift | None, *, has_own_code: bool) -> None:
     """Give a batch norm the class that does what is left of it."""
-    if own is None:
-        _freeze(part, affine) if affine is not None else become(part, Skipped)
-        return
-    if affine is not None:
-        part.add_module(_FROZEN, frozen := nn.Module())
-        _freeze(frozen, affine)
-    if (frozen_too := affine is not None) not in own.left:  # to write and compile it takes a millisecond
-        own.left[frozen_too] = _written(own, part, frozen=frozen_too)
-    become(part, Rewritten)
-    vars(part)["left"] = own.left[frozen_too]
-
-
-def _freeze(part: nn.Module, affine: ScaleAndShift) -> None:
-    become(part, Affine)
-    vars(part)["scale_and_shift"] = affine
-
-
-def _written(own: OwnForward, part: nn.Module, *, frozen: bool) -> Callable[..., Any]:
-    """The code of a forward without its batch norm, or with the frozen one; it keeps nothing of this part."""
-    graph, places = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.output(graph.graph_copy(own.graph, places))
-    node = places[own.norm]
-    rest = batch_norm_input(node)
-    if frozen:
-        with graph.inserting_before(node):
-            rest = graph.call_module(_FROZEN, (rest,))
-    node.replace_all_uses_with(rest)
-    graph.erase_node(node)
-    graph.owning_module = part  # type: ignore[assignment]  # any module will do, to see what is dead
-    graph.eliminate_dead_code()
-    graph.owning_module = None
-    return type(fx.GraphModule(part, graph)).forward
+    if not has_own_code:
+        become(part, Skipped if affine is None else Affine)
+    else:
+        become(part, OwnCode)
+    if has_own_code or affine is not None:
+        vars(part)["scale_and_shift"] = affine

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 _OPENERS = (
     *(Tensor.data.__get__, Tensor.data.__set__),  # type: ignore[attr-defined]
+    *(Tensor.apply_, Tensor.map_, Tensor.map2_),
     *(Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage, Tensor.storage, Tensor.data_ptr),
 )
-"""What these hand out can be written into without a trace."""
+"""What these hand out can be written into without a trace, or they write so themselves."""
 
 _STATISTICS = ("running_mean", "running_var", "running_min", "running_max", "scale", "zero_point")
 _OF_NORMS = ("input", "weight", "bias", "running_mean", "running_var", "training")

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..modules import clone, copy_module, first_line, has_hooks
 from .centring import Stream, find_stream
-from .own_forward import Alike, OwnForward
+from .own_forward import Alike
+from .reading import read_unseen
 from .rectified import find_rectified
 from .tracer import TRACING, Tracer, is_leaf
 
@@ -40,22 +41,24 @@ class Trace:
     Attributes:
         producer: name of a batch norm -> name of the layer whose output it alone reads, in every call of both.
         touched: names of modules whose parameters are read by other code than their own forward.
+        unseen: names of modules whose parameters other code may read or replace where the trace does not show it.
         opaque: names of modules whose forward does not trace, with the reason.
         streams: sums of layers that batch norms alone read.
         rectified: names of layers that a ReLU alone reads, by way of a sum or not.
-        own: name of a batch norm subclass -> what it computes, or why that is not to be rewritten.
+        own: name of a batch norm subclass -> see :meth:`own_forward`.
     """
 
     producer: dict[str, str] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    unseen: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
     rectified: set[str] = field(default_factory=set)
-    own: dict[str, OwnForward | str] = field(default_factory=dict)
+    own: dict[str, bool | str] = field(default_factory=dict)
     _alike: Alike = field(default_factory=Alike, init=False)
 
-    def own_forward(self, name: str, norm: nn.Module) -> OwnForward | str:
-        """What a batch norm subclass computes, traced once for all networks that are built; or what is wrong."""
+    def own_forward(self, name: str, norm: nn.Module) -> bool | str:
+        """Whether a subclass reads its input in its batch norm alone; or why that is to be kept. Traced once."""
         if name not in self.own:
             self.own[name] = self._alike.find(norm)
         return self.own[name]
@@ -88,6 +91,8 @@ def trace(module: nn.Module) -> Trace:
             graphs.append((names[id(root)], graph))
             result.rectified |= {names[id(layer)] for layer in find_rectified(root, graph)}
             result.touched |= {_join(names[id(root)], owner) for owner in _owners_of_read_tensors(graph)}
+    for reader in read_unseen(copied, result.opaque):
+        result.unseen |= {names[id(part)] for part in reader.modules()}
     result.producer = _pair(copied, names, graphs)
     result.streams = list(_streams(copied, names, graphs, result))
     return result

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modules import HALF
 
@@ -86,3 +86,10 @@ def _part_of(room: Tensor | None, weight: Tensor, scale: Tensor | None) -> Tenso
 def _layout(tensor: Tensor) -> list[int]:
     """The strides that say how it lies in memory; along a dimension of size one they say nothing."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def parameter_like(own: Tensor, like: Tensor | None) -> nn.Parameter:
+    """A parameter with the attributes that code has given to the one before."""
+    made = nn.Parameter(own, requires_grad=False)
+    vars(made).update({} if like is None else vars(like))
+    return made

@@ -2,9 +2,10 @@
 
 ``shapes`` replaces a convolution's backward pass by one that keeps no input; ``prepacked`` lays its weight out once,
 ``linear`` that of linear layers; ``depthwise`` and ``few_channels`` find the gradient of such layers by a forward
-convolution; ``winograd`` multiplies less in 3x3 convolutions, by the transforms in ``filters``;
-``routing`` has modules run ``attention`` and ``pooling`` in the place of PyTorch's, and in ``widening`` what half
-precision serves badly. ``group_norm`` takes the detour over float32. ``calls`` tells what surrounds an operator.
+convolution; ``winograd`` multiplies less in 3x3 convolutions, by the transforms in ``filters``; ``unkept`` has layers
+keep nothing of the kind. ``routing`` has modules run ``attention`` and ``pooling`` in the place of PyTorch's, and in
+``widening`` what half precision serves badly. ``group_norm`` takes the detour over float32. ``calls`` tells what
+surrounds an operator.
 
 ``prepared`` has switches for what nobody has measured, on CUDA: ``narrow`` norms, ``first`` layers on more channels.
 """
@@ -17,6 +18,7 @@ from .prepacked import is_laid_out
 from .prepared import SWITCHES, switched
 from .routing import route
 from .shapes import input_gradient, keep_shape_only
+from .unkept import lay_nothing_out
 
 __all__ = [
     "SWITCHES",
@@ -24,6 +26,7 @@ __all__ = [
     "is_laid_out",
     "keep_shape_only",
     "lay_linear_out",
+    "lay_nothing_out",
     "narrow_names",
     "pad_first",
     "route",

@@ -69,6 +69,10 @@ class Kept:
         self._kept: tuple[Tensor | None, int, LaidOut | None] = None, 0, None
         self._refused = False
 
+    def refuse(self) -> None:
+        """Lay nothing out ahead from now on."""
+        self._refused = True
+
     def find(self, layer: nn.Linear, input: Tensor) -> LaidOut | None:
         """The weight for this call; None if PyTorch's own product is to be run."""
         weight = layer.weight

@@ -13,7 +13,7 @@ refuse a layer, PyTorch's convolution is run.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,10 @@ class Prepacked:
         # One attribute: a thread that is late with old weights does not put them among the new ones.
         self._kept: tuple[Tensor | None, int, dict[Way, Weights]] = None, 0, {}
         self._refused: set[Way] = set()
+
+    def refuse(self) -> None:
+        """Lay nothing out ahead from now on."""
+        self._refused.update(get_args(Way))
 
     def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""

@@ -71,6 +71,9 @@ class _ShapeOnly:
         return output
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not self.bias:  # code that calls this by itself
+            other: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+            return other
         # A compiler decides by itself what is kept, and how weights are laid out; a lone image has no batch axis.
         if torch.compiler.is_compiling() or input.ndim != weight.ndim:
             return self.convolve(input, weight)

@@ -67,7 +67,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
         elif is_weak(item):
             memo[id(item)] = item
         elif isinstance(item, Tensor):
-            memo[id(item)] = tensor_for(item)
+            _copy_tensor(item, memo, tensor_for)
         elif is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
             memo[id(item)] = item
         elif is_left_out(item):
@@ -143,12 +143,21 @@ def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Ten
         return value
     if id(value) not in memo:
         if isinstance(value, Tensor):
-            memo[id(value)] = tensor_for(value)
+            _copy_tensor(value, memo, tensor_for)
         elif isinstance(value, dict):
             memo[id(value)] = type(value)((key, _copied(held, memo, tensor_for)) for key, held in value.items())
         else:
             memo[id(value)] = type(value)(value)
     return memo[id(value)]
+
+
+def _copy_tensor(tensor: Tensor, memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> None:
+    """Put a copy into the memo, with the attributes that code has given to the tensor (a mask, a scale)."""
+    memo[id(tensor)] = made = tensor_for(tensor)
+    for name, value in vars(tensor).items():
+        if isinstance(value, Tensor) and id(value) not in memo:
+            _copy_tensor(value, memo, tensor_for)
+        vars(made)[name] = memo[id(value)] if isinstance(value, Tensor) else value
 
 
 def _is_plain(value: Any) -> bool:

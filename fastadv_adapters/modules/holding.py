@@ -1,5 +1,6 @@
 """What a module holds besides its modules, parameters and buffers: containers, and objects that are data."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def held_by(module: nn.Module) -> Iterator[Any]:
         known.add(id(value))
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, (list, tuple, set, dict)):
+        elif isinstance(value, (list, tuple, set, dict, deque)):
             stack += value.values() if isinstance(value, dict) else value
         elif is_data(value):
             yield value

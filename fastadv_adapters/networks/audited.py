@@ -44,6 +44,13 @@ class Audited(ABC):
         found = [kind.runs_in for kind in tuple(self.kinds.values())]
         return max(found, key=lambda dtype: torch.finfo(dtype).bits, default=self.precision.dtype)
 
+    def _can_overflow(self) -> bool:
+        return any(kind.dtype == torch.float16 or kind.rows.float16 for kind in tuple(self.kinds.values()))
+
+    def known_apart(self) -> bool:
+        """Whether samples do not see each other in any kind of call so far, of which there is one at least."""
+        return bool(self.kinds) and all(kind.known_apart for kind in tuple(self.kinds.values()))
+
     @abstractmethod
     def network_in(self, dtype: torch.dtype) -> Fast:
         """The fast network in this precision."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..engines import EagerEngine, GiveUp, make_engine
 from ..folding import Trace, build_fast
+from ..kernels import lay_nothing_out
 from ..modules import EngineName, Precision, outside_of_transforms
 
 
@@ -21,6 +22,7 @@ class Fast:
         precision: of the network.
         engine: the engine asked for.
         give_up: told why, once, if that engine cannot run this network.
+        keeps: whether weights stay as they are between updates, so that what depends on them alone is kept.
 
     Attributes:
         folded: the network.
@@ -36,12 +38,15 @@ class Fast:
         precision: Precision,
         engine: EngineName,
         give_up: GiveUp,
+        keeps: bool = True,
     ) -> None:
         self.precision = precision
         self._name, self._give_up = engine, give_up
         self.ends: set[str] = set()
         self._behind, self._used = False, True
-        self.folded = build_fast(source, trace, precision, lays_out_ahead=engine != "compile")
+        self.folded = build_fast(source, trace, precision, lays_out_ahead=keeps and engine != "compile")
+        if not keeps:
+            lay_nothing_out(self.folded.network)
         self._run_anew()
 
     def _run_anew(self) -> None:

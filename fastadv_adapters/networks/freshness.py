@@ -4,6 +4,8 @@ import enum
 import operator
 import threading
 import weakref
+from array import array
+from collections import deque
 from itertools import chain
 from typing import Any
 
@@ -81,6 +83,7 @@ class Freshness:
             self._take_tensors()
         self._stepped = False
         self._versions = list(map(_version, self._versioned))
+        self._switches = self._now_switches()
 
     def _take_structure(self) -> None:
         self._modules = list(self.module.modules())
@@ -101,6 +104,9 @@ class Freshness:
         values = chain.from_iterable(map(dict.values, self._looked_at))
         self._empty = [d for d in (*dicts, *values) if isinstance(d, dict) and not d]  # hooks, most of them
         self._names = [list(d) for d in self._dicts]
+        owned = [vars(t) for d in self._dicts for t in d.values() if t is not None]  # what code has put on tensors
+        self._bare = [d for d in owned if not _seen(d)]
+        self._given = [(d, _seen(d)) for d in owned if _seen(d)]
         self._places = [(vars(m), k) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
 
     def _take_tensors(self) -> None:
@@ -129,6 +135,10 @@ class Freshness:
             return Change.STRUCTURE
         if self._objects and not _same([_freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
             return Change.STRUCTURE
+        if any(self._bare) and any(map(_seen, self._bare)):
+            return Change.STRUCTURE
+        if self._given and not _same([_seen(d) for d, _ in self._given], [seen for _, seen in self._given]):
+            return Change.STRUCTURE
         if list(map(_place, self._held)) != self._held_kinds:  # by ``tensor.data = ...``; no refresh follows that
             return Change.STRUCTURE
         now = self._now_registered()
@@ -143,11 +153,16 @@ class Freshness:
             return Change.STRUCTURE
         if replaced or others or moved:
             return Change.STRUCTURE if self._holds_own else Change.TENSORS
+        if self._now_switches() != self._switches:  # a trace may have taken the other branch
+            return Change.STRUCTURE
         stale = self._stepped or list(map(_version, self._versioned)) != self._versions
         return Change.VALUES if stale else Change.NONE
 
     def _now_registered(self) -> list[Tensor | None]:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
+
+    def _now_switches(self) -> list[int]:
+        return [t._version for _, _, t in self._attributes if t.dtype == torch.bool and t.numel() == 1]
 
     def _now_kinds(self) -> list[Any]:
         # Much of the whole comparison; so no call of kind() for each strided tensor, and no device, which is slow.
@@ -165,7 +180,7 @@ class Freshness:
         if [list(d) for d in self._dicts] != self._names:
             return True
         pairs = zip(now, self._registered, strict=True)
-        return any(_kind(new) != _kind(old) for new, old in pairs if new is not old)
+        return any(_kind(new) != _kind(old) or _is_given(new) for new, old in pairs if new is not old)
 
 
 def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:
@@ -212,7 +227,25 @@ def _shallow(value: Any) -> Any:
         return [_shallow(item) for item in value]
     if isinstance(value, tuple):
         return tuple(map(_shallow, value))
+    if isinstance(value, deque):
+        return deque(map(_shallow, value), value.maxlen)
+    if isinstance(value, (bytearray, array)):
+        return value[:]
     return set(value) if isinstance(value, set) else value
+
+
+def _is_given(tensor: Tensor | None) -> bool:
+    return tensor is not None and bool(_seen(vars(tensor)))
+
+
+def _seen(given: dict[str, Any]) -> dict[str, Any]:
+    """What has been put on a tensor, tensors among it by identity, place and version."""
+    own = {key: value for key, value in given.items() if not key.startswith("_dynamo")}  # what a compiler puts there
+    return {key: _mark(value) if isinstance(value, Tensor) else _shallow(value) for key, value in own.items()}
+
+
+def _mark(tensor: Tensor) -> tuple[object, ...]:
+    return id(tensor), not tensor.is_inference() and tensor._version, _place(tensor)
 
 
 def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ class Networks(BuiltLater, Audited):
         precision: how the fast network computes, after all that had to be done otherwise than asked.
         choice: what ``dtype="auto"`` has come to.
         kinds: what is known of each kind of call, by its key; empty before the first self-check.
-        looked: whether it was found out whether the model writes into its parameters.
+        looked: whether it was found out whether the model writes into its parameters when it is run.
+        writes: whether it does.
         twin: runs the wrapped model's own weights, in its own precision, in eval mode.
         fast: runs the fast network.
         judges: say what runs passes without gradient.
@@ -121,7 +122,7 @@ class Networks(BuiltLater, Audited):
         self._settled = None  # of this structure
         self.precision = replace(self.precision, dtype=self.choice.dtype)
         self.kinds = {}
-        self.looked = not self._live and not self.choice.open  # a twin with tensors of its own may be written to
+        self.looked = self.writes = False
         self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
@@ -159,7 +160,8 @@ class Networks(BuiltLater, Audited):
             if (tell := gave_up()) is not None:
                 tell(reason, runs)
 
-        return Fast(source, self._trace, replace(self.precision, dtype=dtype), self._engine, give_up=told)
+        precision = replace(self.precision, dtype=dtype)
+        return Fast(source, self._trace, precision, self._engine, give_up=told, keeps=not self.writes)
 
     def _let_end(self, kind: Kind) -> None:
         if kind.rows.ends is not None and kind.dtype in self._networks:
@@ -215,13 +217,6 @@ class Networks(BuiltLater, Audited):
         dtypes = [kind.dtype for kind in tuple(self.kinds.values())]
         return self.generation, self.updates, dtypes, int(self.state.exponent) if self._can_overflow() else None
 
-    def _can_overflow(self) -> bool:
-        return any(kind.dtype == torch.float16 or kind.rows.float16 for kind in tuple(self.kinds.values()))
-
-    def known_apart(self) -> bool:
-        """Whether samples do not see each other in any kind of call so far, of which there is one at least."""
-        return bool(self.kinds) and all(kind.known_apart for kind in tuple(self.kinds.values()))
-
     def look_once(self, arguments: Packed, needs: Sequence[bool]) -> None:
         """Before anything is run: how large are its products, and does it write into the twin's parameters?"""
         with self._lock:
@@ -230,10 +225,13 @@ class Networks(BuiltLater, Audited):
             asked = (few(arguments.tensors, needs), arguments.tensors)  # it may take batches of one size only
             seen = (writes_parameters(self.followed, self.precision, arguments, t, self.choice.counting) for t in asked)
             writes = next((found for found in seen if found is not None), None)
-            if writes and self.twin.live:
-                self.unfinished = True
-                self.twin = Twin(self.source, self.precision, live=False)
-                self.notes.append(remarks.WRITES)
+            if writes and not self.writes:
+                self.unfinished = self.writes = True
+                if self.twin.live:
+                    self.twin = Twin(self.source, self.precision, live=False)
+                    self.notes.append(remarks.WRITES)
+                self.generation += 1
+                self._copy_fast()  # what was laid out would not follow
                 self.unfinished = False
             self.looked = writes is not None and number_of_samples(arguments.tensors) > 0
 

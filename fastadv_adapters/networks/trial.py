@@ -13,6 +13,7 @@ from ..boundary import (
     Ends,
     Packed,
     Rows,
+    depends_on,
     dtypes_below,
     ends_of,
     find_ends,
@@ -268,7 +269,7 @@ class Trial:
         try:
             with self._gradients(draws) as leaves:
                 places = engine.bind(self.arguments)(leaves).tensors
-                outputs = [o for o in places if o.requires_grad]
+                outputs = [o for o in places if o.requires_grad and (len(places) == 1 or depends_on(o, leaves))]
                 self._dtypes |= dtypes_below(outputs)
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
                 weights = [weights_for(o) for o in outputs]

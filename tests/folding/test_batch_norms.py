@@ -186,13 +186,13 @@ def test_tensors_of_a_batch_norm_that_other_code_reads_are_followed(functional: 
 def test_each_batch_norm_with_a_forward_of_its_own_is_traced_once_for_all_networks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    traced, original = Counter[int](), own_forward.trace_own
+    traced, original = Counter[int](), own_forward.reads_first
 
     def counted(norm: nn.Module) -> Any:
         traced[len(norm.weight)] += 1  # type: ignore[arg-type]
         return original(norm)
 
-    monkeypatch.setattr(own_forward, "trace_own", counted)
+    monkeypatch.setattr(own_forward, "reads_first", counted)
     parts = (
         nn.Conv2d(3, 4, 3),
         ActivatedNorm(4),
