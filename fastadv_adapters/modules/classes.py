@@ -7,7 +7,7 @@ from types import MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .leaving_out import TRAINING, is_trainer
 
@@ -49,6 +49,11 @@ def is_bound_as_it_was(module: nn.Module) -> bool:
 def attributes_of(module: nn.Module) -> dict[str, Any]:
     """What a module has in addition to what every module has."""
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def put_on(tensor: Tensor) -> dict[str, Any]:
+    """What code has put on a tensor, such as a mask; without the notes of a compiler."""
+    return {name: value for name, value in vars(tensor).items() if not name.startswith("_dynamo")}
 
 
 def things_of(module: nn.Module) -> dict[str, Any]:

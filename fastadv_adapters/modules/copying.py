@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .classes import ALL_HOOKS, ATOMS, hooks_of, inside_of
+from .classes import ALL_HOOKS, ATOMS, hooks_of, inside_of, put_on
 from .leaving_out import in_place_of, is_left_out, is_trainer
 from .reaching_back import refuse_what_reaches_back
 from .rebinding import rebind
@@ -154,7 +154,7 @@ def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Ten
 def _copy_tensor(tensor: Tensor, memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> None:
     """Put a copy into the memo, with the attributes that code has given to the tensor (a mask, a scale)."""
     memo[id(tensor)] = made = tensor_for(tensor)
-    for name, value in vars(tensor).items():
+    for name, value in put_on(tensor).items():
         if isinstance(value, Tensor) and id(value) not in memo:
             _copy_tensor(value, memo, tensor_for)
         vars(made)[name] = memo[id(value)] if isinstance(value, Tensor) else value

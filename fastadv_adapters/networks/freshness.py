@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..modules import held_by, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer
+from ..modules import held_by, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer, put_on
 
 
 class Change(enum.Enum):
@@ -104,9 +104,10 @@ class Freshness:
         values = chain.from_iterable(map(dict.values, self._looked_at))
         self._empty = [d for d in (*dicts, *values) if isinstance(d, dict) and not d]  # hooks, most of them
         self._names = [list(d) for d in self._dicts]
-        owned = [vars(t) for d in self._dicts for t in d.values() if t is not None]  # what code has put on tensors
-        self._bare = [d for d in owned if not _seen(d)]
-        self._given = [(d, _seen(d)) for d in owned if _seen(d)]
+        owned = [t for d in self._dicts for t in d.values() if t is not None]
+        self._bare = [t for t in owned if not put_on(t)]
+        self._attributes_of_bare = list(map(vars, self._bare))
+        self._given = [(t, _seen(t)) for t in owned if put_on(t)]
         self._places = [(vars(m), k) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
 
     def _take_tensors(self) -> None:
@@ -135,9 +136,9 @@ class Freshness:
             return Change.STRUCTURE
         if self._objects and not _same([_freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
             return Change.STRUCTURE
-        if any(self._bare) and any(map(_seen, self._bare)):
+        if any(self._attributes_of_bare) and any(map(put_on, self._bare)):
             return Change.STRUCTURE
-        if self._given and not _same([_seen(d) for d, _ in self._given], [seen for _, seen in self._given]):
+        if self._given and not _same([_seen(t) for t, _ in self._given], [seen for _, seen in self._given]):
             return Change.STRUCTURE
         if list(map(_place, self._held)) != self._held_kinds:  # by ``tensor.data = ...``; no refresh follows that
             return Change.STRUCTURE
@@ -235,13 +236,12 @@ def _shallow(value: Any) -> Any:
 
 
 def _is_given(tensor: Tensor | None) -> bool:
-    return tensor is not None and bool(_seen(vars(tensor)))
+    return tensor is not None and bool(put_on(tensor))
 
 
-def _seen(given: dict[str, Any]) -> dict[str, Any]:
+def _seen(tensor: Tensor) -> dict[str, Any]:
     """What has been put on a tensor, tensors among it by identity, place and version."""
-    own = {key: value for key, value in given.items() if not key.startswith("_dynamo")}  # what a compiler puts there
-    return {key: _mark(value) if isinstance(value, Tensor) else _shallow(value) for key, value in own.items()}
+    return {k: _mark(v) if isinstance(v, Tensor) else _shallow(v) for k, v in put_on(tensor).items()}
 
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:
