@@ -12,67 +12,14 @@ import torch
 from torch import Tensor
 
 from ..boundary import LossScale, Packed, scale, state_on
+from .finding import LOW, MOST, NEAR, SAMPLES, Finding
 from .nearness import cosines
 from .samples import batched
 
-SAMPLES, MOST = 6, 32  # a fifth of the batch between these: less than 2 % of an attack of 50 steps
-NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
-GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
-LOW, LEAST = 0.95, 0.9  # the same for the worst samples but one in sixteen, lest a few bad ones be overlooked
 MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
 STEP = 0.01  # of the range of the inputs, by which a step is tried
 
 Gradients = Sequence[Tensor | None]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What an audit found.
-
-    Attributes:
-        samples: how many were looked at.
-        zero: how many have a gradient in full precision alone.
-        cosine: the median of the cosine between fast and exact gradients; NaN if there was nothing to compare.
-        low: the lowest of these cosines but for one sample in sixteen, and for one at least.
-        gain: what a step along the fast gradients gains of what one along the exact ones does, the median; NaN if none
-            was tried.
-        least: likewise, of these gains.
-        overflown: how many have outputs that are finite in full precision alone.
-        lone: whether there are samples whose gradients point elsewhere, so few that they say nothing of the others.
-        off: by how much outputs are off, or their differences if the loss sees these alone, as a share of a sample's
-            largest one; 0 if that is no more than rounding.
-    """
-
-    samples: int
-    zero: int
-    cosine: float
-    low: float = float("nan")
-    gain: float = float("nan")
-    least: float = float("nan")
-    lone: bool = False
-    overflown: int = 0
-    off: float = 0.0
-
-    @property
-    def good(self) -> bool:
-        """Whether attacks are as strong by these gradients as by exact ones."""
-        if self.zero or self.overflown or self.off:
-            return False
-        if not (self.cosine < NEAR or self.low < LOW):
-            return True
-        return self.gain >= GAINS and not self.least < LEAST
-
-    def __str__(self) -> str:
-        parts = [f"outputs of {self.overflown} samples overflow"] if self.overflown else []
-        parts += [f"outputs, or their differences, are off by {self.off:.0%} of the largest"] if self.off else []
-        parts += [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
-        if self.cosine == self.cosine:
-            few = f", of the worst samples {self.low:.2f}" if self.low < LOW <= self.cosine else ""
-            parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}{few}")
-        if self.gain == self.gain:
-            few = f", of the worst samples {self.least:.0%}" if self.least < LEAST <= self.gain else ""
-            parts.append(f"a step along them gains {self.gain:.0%} of what it should{few}")
-        return ", ".join(parts)
 
 
 @dataclass

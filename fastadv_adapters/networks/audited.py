@@ -14,9 +14,10 @@ from ..boundary import Crossing, Packed, Pulled
 from ..folding import Trace
 from ..modules import HALF, Precision, is_in_hardware, notify, number_of_samples, random_state_kept, unhooked
 from . import remarks
-from .audit import Finding, Gradients
+from .audit import Gradients
 from .auditing import Auditor
 from .fast import Fast
+from .finding import Finding
 from .inputs import balanced, glance_at
 from .kinds import Kind
 from .mending import Mender, curable
@@ -113,6 +114,7 @@ class Audited(ABC):
                     schedule.forget(asks)
             kind.usual = auditor.usual
             if auditor.was_right:
+                kind.doubted = False
                 saw_lost = not (first and crossing.can_overflow)
                 schedule.was_right(number_of_samples(tensors), self.source, saw_lost=saw_lost)
             if first and crossing.state.lost is None and pulled.spoilt is not None and bool(pulled.spoilt.any()):
@@ -184,7 +186,11 @@ class Audited(ABC):
         self.twin.thaw()
 
     def _found_wanting(self, kind: Kind, finding: Finding, chosen: Fast | None) -> None:
-        """Run this kind in the chosen network from now on, or on the twin; and say so."""
+        """Run this kind in the chosen network from now on, or on the twin, and say so; or look at the next pass."""
+        if finding.is_slight and not kind.doubted:  # one gradient may say so by chance
+            kind.doubted = True
+            kind.schedule.bring_forward(1)
+            return
         was, runs_in = kind.dtype, "full precision, on the model's twin,"
         with self._lock:
             kind.wanting.add(was)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..boundary import Crossing, Engine, Packed, Pulled
 from ..modules import number_of_samples, random_state_kept, refusals_borne
-from .audit import SAMPLES, Finding, Gradients, Problem, choose, look
+from .audit import Gradients, Problem, choose, look
 from .differences import differences_of
 from .drawing import SameDraws
 from .fast import Fast
+from .finding import SAMPLES, Finding
 from .glimpse import Glimpse, take_glimpse
 from .mending import are_rows
 from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, is_near, off_for_loss, overflow, usual_sizes

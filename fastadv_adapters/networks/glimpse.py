@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .audit import LOW, NEAR, Problem, flat
+from .audit import Problem, flat
+from .finding import LOW, NEAR
 from .nearness import OLD, cosines, off_by
 
 

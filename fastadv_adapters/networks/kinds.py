@@ -36,6 +36,7 @@ class Kind:
         settled: whether that was found with two samples or more.
         full: whether it runs on the full-precision twin, since the fast network differs from the model.
         schedule: when it is audited.
+        doubted: whether the last audit, of few samples, has found slightly too little.
         wanting: the dtypes that an audit has found to be too little.
         glimpse: what the last audit has found, if nobody has read it yet.
         usual: how large each output was in the first audit.
@@ -49,6 +50,7 @@ class Kind:
     settled: bool = False
     full: bool = False
     schedule: Schedule = field(default_factory=Schedule)
+    doubted: bool = False
     wanting: set[torch.dtype] = field(default_factory=set)
     glimpse: Glimpse | None = None
     usual: list[float] = field(default_factory=list)

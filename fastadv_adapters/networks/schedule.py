@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .audit import SAMPLES
+from .finding import SAMPLES
 from .inputs import Glance, are_others
 
 PASSES = 256

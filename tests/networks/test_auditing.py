@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import DeviceState, Packed, ends_of
 from fastadv_adapters.engines.waiting import refuse_what_waits
 from fastadv_adapters.networks import audit, audited, auditing, glimpse
-from fastadv_adapters.networks.audit import SAMPLES
+from fastadv_adapters.networks.finding import SAMPLES, Finding
 from fastadv_adapters.networks.nearness import off_by
 from fastadv_adapters.networks.schedule import PASSES, SOON
 from tests.networks.test_rounding import Constant
@@ -161,7 +162,7 @@ def test_outputs_that_are_far_off_fail_an_audit_whatever_their_gradients(dtype: 
         return logits[:, 0].sum()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auditing, "look", lambda problem, found: audit.Finding(8, 0, float(bool(exact_of(problem)))))
+        patch.setattr(auditing, "look", lambda problem, found: Finding(8, 0, float(bool(exact_of(problem)))))
         with pytest.warns(FastAttackWarning, match=r"are off by .*%"):
             input_gradient(fast, x, y, first)
     assert (cosine(input_gradient(fast, x, y), input_gradient(model, x, y)) > 0.9999).all()
@@ -198,9 +199,9 @@ def test_each_dtype_that_was_too_little_is_named_and_not_tried_again(monkeypatch
     # bfloat16 is found wanting, float16 good enough; later that is wanting, and float32 good enough
     looks = iter([False, True, False, True])
 
-    def look(problem: audit.Problem, found: Any) -> audit.Finding:
+    def look(problem: audit.Problem, found: Any) -> Finding:
         problem.exact(problem.tensors)
-        return audit.Finding(8, 0, 1.0 if next(looks) else 0.1)
+        return Finding(8, 0, 1.0 if next(looks) else 0.1)
 
     monkeypatch.setattr(auditing, "look", look)
     monkeypatch.setattr(audited, "is_in_hardware", lambda dtype, device: True)
@@ -454,7 +455,7 @@ def test_a_step_is_tried_on_the_worst_half_first() -> None:
         ran.append(len(tensors[0]))
         return Packed(model(tensors[0]))
 
-    def finding(turned: float) -> audit.Finding:
+    def finding(turned: float) -> Finding:
         ran.clear()
         exact = input_gradient(model, x, torch.arange(8) % 5)
         leaf = x.clone().requires_grad_()
@@ -618,3 +619,30 @@ def test_a_network_made_anew_rounds_as_the_one_in_use() -> None:
         with torch.no_grad(), ends_of(kind.rows.ends, "cpu"):
             outputs.append(network.eager().bind(Packed(((x,), {})))([x]).tensors[0])
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(
+    ("shortfalls", "dtype"), [((True, False, True), torch.bfloat16), ((True, True), torch.float32)]
+)
+def test_few_samples_have_to_fall_short_twice_in_a_row(
+    shortfalls: tuple[bool, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (x, y) = small_net().eval(), batch(1)
+    fast, told = FastAttackModel(model, dtype=torch.bfloat16), list[bool]()
+
+    def judge(self: auditing.Auditor, tensors: Any, needs: Any, grads: Any, pulled: Any) -> Any:
+        problem, found = original(self, tensors, needs, grads, pulled)
+        told.append(shortfalls[len(told)])
+        return problem, replace(found, cosine=0.9, gain=0.9, least=0.9) if told[-1] else found
+
+    original: Any = auditing.Auditor._judge
+    monkeypatch.setattr(auditing.Auditor, "_judge", judge)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for asked in range(len(shortfalls)):
+            if asked and not shortfalls[asked - 1]:
+                next(iter(fast._networks.kinds.values())).schedule.passes = None
+            input_gradient(fast, x, y)
+    assert len(told) == len(shortfalls), "the pass after a shortfall is audited"
+    assert fast.dtype == dtype
+    assert len(caught) == (dtype == torch.float32)

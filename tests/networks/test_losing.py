@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import DeviceState, HostState
 from fastadv_adapters.networks import audit, schedule
+from fastadv_adapters.networks.finding import SAMPLES, Finding
 from fastadv_adapters.networks.schedule import CURED, PATIENCE, SOON, Schedule
 from tests.support.tools import attackable_net, batch, cosine, input_gradient
 
@@ -127,15 +128,15 @@ def test_one_sample_alone_that_points_elsewhere_has_as_many_others_looked_at(mon
     seen: list[Any] = []
     look = audit.look
 
-    def lone(problem: Any, found: Any) -> audit.Finding:
+    def lone(problem: Any, found: Any) -> Finding:
         seen.append(problem.index)
         look(problem, found)
-        return audit.Finding(audit.SAMPLES, 0, 1.0, lone=len(seen) == 1)
+        return Finding(SAMPLES, 0, 1.0, lone=len(seen) == 1)
 
     monkeypatch.setattr("fastadv_adapters.networks.auditing.look", lone)
     input_gradient(FastAttackModel(attackable_net(), dtype=torch.bfloat16), *batch(32))
     assert len(seen) == 2
-    assert len(set(seen[0].tolist()) | set(seen[1].tolist())) == 2 * audit.SAMPLES
+    assert len(set(seen[0].tolist()) | set(seen[1].tolist())) == 2 * SAMPLES
 
 
 def test_samples_with_the_smallest_gradients_are_looked_at_and_others_up_to_the_largest() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import HostState
 from fastadv_adapters.networks import audit, auditing
+from fastadv_adapters.networks.finding import SAMPLES
 from fastadv_adapters.networks.schedule import CURED, PASSES, PATIENCE, SETTLED, SOON, Schedule, _few_entries
 from tests.networks.test_losing import Angles, bright_from, same_inputs  # noqa: F401  # a fixture
 from tests.support.tools import attackable_net, batch, cosine, input_gradient, small_net
@@ -241,7 +242,7 @@ def test_another_checkpoint_is_audited_at_once_and_a_step_of_training_is_not(loo
 
 def test_passes_of_few_samples_are_audited_the_more_often(looks: list[int]) -> None:
     fast, (x, y) = FastAttackModel(attackable_net(), dtype=torch.bfloat16), batch(2)
-    for _ in range(SOON * 2 // audit.SAMPLES + 1):
+    for _ in range(SOON * 2 // SAMPLES + 1):
         input_gradient(fast, x, y)
     assert looks == [2, 2]
 
