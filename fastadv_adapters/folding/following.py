@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..modules import HALF, Precision, clone, write
 from .scales import Scales
-from .writing import Writing, room_for
+from .writing import Writing, parameter_like, room_for
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -41,7 +41,7 @@ class CopyTensor:
         """Hold the tensor in full precision from now on, in storage of its own."""
         if self.own.dtype in HALF:
             self.own, self.writing = clone(self.own.float()), None
-            self.own = nn.Parameter(self.own, requires_grad=False)
+            self.own = parameter_like(self.own, self.ours[self.name])
             with torch.no_grad():
                 self()
 

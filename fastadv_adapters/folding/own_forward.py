@@ -56,10 +56,13 @@ def reads_first(module: nn.Module) -> bool:
     own = {*module._parameters, *module._buffers}
     if any(node.op == "get_attr" and node.target not in own for node in graph.nodes):
         raise ValueError("its own forward reads tensors that are neither parameters nor buffers of its own")
+    if any(user is not nodes[0] for node in graph.nodes if node.target in ARGUMENTS[1:5] for user in node.users):
+        raise ValueError("its own forward does more with the batch norm's tensors than the batch norm")
     source = nodes[0].args[0] if nodes[0].args else nodes[0].kwargs["input"]
     if not isinstance(source, fx.Node):
         raise ValueError(f"expected a batch norm of something computed, got one of {source!r}")
-    return source.op == "placeholder" and all(user is nodes[0] or _only_asks(user) for user in source.users)
+    read = [node for node in graph.nodes if node.op == "placeholder" and node.users]
+    return read == [source] and all(user is nodes[0] or _only_asks(user) for user in source.users)
 
 
 def _looks(norm: nn.Module) -> list[Any]:

@@ -1,11 +1,14 @@
 """Whether code may read or replace weights where a trace does not show it: of what is folded, these are others."""
 
+import inspect
 import types
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from torch import nn
 
-_OF_ALL = ("_parameters", "named_parameters", "get_parameter", "state_dict", "functional_call")
+_READS_ALL = "for p in self.parameters()"
+_OF_ALL = (_READS_ALL, "_parameters", "named_parameters", "get_parameter", "state_dict", "functional_call")
 """In a forward, these names tell that it reads, or replaces, weights of all layers inside, which a trace hides."""
 
 _ANY = "parameters"
@@ -22,28 +25,37 @@ def read_unseen(root: nn.Module, opaque: Collection[str]) -> Iterator[nn.Module]
         root: the module that has been traced.
         opaque: names of the modules that do not trace.
     """
-    names = dict[type, set[str]]()
+    known = dict[type, set[str]]()
     for name, part in root.named_modules():
         kind = type(part)
         if kind.__module__.startswith("torch.nn.modules."):
             continue
-        found = names[kind] if kind in names else names.setdefault(kind, _names_in_forward(kind))
-        reads_any = _ANY in found and "next" not in found
-        if reads_any or not found.isdisjoint((*_OF_ALL, *_OF_ONE) if name in opaque else _OF_ALL):
+        found = known[kind] if kind in known else known.setdefault(kind, _names_in_forward(kind))
+        if not found.isdisjoint((*_OF_ALL, *_OF_ONE) if name in opaque else _OF_ALL):
             yield part
 
 
 def _names_in_forward(kind: type) -> set[str]:
-    """The names in the code of a forward, and of the methods of its class that these name."""
+    """The names in the code of a forward, its base classes' included, and of the methods that these name."""
     found, waiting = set[str](), {"forward"}
     while waiting:
         name = waiting.pop()
-        method = getattr(kind, name, None)
-        if isinstance(method, types.FunctionType) and method is not getattr(nn.Module, name, None):
-            new = set(_names(method.__code__)) - found
+        for base in kind.__mro__:
+            if base.__module__.startswith("torch."):
+                continue
+            new = _names_in_method(vars(base).get(name)) - found
             found |= new
-            waiting |= new
+            waiting |= new - {"forward"}
     return found
+
+
+def _names_in_method(method: Any) -> set[str]:
+    method = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+    method = inspect.unwrap(method) if callable(method) else None
+    if not isinstance(method, types.FunctionType):
+        return set()
+    names = set(_names(method.__code__))
+    return names | {_READS_ALL} if _ANY in names and "next" not in names else names
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -52,8 +52,10 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
 
 
 def put_on(tensor: Tensor) -> dict[str, Any]:
-    """What code has put on a tensor, such as a mask; without the notes of a compiler."""
-    return {name: value for name, value in vars(tensor).items() if not name.startswith("_dynamo")}
+    """What code has put on a tensor, such as a mask; without the notes of a compiler, and gradients (grad_sample)."""
+    return {
+        name: value for name, value in vars(tensor).items() if not name.startswith("_dynamo") and "grad" not in name
+    }
 
 
 def things_of(module: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .classes import ALL_HOOKS, ATOMS, hooks_of, inside_of, put_on
 from .leaving_out import in_place_of, is_left_out, is_trainer
 from .reaching_back import refuse_what_reaches_back
 from .rebinding import rebind
+from .refusals import refusals_borne
 from .weak import is_weak, redirect
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -155,9 +156,11 @@ def _copy_tensor(tensor: Tensor, memo: dict[int, Any], tensor_for: Callable[[Ten
     """Put a copy into the memo, with the attributes that code has given to the tensor (a mask, a scale)."""
     memo[id(tensor)] = made = tensor_for(tensor)
     for name, value in put_on(tensor).items():
-        if isinstance(value, Tensor) and id(value) not in memo:
-            _copy_tensor(value, memo, tensor_for)
-        vars(made)[name] = memo[id(value)] if isinstance(value, Tensor) else value
+        for item in (value, *_reached(value, memo)):
+            if isinstance(item, Tensor) and id(item) not in memo:
+                _copy_tensor(item, memo, tensor_for)
+        with torch.no_grad(), refusals_borne():  # what cannot be copied is left out, and missed if code asks for it
+            vars(made)[name] = copy.deepcopy(value, memo)
 
 
 def _is_plain(value: Any) -> bool:

@@ -34,6 +34,7 @@ class Audited(ABC):
     notes: list[str]
     kinds: dict[Any, Kind]
     updates: int
+    writes: bool
     findings: list[str]
     _lost: int
     _trace: Trace | None
@@ -95,7 +96,7 @@ class Audited(ABC):
         schedule, on_host = kind.schedule, crossing.state.lost is not None
         told = (*balanced(grads), *kind.heard.numbers(grads)) if on_host else ()
         asks = (crossing.logits_dtype, *(g is not None for g in grads), *told)
-        first, doubts = schedule.is_first(asks), kind.has_doubts()
+        first, doubts = schedule.is_first(asks), kind.has_doubts() or kind.doubted
         doubts |= schedule.is_losing(self._lost_since(crossing.state.lost), curable=crossing.can_overflow)
         if not all(g.numel() for g in pulled.gradients):
             return pulled
@@ -107,6 +108,7 @@ class Audited(ABC):
                 kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, given())
                 return pulled
             try:
+                kind.doubted = False
                 with unhooked():
                     pulled = auditor(tensors, needs, grads, pulled, given())
             finally:  # it may have run out of memory
@@ -114,7 +116,6 @@ class Audited(ABC):
                     schedule.forget(asks)
             kind.usual = auditor.usual
             if auditor.was_right:
-                kind.doubted = False
                 saw_lost = not (first and crossing.can_overflow)
                 schedule.was_right(number_of_samples(tensors), self.source, saw_lost=saw_lost)
             if first and crossing.state.lost is None and pulled.spoilt is not None and bool(pulled.spoilt.any()):
@@ -152,7 +153,7 @@ class Audited(ABC):
             anew=self._made_anew,
             update=self._update_late,
             others=partial(self._others, kind),
-            tell=partial(self._found_wanting, kind),
+            tell=partial(self._found_wanting, kind, again=kind.doubted),
             first=first,
             usual=kind.usual,
         )
@@ -166,7 +167,8 @@ class Audited(ABC):
     def _made_anew(self, like: Fast, *, contiguous: bool = False) -> Fast:
         """Another network of the weights as they are, which rounds as this one does if it has the same layout."""
         precision = replace(like.precision, channels_last=False) if contiguous else like.precision
-        other = Fast(self.followed, self._trace, precision, "eager", lambda reason, runs="eager": None)
+        keeps, nobody = not self.writes, lambda reason, runs="eager": None
+        other = Fast(self.followed, self._trace, precision, "eager", nobody, keeps=keeps)
         other.end_at(like.ends)
         return other
 
@@ -185,11 +187,10 @@ class Audited(ABC):
             yield network
         self.twin.thaw()
 
-    def _found_wanting(self, kind: Kind, finding: Finding, chosen: Fast | None) -> None:
+    def _found_wanting(self, kind: Kind, finding: Finding, chosen: Fast | None, *, again: bool) -> None:
         """Run this kind in the chosen network from now on, or on the twin, and say so; or look at the next pass."""
-        if finding.is_slight and not kind.doubted:  # one gradient may say so by chance
-            kind.doubted = True
-            kind.schedule.bring_forward(1)
+        if finding.is_slight and not again:  # one gradient may say so by chance
+            kind.doubted = True  # so that the next pass is audited
             return
         was, runs_in = kind.dtype, "full precision, on the model's twin,"
         with self._lock:

@@ -104,14 +104,14 @@ class Freshness:
         values = chain.from_iterable(map(dict.values, self._looked_at))
         self._empty = [d for d in (*dicts, *values) if isinstance(d, dict) and not d]  # hooks, most of them
         self._names = [list(d) for d in self._dicts]
-        owned = [t for d in self._dicts for t in d.values() if t is not None]
-        self._bare = [t for t in owned if not put_on(t)]
-        self._attributes_of_bare = list(map(vars, self._bare))
-        self._given = [(t, _seen(t)) for t in owned if put_on(t)]
         self._places = [(vars(m), k) for m in self._modules for k, v in vars(m).items() if isinstance(v, Tensor)]
 
     def _take_tensors(self) -> None:
         self._registered = self._now_registered()
+        owned = [t for t in self._registered if t is not None]
+        self._bare = [t for t in owned if not put_on(t)]
+        self._attributes_of_bare = list(map(vars, self._bare))
+        self._given = [(t, _seen(t)) for t in owned if put_on(t)]
         self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
         self._ids = set(map(id, self._tensors))
@@ -153,7 +153,8 @@ class Freshness:
         if self._now_kinds() != self._kinds or (moved and self._now_devices() != self._devices):  # by ``tensor.data =``
             return Change.STRUCTURE
         if replaced or others or moved:
-            return Change.STRUCTURE if self._holds_own else Change.TENSORS
+            given = self._given or any(map(_is_given, now))
+            return Change.STRUCTURE if self._holds_own or given else Change.TENSORS
         if self._now_switches() != self._switches:  # a trace may have taken the other branch
             return Change.STRUCTURE
         stale = self._stepped or list(map(_version, self._versioned)) != self._versions
@@ -163,7 +164,8 @@ class Freshness:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
 
     def _now_switches(self) -> list[int]:
-        return [t._version for _, _, t in self._attributes if t.dtype == torch.bool and t.numel() == 1]
+        switches = [t for _, _, t in self._attributes if t.dtype == torch.bool and t.numel() == 1]
+        return [int(t) if t.device.type == "cpu" else t._version for t in switches if not t.is_inference()]
 
     def _now_kinds(self) -> list[Any]:
         # Much of the whole comparison; so no call of kind() for each strided tensor, and no device, which is slow.
@@ -181,7 +183,7 @@ class Freshness:
         if [list(d) for d in self._dicts] != self._names:
             return True
         pairs = zip(now, self._registered, strict=True)
-        return any(_kind(new) != _kind(old) or _is_given(new) for new, old in pairs if new is not old)
+        return any(_kind(new) != _kind(old) for new, old in pairs if new is not old)
 
 
 def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:

@@ -267,6 +267,113 @@ def test_a_mask_that_is_there_from_the_beginning() -> None:
     same(fast, model, x)
 
 
+def prune(model: Any) -> None:
+    model[1].weight.data = model[1].weight.data * model[1].weight.mask
+
+
+def replace_bare(model: Any) -> None:
+    model[1].weight = nn.Parameter(model[1].weight.detach().clone())
+
+
+@pytest.mark.parametrize("decisions", ["fast", "exact"])
+def test_masks_go_with_tensors_that_are_moved_or_replaced(decisions: Any) -> None:
+    torch.manual_seed(0)
+    model, x = net(Masked(8, 8, 3)), torch.rand(4, 3, 8, 8)
+    mask(model)
+    fast = FastAttackModel(model, dtype=torch.float32, decisions=decisions)
+    for change in (prune, replace_bare, mask):
+        same(fast, model, x)
+        change(model)
+    same(fast, model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+class Remembers(nn.Conv2d):
+    """Writes into what is on its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight: Any = self.weight
+        weight.seen["last"] = input.detach().mean()
+        weight.seen["list"].append(1)
+        return super().forward(input)
+
+
+def test_what_is_on_a_weight_is_not_written_into() -> None:
+    layer, x = Remembers(8, 8, 3), torch.rand(4, 3, 8, 8)
+    seen: dict[str, Any] = {"list": []}
+    weight: Any = layer.weight
+    weight.seen = seen
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), layer, nn.Flatten(), nn.Linear(128, 5)).eval()
+    outcome(FastAttackModel(model, **FLOAT32), x)
+    assert seen == {"list": []}
+
+
+def test_gradients_of_samples_on_weights_are_no_change() -> None:
+    model, x = net(nn.Identity()), torch.rand(4, 3, 8, 8)
+    fast = FastAttackModel(model, **FLOAT32)
+    network = fast._networks.folded.network
+    for weight in model.parameters():
+        vars(weight)["grad_sample"] = torch.rand(4, *weight.shape)
+    same(fast, model, x)
+    assert fast._networks.folded.network is network
+
+
+class Inherits(Adapted):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Decorated(Adapted):
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor) -> Tensor:
+        others = {name: tensor + self.shift for name, tensor in self.inner.named_parameters()}
+        found: Tensor = torch.func.functional_call(self.inner, others, (x,))
+        return found
+
+
+class ByAProperty(Adapted):
+    @property
+    def others(self) -> dict[str, Tensor]:
+        return {name: tensor + self.shift for name, tensor in self.inner.named_parameters()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(self.inner, self.others, (x,))
+        return found
+
+
+@pytest.mark.parametrize("kind", [Inherits, Decorated, ByAProperty])
+def test_other_weights_however_a_forward_is_written(kind: type[Adapted]) -> None:
+    torch.manual_seed(0)
+    model, x = net(kind()), torch.rand(4, 3, 8, 8)
+    fast = FastAttackModel(model, **FLOAT32)
+    same(fast, model, x)
+    fill(1, "shift", 0.5)(model)
+    same(fast, model, x)
+
+
+class Clamps(nn.BatchNorm2d):
+    """Writes into its own weight, which changes nothing at first."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.weight.data.clamp_(min=0)
+        return super().forward(input)
+
+
+@pytest.mark.filterwarnings("ignore:FastAttackModel")
+def test_a_norm_that_writes_into_its_own_weight_is_kept() -> None:
+    fast = FastAttackModel(net(Clamps(8)), **FLOAT32)
+    assert fast._networks.folded.report["1"].startswith("kept: its own forward does more")
+
+
+def test_a_switch_made_in_inference_mode() -> None:
+    part = Scaled()
+    with torch.inference_mode():
+        part.on = torch.tensor(True)
+    model, x = net(part), torch.rand(4, 3, 8, 8)
+    same(FastAttackModel(model, **FLOAT32), model, x)
+
+
 class Draws(nn.Module):
     """Draws the weights of a large layer in every pass, past all records."""
 
