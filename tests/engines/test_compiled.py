@@ -13,7 +13,8 @@ from fastadv_adapters.engines import compiled
 from fastadv_adapters.modules.notices import FastAttackWarning
 from tests.engines.test_replay import MODELS, Branching, change, eager
 from tests.support.engines import use_engine
-from tests.support.tools import batch, cosine, input_gradient, small_net
+from tests.support.tools import batch, cosine, input_gradient, settle, small_net
+from tests.zoo.between import BatchNormAct
 
 pytestmark = pytest.mark.long
 
@@ -46,6 +47,18 @@ def test_compiled_is_right_and_compiles_once_per_shape(name: str, compilations: 
         assert (cosine(input_gradient(fast, shorter, labels), input_gradient(plain, shorter, labels)) > 0.9999).all()
         assert compilations() == 2
     assert fast.engine == "compile"
+
+
+def test_batch_norms_that_run_their_own_code_compile(traced_only: None) -> None:
+    parts = nn.Conv2d(3, 8, 3), BatchNormAct(8), nn.Conv2d(8, 8, 3), nn.ReLU(), BatchNormAct(8), nn.Flatten()
+    net = settle(nn.Sequential(*parts, nn.Linear(128, 5))).eval()
+    fast, x, y = FastAttackModel(net, engine="compile", **FLOAT32), torch.rand(4, 3, 8, 8), torch.arange(4)
+    for _ in range(2):
+        found = input_gradient(fast, x, y)
+        assert (cosine(found, input_gradient(net, x, y)) > 0.9999).all()
+        change(net)
+    assert fast.engine == "compile"
+    assert [done.split()[0] for done in fast._networks.folded.report.values()] == ["folded", "frozen"]
 
 
 def test_what_does_not_compile_runs_eager_and_says_so_once(traced_only: None) -> None:
