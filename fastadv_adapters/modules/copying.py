@@ -68,7 +68,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
         elif is_weak(item):
             memo[id(item)] = item
         elif isinstance(item, Tensor):
-            _copy_tensor(item, memo, tensor_for)
+            memo[id(item)] = tensor_for(item)
         elif is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
             memo[id(item)] = item
         elif is_left_out(item):
@@ -85,6 +85,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
             _refuse_other_layers(copied, layers)
             pairs = [(part, memo[id(part)]) for part in parts]
             rebind(pairs, memo)
+            _carry(parts, memo, tensor_for)  # last, for it may be a part of the model
     except Exception as error:
         raise ValueError(
             f"expected a model that can be copied, but copying {type(module).__name__} raised "
@@ -144,7 +145,7 @@ def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Ten
         return value
     if id(value) not in memo:
         if isinstance(value, Tensor):
-            _copy_tensor(value, memo, tensor_for)
+            memo[id(value)] = tensor_for(value)
         elif isinstance(value, dict):
             memo[id(value)] = type(value)((key, _copied(held, memo, tensor_for)) for key, held in value.items())
         else:
@@ -152,15 +153,17 @@ def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Ten
     return memo[id(value)]
 
 
-def _copy_tensor(tensor: Tensor, memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> None:
-    """Put a copy into the memo, with the attributes that code has given to the tensor (a mask, a scale)."""
-    memo[id(tensor)] = made = tensor_for(tensor)
-    for name, value in put_on(tensor).items():
-        for item in (value, *_reached(value, memo)):
-            if isinstance(item, Tensor) and id(item) not in memo:
-                _copy_tensor(item, memo, tensor_for)
-        with torch.no_grad(), refusals_borne():  # what cannot be copied is left out, and missed if code asks for it
-            vars(made)[name] = copy.deepcopy(value, memo)
+def _carry(parts: list[nn.Module], memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> None:
+    """Give copied parameters and buffers the attributes that code has given to the original ones: a mask, a scale."""
+    for tensor in (t for part in parts for held in (part._parameters, part._buffers) for t in held.values()):
+        if tensor is None or id(tensor) not in memo:
+            continue
+        for name, value in put_on(tensor).items():
+            for item in (value, *_reached(value, memo)):
+                if isinstance(item, Tensor) and id(item) not in memo:
+                    memo[id(item)] = tensor_for(item)
+            with refusals_borne():  # what cannot be copied is left out, and missed if code asks for it
+                vars(memo[id(tensor)])[name] = copy.deepcopy(value, memo)
 
 
 def _is_plain(value: Any) -> bool:

@@ -309,6 +309,17 @@ def test_what_is_on_a_weight_is_not_written_into() -> None:
     assert seen == {"list": []}
 
 
+@pytest.mark.parametrize("owner", [lambda model: model, lambda model: model[0], lambda model: [model[4]]])
+def test_a_weight_that_knows_its_owner(owner: Callable[[Any], Any]) -> None:
+    model, x = net(nn.BatchNorm2d(8), nn.ReLU()), torch.rand(4, 3, 8, 8)
+    weight: Any = model[0].weight
+    weight.owner = owner(model)
+    fast = FastAttackModel(model, **FLOAT32)
+    same(fast, model, x)
+    own = vars(fast._networks.twin.engine.network[0].weight)["owner"]  # type: ignore[index]
+    assert own is not weight.owner
+
+
 def test_gradients_of_samples_on_weights_are_no_change() -> None:
     model, x = net(nn.Identity()), torch.rand(4, 3, 8, 8)
     fast = FastAttackModel(model, **FLOAT32)
