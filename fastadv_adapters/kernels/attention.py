@@ -1,9 +1,12 @@
-"""Attention in bfloat16 on a processor: products in 16 bits, the softmax in float32 and kept for the backward pass.
+"""Attention in bfloat16 on a processor: PyTorch's own in float32, or products in 16 bits, whichever is faster.
 
-PyTorch's fused attention never holds all scores. On sequences of some hundred entries they fit the cache, and the
-fused kernel takes up to several times as long. Here the samples are taken in blocks whose scores stay in the
-cache. Scores and softmax are in float32, as in the fused kernel: rounded to 16 bits, large scores would be off by much
-more than the products are.
+In bfloat16 PyTorch's fused attention takes up to six times as long as in float32. So it runs in float32, which costs
+two casts and is more exact.
+
+With AVX512-BF16 and some hundred entries products in 16 bits are faster still, if all scores are held: the samples are
+taken in blocks whose scores stay in the cache. Scores and softmax are in float32, as in the fused kernel: rounded to 16
+bits, large scores would be off by much more than the products are. With AMX they are not faster, for such products are
+too small for its tiles.
 """
 
 import math
@@ -14,12 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..modules import is_transformed
+from . import calls
+
+SHORT = 128**2
+"""Scores of one head. Up to so many, float32 takes less time than products in 16 bits on every processor."""
 
 LONGEST = 640**2
-"""Scores of one head. With more, PyTorch's own takes no longer, for its tiles save passes over memory."""
+"""Scores of one head. With more, PyTorch's own in bfloat16 takes no longer, for its tiles save passes over memory."""
 
 MOST = 2**24
-"""Scores of one call, which are kept for the backward pass: 64 MiB. With more, PyTorch's own keeps none of them."""
+"""Scores of one call, which the products keep for the backward pass: 64 MiB. PyTorch's own keeps none of them."""
 
 BLOCK = 2**19
 """Scores that are computed at a time, if one sample does not have more."""
@@ -96,19 +103,41 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``scaled_dot_product_attention``, by other products if that is faster and exact enough."""
+    """``scaled_dot_product_attention``, otherwise if that is faster and exact enough."""
     if dropout_p or enable_gqa or (is_causal and attn_mask is not None) or not _fits(query, key, value, attn_mask):
         others: Any = {"enable_gqa": True} if enable_gqa else {}
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
-    shape = (*query.shape[:-1], key.shape[-2])
-    if is_causal:
-        attn_mask = torch.ones(shape[-2:], dtype=torch.bool).tril()
     with torch.autocast("cpu", enabled=False):
+        if not _do_products_pay(query, key):
+            return _in_float32(query, key, value, attn_mask, is_causal, scale)
+        shape = (*query.shape[:-1], key.shape[-2])
+        if is_causal:
+            attn_mask = torch.ones(shape[-2:], dtype=torch.bool).tril()
         parts = [tensor.to(torch.bfloat16).reshape(-1, *tensor.shape[-2:]) for tensor in (query, key, value)]
         bias = None if attn_mask is None else _bias(attn_mask).expand(shape).reshape(-1, *shape[-2:])
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         output: Tensor = _Attend.apply(*parts, bias, factor)  # type: ignore[no-untyped-call]
         return output.view(*query.shape[:-1], value.shape[-1])
+
+
+def _do_products_pay(query: Tensor, key: Tensor) -> bool:
+    """Whether products in 16 bits are faster than PyTorch's own in float32, and not too many scores would be kept."""
+    each = query.shape[-2] * key.shape[-2]
+    few = each * math.prod(query.shape[:-2]) <= MOST
+    return calls.HAS_AVX512_BF16 and not calls.HAS_AMX and few and each > SHORT
+
+
+def _in_float32(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> Tensor:
+    shape = (*query.shape[:-1], key.shape[-2])
+    # The fused kernel takes four dimensions.
+    q, k, v = (tensor.float().reshape(-1, *tensor.shape[-3:]) for tensor in (query, key, value))
+    if mask is not None:
+        mask = mask if mask.dtype == torch.bool else mask.float()
+        mask = mask[(None,) * (4 - mask.ndim)] if len(shape) <= 4 else mask.expand(shape).reshape(-1, *shape[-3:])
+    output = F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale=scale)
+    return output.to(torch.bfloat16).view(*query.shape[:-1], value.shape[-1])
 
 
 def _bias(mask: Tensor) -> Tensor:
@@ -119,7 +148,7 @@ def _bias(mask: Tensor) -> Tensor:
 
 
 def _fits(query: Any, key: Any, value: Any, mask: Any) -> bool:
-    """Whether PyTorch would run plain tensors in bfloat16 on a processor, with a gradient, and not too many scores."""
+    """Whether PyTorch would run plain tensors in bfloat16 on a processor, with a gradient, and short sequences."""
     tensors = (query, key, value) if mask is None else (query, key, value, mask)
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu" for tensor in tensors):
         return False
@@ -137,9 +166,8 @@ def _fits(query: Any, key: Any, value: Any, mask: Any) -> bool:
         return False
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2] or key.numel() == 0 or value.numel() == 0:
         return False  # PyTorch's own says what is wrong
-    each = query.shape[-2] * key.shape[-2]
-    few = each <= LONGEST and each * math.prod(query.shape[:-2]) <= MOST
-    return few and (mask is None or _is_mask(mask, (*query.shape[:-1], key.shape[-2])))
+    short = query.shape[-2] * key.shape[-2] <= LONGEST
+    return short and (mask is None or _is_mask(mask, (*query.shape[:-1], key.shape[-2])))
 
 
 def _is_mask(mask: Tensor, shape: tuple[int, ...]) -> bool:

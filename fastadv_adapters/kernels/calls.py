@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from ..modules import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16
+
+__all__ = ["DTYPES", "HAS_AMX", "HAS_AVX512", "HAS_AVX512_BF16", "is_onednn", "runs_in"]
+
 DTYPES = (torch.float32, torch.bfloat16)
 """In which weights of a processor are laid out, or its gradients computed otherwise."""
-
-HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-"""Whether the processor has vectors of 16 numbers: which of two libraries or kernels is faster depends on it."""
 
 
 def runs_in(input: Tensor) -> torch.dtype:

@@ -115,8 +115,11 @@ def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
         return False
     if max(layer.dilation) > 1 or max(*layer.kernel_size, *layer.stride) == 1:
         return False
-    if not calls.HAS_AVX512 and max(*layer.kernel_size, *layer.stride) < 4 and weight.shape[1] > 1:
+    small = max(*layer.kernel_size, *layer.stride) < 4
+    if small and not calls.HAS_AVX512 and weight.shape[1] > 1:
         return False  # with vectors of 8 numbers PyTorch's own is faster
+    if small and calls.HAS_AMX and weight.dtype == torch.bfloat16:
+        return False  # and so it is with tiles
     if input.device.type != "cpu" or input.ndim != 4 or weight.requires_grad or type(weight) is not nn.Parameter:
         return False
     if weight.dtype not in DTYPES or weight.dtype != runs_in(input):

@@ -2,7 +2,7 @@
 
 As ``prepacked`` does for convolutions: PyTorch's operators reorder the weight anew in every forward and every backward
 pass. In float32 PyTorch runs another library's products (MKL). Measured on AMD, they take up to twice as long as
-oneDNN's with AVX512; without it they are the faster ones, and are run.
+oneDNN's with AVX512; without it they are the faster ones, and are run. On Intel (AMX tells) both take as long.
 """
 
 import math
@@ -104,7 +104,7 @@ def _fits(layer: nn.Linear, input: Tensor) -> bool:
     if input.numel() == 0 or input.shape[-1] != weight.shape[1] or not weight.is_contiguous() or is_transformed():
         return False
     large = math.prod(input.shape[:-1]) * weight.numel() >= PRODUCTS
-    return weight.dtype == torch.bfloat16 or (calls.HAS_AVX512 and large)
+    return weight.dtype == torch.bfloat16 or (calls.HAS_AVX512 and not calls.HAS_AMX and large)
 
 
 class _Multiply(torch.autograd.Function):

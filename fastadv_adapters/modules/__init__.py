@@ -2,7 +2,8 @@
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
 ``reaching_back`` says what a copy must not have, ``rebinding`` and ``weak`` what it has anew, ``leaving_out`` what not;
-``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes;
+``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes, and
+``processor`` which instructions a CPU has;
 ``extras`` imports what only some parts need;
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;
@@ -54,6 +55,7 @@ from .precision import (
     resolve,
     widen,
 )
+from .processor import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16
 from .randomness import (
     generator_states,
     holds_generator,
@@ -69,6 +71,9 @@ from .transforms import is_transformed, outside_of_transforms
 __all__ = [
     "COMMON_ERRORS",
     "HALF",
+    "HAS_AMX",
+    "HAS_AVX512",
+    "HAS_AVX512_BF16",
     "MATRIX_LAYERS",
     "Anchor",
     "Decisions",

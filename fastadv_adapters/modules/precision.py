@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import without_reentrant_checkpoints
+from .processor import HAS_AMX, HAS_AVX512_BF16
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -176,9 +177,7 @@ def is_in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _cpu_has_bfloat16() -> bool:
-    # Private in torch up to 2.13; where a version lacks them, float32 is right and only slower.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    return HAS_AVX512_BF16 or HAS_AMX
 
 
 def cast_ahead_names(module: nn.Module) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Attention in bfloat16 on a processor: against float64, and PyTorch's own where ours does not fit."""
+"""Attention in bfloat16 on a processor, both ways: against float64, and PyTorch's own where ours does not fit."""
 
 import copy
 import threading
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.kernels import attention, routing
+from fastadv_adapters.kernels import attention, calls, routing
 
 BF = torch.bfloat16
 
@@ -52,18 +52,66 @@ class MultiHead(nn.Module):
         return output
 
 
+WAYS = ["products", "float32"]
+
+
+def take(way: str, patch: pytest.MonkeyPatch) -> None:
+    """Have attention run in this way, whatever the processor is."""
+    patch.setattr(calls, "HAS_AVX512_BF16", way == "products")
+    patch.setattr(calls, "HAS_AMX", False)
+    patch.setattr(attention, "SHORT", 0)
+
+
+@pytest.fixture(autouse=True, params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """In which way our attention runs."""
+    take(request.param, monkeypatch)
+    return str(request.param)
+
+
 @pytest.fixture
-def uses(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def uses(way: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Collects the queries that our attention runs on."""
     found = list[Tensor]()
-    apply: Any = attention._Attend.apply
+    place, name = (attention._Attend, "apply") if way == "products" else (attention, "_in_float32")
+    run: Any = getattr(place, name)
 
     def noted(query: Tensor, *args: Any) -> Any:
         found.append(query)
-        return apply(query, *args)
+        return run(query, *args)
 
-    monkeypatch.setattr(attention._Attend, "apply", noted)
+    monkeypatch.setattr(place, name, noted)
     return found
+
+
+@pytest.mark.parametrize(
+    ("tokens", "avx512", "amx", "products"),
+    [
+        (129, True, False, True),
+        (128, True, False, False),
+        (129, False, False, False),
+        (129, True, True, False),
+        (129, False, True, False),
+    ],
+)
+def test_products_are_taken_for_long_sequences_with_avx512_bf16_alone(
+    tokens: int, avx512: bool, amx: bool, products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SHORT", 128**2)
+    monkeypatch.setattr(calls, "HAS_AVX512_BF16", avx512)
+    monkeypatch.setattr(calls, "HAS_AMX", amx)
+    x = torch.randn(1, 2, tokens, 4).to(BF).requires_grad_()
+    assert ("_Attend" in graph_of(attention.attend(x, x, x))) == products
+
+
+def graph_of(tensor: Tensor) -> str:
+    """The names of all that its gradient runs through."""
+    names, nodes = "", [tensor.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names += "" if node is None else f" {node.name()}"
+        nodes += [] if node is None else [before for before, _ in node.next_functions]
+    return names
 
 
 def gradients(function: Any, tensors: list[Tensor], grad: Tensor, **options: Any) -> list[Tensor]:
@@ -87,9 +135,10 @@ def cosine(a: Tensor, b: Tensor) -> float:
     mask=st.sampled_from(["none", "bool", "float", "half", "causal"]),
     scale=st.sampled_from([None, 0.3]),
     block=st.sampled_from([1, 2**11, 2**19]),
+    way=st.sampled_from(WAYS),
 )
 def test_as_near_to_float64_as_pytorchs(
-    leading: tuple[int, ...], sizes: tuple[int, int, int, int], mask: str, scale: float | None, block: int
+    leading: tuple[int, ...], sizes: tuple[int, int, int, int], mask: str, scale: float | None, block: int, way: str
 ) -> None:
     torch.manual_seed(0)  # else an example depends on those before it
     rows, columns, width, out = sizes
@@ -110,6 +159,7 @@ def test_as_near_to_float64_as_pytorchs(
     usual = errors(gradients(F.scaled_dot_product_attention, tensors, grad, **half), exact)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK", block)
+        take(way, patch)
         ours = gradients(attention.attend, tensors, grad, **options)
     for found, wanted, near in zip(ours, exact, usual, strict=True):
         assert found.dtype == BF
@@ -173,21 +223,21 @@ def test_what_does_not_fit_is_pytorchs(name: str, uses: list[Tensor]) -> None:
 
 
 def test_dtypes_sizes_and_shapes_that_do_not_fit_are_pytorchs(
-    uses: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    way: str, uses: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = torch.randn(1, 2, 6, 8, requires_grad=True)
     attention.attend(x, x, x)
     attention.attend(x.to(BF), x.to(BF)[:, :1], x.to(BF)[:, :1])  # broadcast
     attention.attend(x.detach().to(BF), x.detach().to(BF), x.detach().to(BF))
-    monkeypatch.setattr(attention, "MOST", 2 * 6 * 6 - 1)
-    attention.attend(x.to(BF), x.to(BF), x.to(BF))
-    monkeypatch.setattr(attention, "MOST", 2 * 6 * 6)
     monkeypatch.setattr(attention, "LONGEST", 6 * 6 - 1)
     attention.attend(x.to(BF), x.to(BF), x.to(BF))
     assert not uses
     monkeypatch.setattr(attention, "LONGEST", 6 * 6)
     attention.attend(x.to(BF), x.to(BF), x.to(BF))
     assert len(uses) == 1
+    monkeypatch.setattr(attention, "MOST", 2 * 6 * 6 - 1)
+    attention.attend(x.to(BF), x.to(BF), x.to(BF))
+    assert len(uses) == (1 if way == "products" else 2), "float32 keeps no scores"
     with pytest.raises(RuntimeError):
         attention.attend(x.to(BF), x.to(BF)[..., :4], x.to(BF))
 

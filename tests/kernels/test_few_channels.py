@@ -21,6 +21,7 @@ def _as_onednn_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed does not depend on the processor; on some oneDNN has no bfloat16."""
     monkeypatch.setattr(few_channels, "is_onednn", lambda *args: True)
     monkeypatch.setattr(calls, "HAS_AVX512", True)
+    monkeypatch.setattr(calls, "HAS_AMX", False)
 
 
 def gradient(layer: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
@@ -150,3 +151,14 @@ def test_without_avx512_small_kernels_are_left_alone(
 ) -> None:
     monkeypatch.setattr(calls, "HAS_AVX512", False)
     assert taken(nn.Conv2d(channels, 8, kernel).requires_grad_(False), torch.rand(2, channels, 8, 8)) == pays
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (2, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_amx_small_kernels_are_left_alone_in_bfloat16(
+    kernel: int, stride: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "HAS_AMX", True)
+    layer = nn.Conv2d(1, 8, kernel, stride).to(dtype).requires_grad_(False)
+    small = kernel < 4 and stride < 4
+    assert taken(layer, torch.rand(2, 1, 8, 8, dtype=dtype)) == (dtype == torch.float32 or not small)

@@ -25,6 +25,7 @@ def reorders(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     monkeypatch.setattr(linear, "_reorder", noted)
     monkeypatch.setattr(linear, "LEAST", 0)
     monkeypatch.setattr(calls, "HAS_AVX512", True)
+    monkeypatch.setattr(calls, "HAS_AMX", False)
     monkeypatch.setattr(linear, "PRODUCTS", 0)
     return found
 
@@ -141,9 +142,10 @@ def test_without_gradient() -> None:
         torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
 
 
-def test_without_avx512_products_in_float32_are_pytorchs(
-    reorders: list[Tensor], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "has"), [("HAS_AVX512", False), ("HAS_AMX", True)])
+def test_without_avx512_and_with_amx_products_in_float32_are_pytorchs(
+    name: str, has: bool, reorders: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "HAS_AVX512", False)
+    monkeypatch.setattr(calls, name, has)
     ours(nn.Linear(12, 20))(torch.randn(3, 12))
     assert not reorders

@@ -20,6 +20,7 @@ HALF, FULL = torch.bfloat16, torch.float32
 @pytest.fixture(autouse=True)
 def bfloat16_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setitem(LEAST, "matrix product", 3e6)  # not that of the processor that runs this
 
 
 def linear(width: int = 512) -> nn.Sequential:
