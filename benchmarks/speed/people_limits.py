@@ -33,11 +33,19 @@ NORMALISED = ("digits net", "mobilenet", "mnasnet", "efficientnet")
 """Networks with batch norm."""
 
 FIXED = "the fixed cost of a step"
+DEPTHWISE = "depthwise convolutions gain little from 16 bits, and each layer has a fixed cost"
+TRANSFORMER = "attention, GELU and norms gain nothing from 16 bits (see the kinds of layers)"
 WHY = {
     "LeNet": f"max pooling, which gains nothing from 16 bits, and {FIXED}",
     "ViT of 4 layers of width 64": (
         "products of width 64 are so small that casts to 16 bits and norms use up their gain"
     ),
+    "mobilenetv3_small_050": DEPTHWISE,
+    "mobilenetv2_100": f"with random weights, an audit may find bfloat16 too coarse and take float32; else {DEPTHWISE}",
+    "mnasnet_small": DEPTHWISE,
+    "efficientnet_b0": DEPTHWISE,
+    "vit_tiny_patch16_224": TRANSFORMER,
+    "vit_small_patch16_224": TRANSFORMER,
     "convnext_atto": "depthwise 7x7 convolutions and norms gain nothing from 16 bits (see the kinds of layers)",
 }
 
