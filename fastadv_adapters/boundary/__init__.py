@@ -8,7 +8,7 @@ accelerators ``on_device`` and ``powers``); ``watching`` tells who asks which sa
 
 import torch
 
-from .crossing import Crossing, Pulled, Rows
+from .crossing import Crossing, Pulled, Rows, mark_rewritten
 from .ends import (
     Cuts,
     Ends,
@@ -62,6 +62,7 @@ __all__ = [
     "find_ends",
     "is_full_above",
     "mark_ends",
+    "mark_rewritten",
     "matrix_calls",
     "scale",
     "state_on",

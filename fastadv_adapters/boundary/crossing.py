@@ -79,7 +79,8 @@ class Crossing:
 
     def leave(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs as they are handed out: detached, floating ones in the logits dtype; counts those not finite."""
-        left = [o.detach().to(self.logits_dtype) if o.is_floating_point() else o.detach() for o in outputs]
+        own = [o.clone() if _is_rewritten(o) else o for o in outputs]
+        left = [o.detach().to(self.logits_dtype) if o.is_floating_point() else o.detach() for o in own]
         if self.counts_outputs:
             self.state.count_logits(left)
         return left
@@ -139,6 +140,15 @@ class Crossing:
         wide = not self._is_narrow(wanted)
         shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher, wide=wide)
         return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
+
+
+def mark_rewritten(tensor: Tensor) -> None:
+    """Say of a tensor that updates write into it: as an output it is handed out as a copy."""
+    vars(tensor)["is_rewritten"] = True
+
+
+def _is_rewritten(tensor: Tensor) -> bool:
+    return "is_rewritten" in vars(tensor if tensor._base is None else tensor._base)
 
 
 def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor]) -> tuple[Pairs, Sequence[Tensor | None]]:

@@ -206,7 +206,7 @@ class _Builder:
             return None, f"{layer_name} is a {type(layer).__name__}, which may use its weight in its own way"
         if has_hooks(layer):
             return None, f"{layer_name} has hooks"
-        if layer_name in trace.touched:
+        if layer_name in trace.touched | trace.unseen:
             return None, f"the weight of {layer_name} is read by other code too"
         outputs = outputs_of(layer)
         if channels_of(norm) != outputs:
@@ -248,6 +248,7 @@ class _Builder:
             for key, buffer in original._buffers.items():
                 if buffer is not None:
                     own = clone(buffer.to(self.precision.dtype_for(buffer)))
+                    vars(own).update(vars(part._buffers[key]))
                     part._buffers[key] = mark(part, own) if key == "running_mean" and isinstance(part, OwnCode) else own
                     self.result.refreshes.append(CopyTensor(original._buffers, part._buffers, key))
             touched = self.trace is not None and name in self.trace.touched

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from ..boundary import mark_rewritten
 from ..modules import Precision, autocast, become, generator_states, kind_of, refusals_borne, states_of_torch
 from .keys import NoKeyError, key_for, tensors_of
 from .traceless import opened_by
@@ -111,7 +112,7 @@ class Memo:
     def __call__(self) -> None:
         """Compute all that is kept again, or forget it: then the next pass keeps it anew."""
         kept, self._kept, self._stock = self._kept, {}, None
-        for key, one in kept.items():
+        for key, one in tuple(kept.items()):
             if one is None:
                 self._kept[key] = None
             elif self._all_still(one.reads):
@@ -194,15 +195,17 @@ class Memo:
 
     def _give_up(self, opened: Tensor) -> None:
         """Keep nothing any more that shares the memory of a tensor, views and what they are of included."""
-        shared = [t for t in self._still.values() if _memory(t) == _memory(opened)]
+        shared = [t for t in tuple(self._still.values()) if _memory(t) == _memory(opened)]
         self._open.update(map(id, shared))
         self._forget(*shared)
-        for key, one in self._kept.items():
+        for key, one in tuple(self._kept.items()):
             if one is not None and any(_memory(t) == _memory(opened) for t in one.writes):
                 self._kept[key] = None
 
     def _keep(self, key: Any, one: _Kept) -> None:
         self._kept[key] = one
+        for tensor in one.writes:
+            mark_rewritten(tensor)
         self._still.update({id(t): t for t in one.writes})
 
 

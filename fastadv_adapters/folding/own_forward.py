@@ -3,12 +3,13 @@
 The trace only tells whether the batch norm can be taken out. The subclass's own code is what runs.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..modules import clone, copy_module
+from ..modules import clone, copy_module, device_of, random_state_kept
 from .tracer import TRACING, Tracer
 
 ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -30,7 +31,9 @@ class Alike:
         found = next((found for other, found in self._traced if _same(other, looks)), None)
         if found is None:
             try:
-                found = reads_first(norm)
+                with random_state_kept(device_of(norm)), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    found = reads_first(norm)
             except ValueError as error:
                 found = str(error)
             self._traced.append((looks, found))

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -10,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules import clone, copy_module, first_line, has_hooks
+from ..modules import clone, copy_module, first_line, has_hooks, random_state_kept
 from .centring import Stream, find_stream
 from .own_forward import Alike
 from .reading import read_unseen
@@ -85,7 +86,7 @@ def trace(module: nn.Module) -> Trace:
     copied = copy_module(module, clone)
     names = {id(m): name for name, m in copied.named_modules()}
     result, graphs = Trace(), []
-    with TRACING, warnings.catch_warnings(), torch.random.fork_rng(devices=_devices(copied)), torch.no_grad():
+    with TRACING, warnings.catch_warnings(), _generators_kept(copied), torch.no_grad():
         warnings.simplefilter("ignore")
         for root, graph in _graphs(copied, names, result.opaque):
             graphs.append((names[id(root)], graph))
@@ -115,7 +116,7 @@ def _streams(
             return ""
         module = root.get_submodule(_join(prefix, str(node.target)))
         name = names[id(module)]
-        fits = type(module) in kinds and not has_hooks(module) and name not in folded | known.touched
+        fits = type(module) in kinds and not has_hooks(module) and name not in folded | known.touched | known.unseen
         return name if fits and called.count(name) == 1 else ""
 
     for prefix, graph in graphs:
@@ -129,8 +130,12 @@ def _streams(
             yield stream
 
 
-def _devices(module: nn.Module) -> list[torch.device]:
-    return [d for d in {p.device for p in module.parameters()} if d.type == "cuda"]
+@contextmanager
+def _generators_kept(module: nn.Module) -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in {torch.device("cpu"), *(p.device for p in module.parameters())}:
+            stack.enter_context(random_state_kept(device))
+        yield
 
 
 def _graphs(root: nn.Module, names: dict[int, str], opaque: dict[str, str]) -> Iterator[tuple[nn.Module, fx.Graph]]:

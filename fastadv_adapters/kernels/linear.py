@@ -58,7 +58,9 @@ def _reorder(weight: Tensor, input: Tensor) -> Tensor:
 def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = input.reshape(-1, input.shape[-1])
     output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return output.view(*input.shape[:-1], output.shape[-1])
+    # No view: what a Function hands out as a view cannot be written into, as by a ReLU in place.
+    whole: Tensor = torch.ops.aten._unsafe_view(output, (*input.shape[:-1], output.shape[-1]))
+    return whole
 
 
 class Kept:
@@ -79,7 +81,8 @@ class Kept:
         if self._refused or not _fits(layer, input):
             return None
         kept, version, laid_out = self._kept
-        if laid_out is None or kept is not weight or version != weight._version:
+        is_same = laid_out is not None and kept is weight and laid_out.bias is layer.bias
+        if not is_same or version != weight._version:
             self._kept = None, 0, None  # an old one is given back first: the new one takes its memory
             version = weight._version
             try:
@@ -96,6 +99,9 @@ def _fits(layer: nn.Linear, input: Tensor) -> bool:
     """Whether oneDNN is faster here, on a frozen weight that is in the right dtype."""
     weight = layer.weight
     if weight.numel() < LEAST or weight.dtype not in DTYPES or weight.requires_grad:
+        return False
+    bias: Tensor | None = layer.bias
+    if bias is not None and bias.requires_grad:
         return False
     if type(weight) is not nn.Parameter or type(input) not in (Tensor, nn.Parameter) or input.device.type != "cpu":
         return False

@@ -94,7 +94,7 @@ class Prepacked:
 
     def __init__(self) -> None:
         # One attribute: a thread that is late with old weights does not put them among the new ones.
-        self._kept: tuple[Tensor | None, int, dict[Way, Weights]] = None, 0, {}
+        self._kept: tuple[Tensor | None, int, dict[Way, Weights], Any] = None, 0, {}, None
         self._refused: set[Way] = set()
 
     def refuse(self) -> None:
@@ -106,9 +106,10 @@ class Prepacked:
         way = self._way(layer, input, weight)
         if way is None or way in self._refused:
             return None
-        if self._kept[0] is not weight or self._kept[1] != weight._version:
-            self._kept = weight, weight._version, {}  # old ones are given back first: new ones take their memory
-        kept = self._kept[2]
+        kept_weight, version, kept, bias = self._kept
+        if kept_weight is not weight or version != weight._version or bias is not layer.bias:
+            kept = {}  # old ones are given back first: new ones take their memory
+            self._kept = weight, weight._version, kept, layer.bias
         if way not in kept:
             try:
                 with torch.no_grad():

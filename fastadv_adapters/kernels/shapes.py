@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import become
+from ..modules import become, is_transformed
 from .prepacked import Prepacked, Weights
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -71,11 +71,13 @@ class _ShapeOnly:
         return output
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not self.bias:  # code that calls this by itself
+        # Code that calls this by itself, or that has put something computed from the input in their place.
+        if bias is not self.bias or weight.requires_grad or (bias is not None and bias.requires_grad):
             other: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
             return other
-        # A compiler decides by itself what is kept, and how weights are laid out; a lone image has no batch axis.
-        if torch.compiler.is_compiling() or input.ndim != weight.ndim:
+        # A compiler decides by itself what is kept, and how weights are laid out; a lone image has no batch axis; and a
+        # transform refuses this Function.
+        if torch.compiler.is_compiling() or input.ndim != weight.ndim or is_transformed():
             return self.convolve(input, weight)
         packed = self.prepacked.find(self, input, weight)  # type: ignore[arg-type]
         if packed is None and _is_kept(input):

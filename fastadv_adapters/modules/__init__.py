@@ -24,7 +24,7 @@ from .checkpoints import unhooked, without_reentrant_checkpoints
 from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of, put_on
 from .copying import alias, clone, copy_module, in_one_block, tensors_in, thaw
 from .extras import need
-from .holding import held_by, own_tensors, tensors_in_containers
+from .holding import held_by, held_in, own_tensors, tensors_in_containers
 from .inputs import (
     COMMON_ERRORS,
     Decisions,
@@ -100,6 +100,7 @@ __all__ = [
     "generator_states",
     "has_hooks",
     "held_by",
+    "held_in",
     "holds_generator",
     "hooks_of",
     "host_state",

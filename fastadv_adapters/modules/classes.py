@@ -19,9 +19,18 @@ ATOMS = frozenset((str, int, float, bool, bytes, type(None), torch.Size, torch.d
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
+class _Unannounced:
+    """First base of the classes made here: the user's ``__init_subclass__``, which may keep a register, is not run."""
+
+    def __init_subclass__(cls) -> None:
+        pass
+
+
 def become(part: nn.Module, mixin: type) -> None:
     """Change a module's class in place: whoever refers to it still finds it, and isinstance still holds."""
-    part.__class__ = type(f"{mixin.__name__.strip('_')}{type(part).__name__}", (mixin, type(part)), {})
+    name, kind = f"{mixin.__name__.strip('_')}{type(part).__name__}", type(part)
+    first = () if issubclass(kind, _Unannounced) else (_Unannounced,)
+    part.__class__ = type(name, (*first, mixin, kind), {})
 
 
 def kind_of(part: nn.Module) -> type[nn.Module]:

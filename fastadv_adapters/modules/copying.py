@@ -159,6 +159,9 @@ def _carry(parts: list[nn.Module], memo: dict[int, Any], tensor_for: Callable[[T
         if tensor is None or id(tensor) not in memo:
             continue
         for name, value in put_on(tensor).items():
+            if isinstance(value, _OPAQUE):  # a copy of a function is the function
+                vars(memo[id(tensor)])[name] = value
+                continue
             for item in (value, *_reached(value, memo)):
                 if isinstance(item, Tensor) and id(item) not in memo:
                     memo[id(item)] = tensor_for(item)

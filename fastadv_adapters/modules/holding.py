@@ -1,7 +1,7 @@
 """What a module holds besides its modules, parameters and buffers: containers, and objects that are data."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,8 +18,13 @@ def held_by(module: nn.Module) -> Iterator[Any]:
     """
     if inside_of(module) is not None or is_left_out(module):
         return
+    yield from held_in(value for value in attributes_of(module).values() if not isinstance(value, Tensor))
+
+
+def held_in(values: Iterable[Any]) -> Iterator[Any]:
+    """The same of these values, tensors among them included."""
     known = set[int]()
-    stack = [value for value in attributes_of(module).values() if not isinstance(value, Tensor)]
+    stack = list(values)
     while stack:
         value = stack.pop()
         if id(value) in known or isinstance(value, nn.Module):

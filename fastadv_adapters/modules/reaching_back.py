@@ -3,6 +3,7 @@
 import dis
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +36,11 @@ def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
             _refuse_forward(value, where, own)
             continue
         held = (
-            value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else (value,)
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (list, tuple, set, deque))
+            else (value,)
         )
         functions = [item for item in held if isinstance(item, _CAPTURING)]
         if any(id(captured) in own for function in functions for captured in _captured(function, enclosed=False)):
@@ -129,7 +134,7 @@ def _names_read(method: object) -> Iterator[str]:
 def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
-    return list(value) if isinstance(value, (list, tuple, set)) else [value]
+    return list(value) if isinstance(value, (list, tuple, set, deque)) else [value]
 
 
 def _read(code: types.CodeType, *operations: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import types
+from collections import deque
 from typing import Any
 
 from torch import nn
@@ -50,7 +51,7 @@ def _rebind_in(held: Any, ours: Any, memo: Memo, seen: set[int]) -> None:
             reaching = [item for item in value if _is_reaching_function(item, memo)]
             memo.get(id(value), value).symmetric_difference_update([*reaching, *(_rebound(f, memo) for f in reaching)])
         elif (own := memo.get(id(value), value)) is not value and not isinstance(value, (nn.Module, type)):
-            if isinstance(value, (dict, list)):
+            if isinstance(value, (dict, list, deque)):
                 _rebind_in(value, own, memo, seen)
             elif hasattr(value, "__dict__") and type(own) is type(value):
                 _rebind_in(vars(value), vars(own), memo, seen)

@@ -2,6 +2,7 @@
 
 import types
 import weakref
+from collections import deque
 from typing import Any
 
 from torch import nn
@@ -38,8 +39,8 @@ def _redirect_in(held: Any, copies: Copies, seen: set[int]) -> None:
     if id(held) in seen:
         return
     seen.add(id(held))
-    if isinstance(held, (list, *_MAPPINGS)):
-        for key, value in list(enumerate(held) if isinstance(held, list) else held.items()):
+    if isinstance(held, (list, deque, *_MAPPINGS)):
+        for key, value in list(held.items() if isinstance(held, _MAPPINGS) else enumerate(held)):
             if (redirected := _redirected(value, copies)) is not value:
                 held[key] = redirected
             else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 SAMPLES, MOST = 6, 32  # a fifth of the batch between these: less than 2 % of an attack of 50 steps
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
 GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
-LOW, LEAST = 0.95, 0.9  # the same for the worst samples but one in sixteen, lest a few bad ones be overlooked
+LOW, LEAST = 0.95, 0.8  # the same for the worst samples but one in sixteen, lest a few bad ones be overlooked
 SLIGHT = 0.8  # a gain that is no less is looked for again, if samples are few
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..modules import held_by, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer, put_on
+from ..modules import held_by, held_in, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer, put_on
 
 
 class Change(enum.Enum):
@@ -89,7 +89,10 @@ class Freshness:
         self._modules = list(self.module.modules())
         self._classes: list[Any] = list(map(type, self._modules))
         self._kinds_of_parts = list(set(self._classes))
+        self._unsteady = [kind for kind in self._kinds_of_parts if _forward(kind) is not _forward(kind)]
+        self._kinds_of_parts = [kind for kind in self._kinds_of_parts if kind not in self._unsteady]
         self._forwards = list(map(_forward, self._kinds_of_parts))
+        self._descriptors = list(map(_descriptor, self._unsteady))
         self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
         self._snapshots = list(map(_snapshot, self._looked_at))
         held = [item for m in self._modules for item in held_by(m)]
@@ -112,6 +115,7 @@ class Freshness:
         self._bare = [t for t in owned if not put_on(t)]
         self._attributes_of_bare = list(map(vars, self._bare))
         self._given = [(t, _seen(t)) for t in owned if put_on(t)]
+        self._gives_tensors = any(isinstance(v, Tensor) for t, _ in self._given for v in held_in(put_on(t).values()))
         self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
         self._ids = set(map(id, self._tensors))
@@ -126,11 +130,15 @@ class Freshness:
         if not stepped.isdisjoint(self._ids):  # written only so: two threads may be here
             self._stepped = True
 
-    def change(self) -> Change:
-        """The deepest change since :meth:`take`."""
+    def change(self, *, asked: bool = False) -> Change:
+        """The deepest change since :meth:`take`; if an update is ``asked`` for, what may have changed unseen, too."""
+        if asked and self._gives_tensors:  # no refresh follows these
+            return Change.STRUCTURE
         if list(map(type, self._modules)) != self._classes:
             return Change.STRUCTURE
         if list(map(_forward, self._kinds_of_parts)) != self._forwards:
+            return Change.STRUCTURE
+        if self._unsteady and list(map(_descriptor, self._unsteady)) != self._descriptors:
             return Change.STRUCTURE
         if any(self._empty) or not _same(self._looked_at, self._snapshots):
             return Change.STRUCTURE
@@ -186,6 +194,11 @@ class Freshness:
         return any(_kind(new) != _kind(old) for new, old in pairs if new is not old)
 
 
+def _descriptor(kind: type) -> Any:
+    """What a class has for its forward, such as a ``partialmethod``, which gives another function each time."""
+    return next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None)
+
+
 def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:
     return None if tensor is None else kind(tensor)
 
@@ -194,7 +207,7 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return pointer(tensor), kind(tensor)
 
 
-def _same(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
+def _same(now: list[Any], before: list[Any]) -> bool:
     try:
         return bool(now == before)
     except Exception:  # a replaced tensor or array has no truth value: it is another one
@@ -241,9 +254,11 @@ def _is_given(tensor: Tensor | None) -> bool:
     return tensor is not None and bool(put_on(tensor))
 
 
-def _seen(tensor: Tensor) -> dict[str, Any]:
-    """What has been put on a tensor, tensors among it by identity, place and version."""
-    return {k: _mark(v) if isinstance(v, Tensor) else _shallow(v) for k, v in put_on(tensor).items()}
+def _seen(tensor: Tensor) -> tuple[Any, ...]:
+    """What has been put on a tensor, and the tensors in it by identity, place and version."""
+    values = put_on(tensor)
+    held = [_mark(v) if isinstance(v, Tensor) else _freeze(vars(v)) for v in held_in(values.values())]
+    return {k: _shallow(v) for k, v in values.items() if not isinstance(v, Tensor)}, held
 
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:

@@ -89,7 +89,7 @@ class Networks(BuiltLater, Audited):
         An update that was interrupted is made good by a new build before anything is run again.
         """
         with self._lock:
-            change = Change.STRUCTURE if self.unfinished else self._freshness.change()
+            change = Change.STRUCTURE if self.unfinished else self._freshness.change(asked=not unasked)
             if unasked and change is Change.NONE:
                 return
             self.unfinished = True

@@ -10,9 +10,9 @@ FINDINGS = [  # docs/trust/audit.md
     (Finding(8, 0, 0.989, 0.96), False),
     (Finding(8, 0, 0.995, 0.949), False),
     (Finding(8, 1, 1.0, 1.0), False),
-    (Finding(8, 0, 0.5, 0.2, gain=0.95, least=0.9), True),
+    (Finding(8, 0, 0.5, 0.2, gain=0.95, least=0.8), True),
     (Finding(8, 0, 0.5, 0.2, gain=0.949, least=1.0), False),
-    (Finding(8, 0, 0.5, 0.2, gain=1.0, least=0.899), False),
+    (Finding(8, 0, 0.5, 0.2, gain=1.0, least=0.799), False),
 ]
 
 
