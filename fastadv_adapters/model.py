@@ -147,7 +147,7 @@ class FastAttackModel(Shell):
             with torch.inference_mode(False):
                 networks.look_once(arguments, [t.requires_grad for t in tensors])
         if is_transformed(tensors):
-            return networks.twin.engine.bind(arguments)(tensors).tree()
+            return networks.twin.engine.bind(arguments)(tensors).cast(self._logits_dtype).tree()
         needs = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
         with_gradient = True in needs
         key = key_of(arguments, needs)

@@ -121,8 +121,7 @@ class Crossing:
             pairs, shift, loss_scale = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if pairs:
-            tips, scaled = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
-            found = torch.autograd.grad(tips, wanted, scaled, retain_graph=keep, allow_unused=True)
+            found = _below(pairs, wanted, cuts, keep=keep)
         raw = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, wanted, strict=True)]
         entered = [t for pair in pairs for t in pair] if self._is_narrow(wanted) else None
         return Pulled(*self.state.finish(loss_scale, raw, shift, past, entered))
@@ -140,6 +139,23 @@ class Crossing:
         wide = not self._is_narrow(wanted)
         shift = self.state.shift_for(loss_scale, grads, wanted, higher=higher, wide=wide)
         return [(o, scale(g, shift, loss_scale)) for o, g in pairs], shift, loss_scale
+
+
+def _below(pairs: Pairs, wanted: Sequence[Tensor], cuts: Cuts | None, *, keep: bool) -> Sequence[Tensor | None]:
+    """The backward pass of the network, or of what is below the last matrix layers; some of these may follow others."""
+    above = cuts.above if cuts is not None and cuts.more else []
+    total: list[Tensor | None] = [None] * len(wanted)
+    while pairs:
+        tips, scaled = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
+        retain = keep or bool(above)
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            tips, [*wanted, *above], scaled, retain_graph=retain, allow_unused=True
+        )
+        new = found[: len(wanted)]
+        total = [a if b is None else b if a is None else a + b for a, b in zip(total, new, strict=True)]
+        at_cuts = zip(cuts.below if cuts is not None else (), found[len(wanted) :], strict=False)
+        pairs = [(o, g) for o, g in at_cuts if g is not None]
+    return total
 
 
 def mark_rewritten(tensor: Tensor) -> None:

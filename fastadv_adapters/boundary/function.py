@@ -86,7 +86,7 @@ class Boundary(torch.autograd.Function):
         tape = call.record(tensors, needs)
         output = tape.output
         if call.exact_values:
-            output = call.twin.values([t.detach() for t in tensors], call.crossing)
+            output = call.twin.values([t.detach().clone() for t in tensors], call.crossing)  # the model may write
         call.output = output
         ctx.call, ctx.tape, ctx.needs = call, tape, needs
         ctx.save_for_backward(*tensors)

@@ -67,6 +67,10 @@ class Packed:
         other._take(self._form)
         return other
 
+    def cast(self, dtype: torch.dtype) -> "Packed":
+        """The same with floating tensors in this dtype."""
+        return self.holding([t.to(dtype) if t.is_floating_point() else t for t in self.tensors])
+
     def tree(self) -> Any:
         """The tree as it came."""
         return self.rebuild(self.tensors)

@@ -7,7 +7,7 @@ is shown as a table (``showing``), drawn (``drawing``) and written whole (``writ
 on, ``progress`` tells what is being done. The benchmarks use the same clock.
 """
 
-from .attacking import refuse_class
+from .attacking import refuse_class, refuse_labels_for_targets
 from .budgets import MARGIN, Own, doubt_own, is_from, own_budget, reach
 from .comparing import compare
 from .device import describe_device, versions
@@ -38,6 +38,7 @@ __all__ = [
     "reach",
     "reason",
     "refuse_class",
+    "refuse_labels_for_targets",
     "row_cosines",
     "seconds_of",
     "synchronize",

@@ -50,6 +50,16 @@ def refuse_class(attack: Any, argument: str) -> None:
         )
 
 
+def refuse_labels_for_targets(attack: Any, argument: str) -> None:
+    """Raise ValueError for an attack of torchattacks to which labels are targets; ``argument`` as above."""
+    if any(part.attack_mode == "targeted(label)" for part in (attack, *attack._attacks.values())):
+        raise ValueError(
+            f"expected an attack in {argument} that takes labels for the true classes, got a {attack.attack} in the "
+            f"mode of set_mode_targeted_by_label, whose targets the true labels would be: choose another mode, such as "
+            f"set_mode_targeted_random, or pass a callable (model, x, y) that makes targets of y"
+        )
+
+
 def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
     """What makes this attack.
 
@@ -60,6 +70,7 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
     if attack is None:
         return _Called(_pgd(budget), f"PGD-{STEPS}")
     if is_from("torchattacks", attack):
+        refuse_labels_for_targets(attack, "attack")
         if attack.model is not model:
             raise ValueError(
                 f"expected an attack on the plain model that is compared, got {attack.attack} on another "

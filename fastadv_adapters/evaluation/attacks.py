@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ..attack import SafePGD, resolve_loss
-from ..comparison import is_from, refuse_class
+from ..comparison import is_from, refuse_class, refuse_labels_for_targets
 from .libraries import Foolbox, Function, Torchattack
 from .rows import CLEAN
 from .safe import Safe
@@ -85,6 +85,7 @@ def _existing(attack: Any) -> Attack:
     refuse_class(attack, "attacks")
     kind = type(attack)
     if is_from("torchattacks", attack):
+        refuse_labels_for_targets(attack, "attacks")
         return Torchattack(kind.__name__, attack)
     if is_from("foolbox", attack):
         return Foolbox(kind.__name__, attack)

@@ -101,7 +101,7 @@ class Judge:
 
     def _logits(self, x: Tensor, names: tuple[object, ...]) -> Tensor:
         """Logits of at most SIZE inputs, with copies of the first beside them."""
-        rows = torch.cat([x, x[:1].expand(SIZE - len(x), *x.shape[1:])]) if len(x) < SIZE else x
+        rows = torch.cat([x, x[:1].expand(SIZE - len(x), *x.shape[1:])]) if len(x) < SIZE else x.clone()
         with _evaluating(self._model), seeded(seed_of(self._seed, "judge", *names), self.device):
             logits: Tensor = self._model(rows.to(self._dtype))
         return logits[: len(x)]
@@ -114,7 +114,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     try:
         for part in training:
             part.training = False
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():  # in this order: leaving inference mode enables gradients
             yield
     finally:
         for part in training:

@@ -70,7 +70,7 @@ def samples_of(data: Any, limit: int | None) -> Samples:
     refuse_lookalikes(data)
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         found = _of_tensors(*data)
-    elif isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
+    elif isinstance(data, DataLoader) and data.batch_sampler is not None and _has_indices(data):
         found = _of_dataset(data.dataset, _indices(data), data.collate_fn)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         found = _of_dataset(data, range(len(data)), default_collate)
@@ -172,12 +172,17 @@ def _pair(item: Any) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def _has_indices(loader: DataLoader[Any]) -> bool:
+    return not isinstance(loader.dataset, IterableDataset)
+
+
 def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     """Which samples of its data set a loader gives, in the order of the data set: so shuffling changes nothing."""
     sampler, size = loader.sampler, len(loader.dataset)  # type: ignore[arg-type]
     own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
     shuffled = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size
-    if not own_batches and (shuffled or isinstance(sampler, (SequentialSampler, DistributedSampler))):
+    in_order = type(sampler) is SequentialSampler and len(sampler) == size
+    if not own_batches and (shuffled or in_order or isinstance(sampler, DistributedSampler)):
         return range(size)  # of a share per process the whole, for the processes share it anew
     with random_state_kept(torch.device("cpu")):  # what a sampler draws is nobody's business
         own = (index for batch in loader.batch_sampler or () for index in batch)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..attack import Norm
@@ -81,6 +82,8 @@ def evaluate(
     return _carried_out(Asked(*given, options, callback))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # attacks need gradients, whatever the caller is in
 def _carried_out(asked: Asked) -> Report:
     together = sharing()
     if asked.output is None:
@@ -103,7 +106,8 @@ def _in_memory(asked: Asked, together: Sharing) -> Report:
             index = one.row.index
             rows[index] = one.row
             if one.adversarial is not None:
-                images[index] = one.adversarial.cpu(), one.clean.cpu() if index < SHOWN else None
+                # Copies: what they are views of is a whole batch.
+                images[index] = one.adversarial.cpu().clone(), one.clean.cpu() if index < SHOWN else None
 
     _attack(asked, plan, together, {}, keep)
     return Report.of(plan.header, rows, lambda: images, plan.setting.fast._networks.findings[plan.failed :])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..comparison import Own, own_budget
+from ..comparison import Own, is_from, own_budget
 from ..model import FastAttackModel
 from ..modules import need
 from .identity import are_one, unwrapped
@@ -38,8 +38,10 @@ class Torchattack(Attack):
 
     @property
     def description(self) -> str:
-        """The class and its settings, as torchattacks prints them."""
-        return f"torchattacks {_PASSING.sub('', repr(self.attack))}"
+        """The class and its settings, as torchattacks prints them, and the normalisation that it takes off."""
+        normal = self.attack.normalization_used or {}
+        taken = "".join(f", {name}={value.flatten().tolist()}" for name, value in sorted(normal.items()))
+        return f"torchattacks {_PASSING.sub('', repr(self.attack))}{taken}"
 
     @property
     def own(self) -> Own:
@@ -89,8 +91,7 @@ class Foolbox(Attack):
     @property
     def description(self) -> str:
         """The class and its attributes."""
-        given = ", ".join(f"{k}={v!r}" for k, v in vars(self.attack).items() if _is_plain(v))
-        return f"foolbox {type(self.attack).__name__}({given})"
+        return f"foolbox {_of_foolbox(self.attack)}"
 
     @property
     def own(self) -> Own:
@@ -100,7 +101,7 @@ class Foolbox(Attack):
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack with this budget."""
         adapter = need("fastadv_adapters.foolbox", extra="foolbox")
-        view = setting.fast.view(**adapter.suits(type(self.attack), setting.judge.device, setting.options))
+        view = setting.fast.view(**adapter.suits(type(_innermost(self.attack)), setting.judge.device, setting.options))
         model = adapter.FastPyTorchModel(view, setting.bounds)
 
         def run(x: Tensor, y: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ class Function(Attack):
         """Where it is defined, and its eps if it has one or a default value of that name."""
         eps = self.own.eps
         found = _default(self.function, "eps") if eps is None else eps
-        return described(self.function) + (f"(eps={float(found):.6g})" if isinstance(found, numbers.Real) else "")
+        text = described(self.function)
+        return text if "eps=" in text or not isinstance(found, numbers.Real) else f"{text}(eps={float(found):.6g})"
 
     @property
     def own(self) -> Own:
@@ -167,6 +169,18 @@ def _copied(attack: Any) -> Any:
     inside = [attack, *getattr(attack, "_attacks", {}).values()]
     models = {id(part.model): part.model for part in inside if isinstance(getattr(part, "model", None), nn.Module)}
     return copy.deepcopy(attack, dict(models))
+
+
+def _innermost(attack: Any) -> Any:
+    """The attack that one of foolbox repeats, or itself."""
+    return _innermost(attack.attack) if type(attack).__name__ == "Repeated" else attack
+
+
+def _of_foolbox(attack: Any) -> str:
+    """The class of an attack and its attributes; other attacks are among them."""
+    given = [f"{k}={v!r}" for k, v in vars(attack).items() if _is_plain(v)]
+    given += [f"{k}={_of_foolbox(v)}" for k, v in vars(attack).items() if is_from("foolbox", v)]
+    return f"{type(attack).__name__}({', '.join(given)})"
 
 
 def _is_plain(value: Any) -> bool:

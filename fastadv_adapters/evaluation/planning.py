@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..attack import (
@@ -107,7 +108,7 @@ def plan_of(asked: Asked) -> Plan:
         seed=asked.seed,
         classes=judge.classes(x[:2]),
         random=judge.notice_randomness(x),
-        options=asked.options or {},
+        options=asked.options or _own_options(fast),
     )
     attacks = attacks_of(asked.attacks, random=setting.random)
     budgets = _budgets(asked.eps)
@@ -136,7 +137,8 @@ def _header(
         "attacks": {attack.name: attack.description for attack in attacks},
         "seed": setting.seed,
         "limit": asked.limit,
-        "options": options_text({**setting.fast._given, **setting.options}),
+        "options": options_text({**setting.fast._given, **setting.options})
+        | ({"full_precision": "True"} if setting.fast._full_precision else {}),
     }
     model = setting.model
     header = {
@@ -152,6 +154,16 @@ def _header(
     } | ({"notes": notes} if notes else {})
     found: dict[str, Any] = json.loads(json.dumps(header))
     return found
+
+
+def _own_options(fast: FastAttackModel) -> FastAttackOptions:
+    """What a fast model was asked for that attacks would get otherwise."""
+    options: FastAttackOptions = {}
+    if fast._decisions != "auto":
+        options["decisions"] = fast._decisions
+    if fast._logits_dtype != torch.float32:
+        options["logits_dtype"] = fast._logits_dtype
+    return options
 
 
 def _budgets(eps: Any) -> list[float]:

@@ -83,7 +83,7 @@ class Report:
     @property
     def clean_accuracy(self) -> float:
         """The share of samples that the plain model classifies as labelled, 0 to 1."""
-        return 1 - self._share(lambda row: row.broken_by == CLEAN)
+        return self._share(lambda row: row.broken_by != CLEAN)
 
     @property
     def robust_accuracy(self) -> float:
@@ -102,7 +102,7 @@ class Report:
 
     @property
     def by_attack(self) -> dict[str, float]:
-        """Accuracy before any attack and after each of them, in their order; of several budgets at the largest."""
+        """Accuracy before any attack and after each of them, in their order, with whichever of several budgets."""
         order = [CLEAN, *self.header["settings"]["attacks"]]
         broken = {name: sum(row.broken_by == name for row in self.samples) for name in order}
         left, found = len(self.samples), {}

@@ -1,5 +1,6 @@
 """``SafePGD`` in an evaluation: a batch that is kept full."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -82,8 +83,18 @@ class Safe(Attack):
 
 def described(value: Any) -> str:
     """A setting as text that is the same in every process: a function by where it is defined."""
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}" if callable(value) else repr(value)
+    if not callable(value):
+        return repr(value)
+    if isinstance(value, functools.partial):
+        given = [described(item) for item in value.args]
+        given += [f"{name}={described(item)}" for name, item in sorted(value.keywords.items())]
+        return f"{described(value.func)}({', '.join(given)})"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    plain = {name: item for name, item in vars(value).items() if isinstance(item, (int, float, str, tuple))}
+    settings = ", ".join(f"{name}={item!r}" for name, item in sorted(plain.items()))
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}" + (f"({settings})" if settings else "")
 
 
 @dataclass

@@ -147,7 +147,7 @@ class BatchStage:
         while failed < self.setting.fast._networks.failed:  # an attack may remember what it saw before an audit failed
             failed = self.setting.fast._networks.failed
             with seeded(seed_of(self.setting.seed, self.name, cases[0].index), device), counter:
-                found = self.attack(x, y)
+                found = self.attack(x.clone(), y.clone())  # it may write into them
         if not isinstance(found, Tensor) or found.shape != x.shape:
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(

@@ -100,10 +100,14 @@ class Centred:
             new = [writer for writer in writers if writer not in taken]
             if new:  # the first layer that is new in this sum
                 mean = mean - sum(taken[writer] for writer in writers if writer in taken)
-                taken.update({writer: torch.zeros_like(mean) for writer in new})
-                taken[new[0]] = mean
+                taken.update({writer: self._take_out(writer, torch.zeros_like(mean)) for writer in new[1:]})
+                taken[new[0]] = self._take_out(new[0], mean)
             shift.addcmul_(scale, sum(taken[writer] for writer in writers))
-        for writer, mean in taken.items():
-            layer, own = self._layers[writer]
-            bias: Any = layer.bias
-            own.copy_(-mean if bias is None else bias.to(mean.dtype) - mean)
+
+    def _take_out(self, writer: str, mean: Tensor) -> Tensor:
+        """Take this out of a bias; returns what is gone, which half precision rounds."""
+        layer, own = self._layers[writer]
+        given: Any = layer.bias
+        bias = torch.zeros_like(mean) if given is None else given.to(mean.dtype)
+        own.copy_(bias - mean)
+        return bias - own.to(mean.dtype)

@@ -11,6 +11,7 @@ recorded their addresses (a CUDA graph) reads the new values.
 
 import types
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,9 @@ from .traceless import opened_by
 
 MOST = 16
 """A module with more parts, itself included, calls too many other operators, each of which costs more here."""
+
+_VARIANTS = 8
+"""So many results of one operator on the same tensors are kept: a number may be another one in each pass."""
 
 _PASSES = 2
 """A module that has used nothing that is kept in so many passes runs without a look at its operators."""
@@ -61,6 +65,11 @@ class _Kept:
         memory = {_memory(t) for t in self.reads}
         self.is_view = all(_memory(t) in memory for t in self.writes)
         self.note()
+
+    @property
+    def variant(self) -> tuple[Any, ...]:
+        """The operator and the tensors, without constants."""
+        return self.function, *map(id, self.reads)
 
     def note(self) -> None:
         """Take down the versions."""
@@ -96,6 +105,7 @@ class Memo:
     def __init__(self, network: nn.Module, precision: Precision) -> None:
         self._network, self._precision = weakref.ref(network), precision  # whose parts hold this: all is freed at once
         self._kept: dict[Any, _Kept | None] = {}  # None: it cannot be kept
+        self._variants: Counter[Any] = Counter()  # by operator and tensors
         self._open: set[int] = set()  # tensors that may be written into without a trace
         self._stock: dict[int, Tensor] | None = None  # since the last update nobody has asked
 
@@ -112,6 +122,7 @@ class Memo:
     def __call__(self) -> None:
         """Compute all that is kept again, or forget it: then the next pass keeps it anew."""
         kept, self._kept, self._stock = self._kept, {}, None
+        self._variants = Counter(one.variant for one in tuple(kept.values()) if one is not None)
         for key, one in tuple(kept.items()):
             if one is None:
                 self._kept[key] = None
@@ -163,6 +174,10 @@ class Memo:
         if not all(map(_is_plain, writes)):
             return result, False
         one = _Kept(function, args, kwargs, reads, result, writes, self._lowered())
+        self._variants[one.variant] += 1
+        if self._variants[one.variant] > _VARIANTS:
+            self._kept.pop(key, None)
+            return result, False
         one.versions[: len(reads)] = versions  # another thread may have updated them in between
         self._keep(key, one)
         return result, not one.is_view

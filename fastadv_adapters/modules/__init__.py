@@ -21,7 +21,7 @@ from .axes import lacking_axis, lone_image, refused
 from .batch_statistics import with_batch_statistics
 from .callers import needs_exact_gradients, read_by_caller, reads_decisions
 from .checkpoints import unhooked, without_reentrant_checkpoints
-from .classes import become, has_hooks, hooks_of, inside_of, is_data, kind_of, put_on
+from .classes import attributes_of, become, has_hooks, hooks_of, inside_of, is_data, kind_of, put_on
 from .copying import alias, clone, copy_module, in_one_block, tensors_in, thaw
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
@@ -89,6 +89,7 @@ __all__ = [
     "accept_options",
     "accept_tensors",
     "alias",
+    "attributes_of",
     "autocast",
     "become",
     "cast_ahead_names",

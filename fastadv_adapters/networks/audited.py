@@ -75,6 +75,10 @@ class Audited(ABC):
             notify(f"FastAttackModel of {type(self.source).__name__}: {text}", anchor)
 
     @abstractmethod
+    def twin_is_current(self) -> bool:
+        """Whether the twin runs on the weights of the last update."""
+
+    @abstractmethod
     def refresh(self, *, unasked: bool = False) -> None:
         """Bring everything up to date."""
 
@@ -102,7 +106,11 @@ class Audited(ABC):
             return pulled
         inputs = glance_at(tensors, needs) if on_host else ()
         given = partial(self._given_for, kind, arguments, crossing, tensors, outputs)
-        if schedule.is_due(self.updates, asks, self.source, inputs) or doubts:
+        due = schedule.is_due(self.updates, asks, self.source, inputs) or doubts
+        if due and not self.twin_is_current():  # weights have changed since the forward pass
+            schedule.forget(asks)
+            return pulled
+        if due:
             auditor = self._auditor(kind, arguments, crossing, first=first)
             if _is_never_to_wait(self.precision.device) and not (first or doubts):
                 kind.glimpse = auditor.glimpse(tensors, needs, grads, pulled, given())
@@ -122,7 +130,7 @@ class Audited(ABC):
                 schedule.bring_forward(CURED)  # nothing tells of the next passes without waiting
         lost = curable(pulled, grads) if on_host else None
         count = 0 if lost is None else int(lost.sum())
-        if kind.loses_more(count, self.updates) and lost is not None:
+        if kind.loses_more(count, self.updates) and lost is not None and self.twin_is_current():
             twin = self.twin.engine.bind(arguments)
             with unhooked():
                 pulled = Mender(twin, crossing, tensors, needs, grads, given())(pulled, lost)

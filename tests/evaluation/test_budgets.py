@@ -62,7 +62,7 @@ def test_an_attack_that_is_weaker_than_the_budget_is_told() -> None:
         f"the attack PGD has eps {EPS / 2:g} of its own, and the evaluation eps {EPS:g}: it is weaker"
     )
     assert second.startswith(f"the attack partial has eps {EPS / 4:g} of its own")
-    assert f"partial(eps={EPS / 4:g})" in report.quote
+    assert f"shifted(eps={EPS / 4:g})" in report.quote
 
 
 def test_of_several_budgets_each_that_differs_is_told_and_images_are_counted_together() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +140,20 @@ def test_a_flag_that_hands_the_stream_out_undoes_it() -> None:
     assert (cosine(input_gradient(fast, x, CLASSES), input_gradient(model, x, CLASSES)) > 0.9999).all()
     model.features = True
     torch.testing.assert_close(fast(x.requires_grad_()), model(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_half_precision_rounds_of_a_bias_is_made_good(dtype: torch.dtype) -> None:
+    model: Any = Stream(30.3)
+    with torch.no_grad():
+        model.stem.bias.uniform_(20, 40)
+    fast: Any = FastAttackModel(model, dtype=dtype, engine="eager")
+    network, writers = fast._networks.folded.network, ["stem", "convolutions.0", "convolutions.1"]
+    for count, norm in enumerate(model.norms, start=1):
+        given, own = (sum(of.get_submodule(name).bias.double() for name in writers[:count]) for of in (model, network))
+        scale, shift = (t.double() for t in vars(network.get_submodule(f"norms.{count - 1}"))["scale_and_shift"][dtype])
+        by = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        wanted = by * (given - norm.running_mean.double()) + norm.bias.double()
+        # The shift is rounded to 16 bits, too, but is no larger than what is left of the mean.
+        rounding = torch.finfo(dtype).eps * (shift.abs() + (by * own).abs() + 1e-2)
+        assert bool(((scale * own + shift - wanted).abs() <= rounding).all())

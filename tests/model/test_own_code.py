@@ -2,6 +2,7 @@
 
 import functools
 import random
+import warnings
 from collections import deque
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel
+from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.kernels import calls, linear
 from tests.support.tools import settle
 
@@ -303,3 +304,94 @@ def test_norms_that_draw_leave_the_generators_alone() -> None:
     FastAttackModel(net, **F32)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
+
+
+class Unrolled(nn.Module):
+    """Runs as many layers as it is told, one after the other: the same one again, or one of each kind."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.layers, self.tied = nn.ModuleList(nn.Linear(6, 6) for _ in range(1 if tied else 3)), tied
+        self.skip = 0.5
+
+    def forward(self, x: Tensor, depth: int) -> Tensor:
+        for step in range(depth):
+            x = self.skip * x + self.layers[0 if self.tied else step](x).tanh()
+        return x
+
+
+@pytest.mark.parametrize("skip", [0.0, 0.5])
+@pytest.mark.parametrize("tied", [False, True])
+def test_layers_that_come_to_follow_each_other(tied: bool, skip: float) -> None:
+    torch.manual_seed(0)
+    net = Unrolled(tied).eval()
+    net.skip = skip
+    fast, x = FastAttackModel(net, dtype=torch.bfloat16, engine="eager"), torch.randn(8, 6)
+
+    def at(model: nn.Module, depth: int) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(model(leaf, depth).sin().sum(), leaf)[0]
+
+    for depth in (1, 3, 2, 1):
+        found, wanted = at(fast, depth), at(net, depth)
+        assert float(F.cosine_similarity(found, wanted).min()) > 0.99
+        assert float((found - wanted).norm()) < 0.05 * float(wanted.norm())
+
+
+class WritesIntoItsInput(Images):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(F.silu(x.sub_(0.5).mul_(2)))
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_attacks_on_models_that_write_into_their_input(early_stop: bool) -> None:
+    net = WritesIntoItsInput().eval()
+    x, y = torch.rand(6, 8, 5, 5), torch.arange(6) % 5
+    found = SafePGD(net, eps=0.03, steps=4, early_stop=early_stop)(x, y)
+    assert float((found - x).abs().max()) <= 0.0301
+    assert float(found.min()) >= 0
+    fast, leaf = FastAttackModel(net, dtype=torch.float32, decisions="exact"), x.clone().requires_grad_()
+    fast(leaf)
+    assert torch.equal(leaf, x)
+
+
+def test_numbers_that_change_in_each_pass_are_not_all_kept() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, x: Tensor, by: float) -> Tensor:
+            return F.linear(x, self.weight * by)
+
+    net, x = Scaled().eval(), torch.randn(3, 6)
+    fast = FastAttackModel(net, **F32)
+    for by in map(float, range(1, 40)):
+        torch.testing.assert_close(fast(x.requires_grad_(), by), net(x, by))
+    memos: Any = {
+        id(p): vars(p)["use_of_memo"].memo for p in fast._networks.folded.network.modules() if "use_of_memo" in vars(p)
+    }
+    assert memos
+    assert all(len(memo._kept) < 30 for memo in memos.values())
+
+
+def test_a_step_between_forward_and_backward_brings_no_audit() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    x = torch.randn(8, 3, 2, 2)
+    wanted = gradient(net, x)[1]
+    fast = FastAttackModel(net, dtype=torch.bfloat16, engine="eager")
+    optimizer, leaf = torch.optim.SGD(net.parameters(), lr=5.0), x.clone().requires_grad_()
+    output = fast(leaf)
+    net(x).sum().backward()
+    optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = torch.autograd.grad(output.sin().sum(), leaf)
+    assert float(F.cosine_similarity(found.flatten(1), wanted.flatten(1)).min()) > 0.98
+
+
+def test_logits_have_their_dtype_under_transforms() -> None:
+    net = nn.Linear(6, 5)
+    fast = FastAttackModel(net, dtype=torch.float32, logits_dtype=torch.float64)
+    found = torch.func.vmap(lambda x: fast(x[None])[0])(torch.randn(3, 6))
+    assert found.dtype == torch.float64
