@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .boundary import Call, GradientStats, LossScale, Packed
+from .boundary import Call, GradientStats, LossScale, Packed, pack_arguments
 from .modules import (
     COMMON_ERRORS,
     HALF,
@@ -126,7 +126,7 @@ class FastAttackModel(Shell):
         """
         if self._given["auto_update"] or self._networks.unfinished:
             self._networks.refresh(unasked=True)
-        arguments = Packed((args, kwargs))
+        arguments = pack_arguments(args, kwargs)
         accept_tensors(arguments.tensors, self._networks.precision.device)
         try:
             try:

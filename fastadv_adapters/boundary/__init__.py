@@ -24,7 +24,7 @@ from .ends import (
 from .function import Call
 from .on_device import DeviceState
 from .on_host import HostState
-from .packing import Packed
+from .packing import Packed, pack_arguments
 from .run import Engine, Run, Tape, UnbalancedFoldError
 from .scaling import FLOOR, START, STEP, GradientStats, LossScale, State, scale
 from .watching import Watch, watch_gradients
@@ -64,6 +64,7 @@ __all__ = [
     "mark_ends",
     "mark_rewritten",
     "matrix_calls",
+    "pack_arguments",
     "scale",
     "state_on",
     "watch_gradients",

@@ -76,6 +76,22 @@ class Packed:
         return self.rebuild(self.tensors)
 
 
+def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
+    """The arguments of a call.
+
+    Raises:
+        TypeError: tensors that want a gradient are out of reach.
+    """
+    arguments = Packed((args, kwargs))
+    if arguments.hiding and torch.is_grad_enabled():
+        raise TypeError(
+            f"expected inputs that want a gradient in tuples, lists, dicts, data classes or classes known to PyTorch, "
+            f"got some inside a {arguments.hiding[0]}, where their gradients would be lost: pass them as arguments, "
+            f"register the class with torch.utils._pytree, or detach them"
+        )
+    return arguments
+
+
 def _taken_apart(tree: Any) -> tuple[_Form, list[Tensor]]:
     leaves, spec = flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from ..modules import attributes_of, inside_of
+from ..modules import attributes_of, inside_of, refusals_borne
 from .content import bytes_of
 from .stages import Attack
 
@@ -34,7 +34,9 @@ def model_hash(model: nn.Module) -> str:
 def _settings(part: nn.Module) -> list[object]:
     """What a module prints of itself, and numbers in its attributes: the mean that a normalisation takes off, say."""
     own = {name: _constant(value) for name, value in attributes_of(part).items()}
-    printed = re.sub(r" at 0x[0-9a-f]+", "", part.extra_repr())
+    printed = ""
+    with refusals_borne():  # it is the user's code
+        printed = re.sub(r" at 0x[0-9a-f]+", "", part.extra_repr())
     return [printed, sorted((name, value) for name, value in own.items() if value)]
 
 

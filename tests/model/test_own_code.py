@@ -395,3 +395,22 @@ def test_logits_have_their_dtype_under_transforms() -> None:
     fast = FastAttackModel(net, dtype=torch.float32, logits_dtype=torch.float64)
     found = torch.func.vmap(lambda x: fast(x[None])[0])(torch.randn(3, 6))
     assert found.dtype == torch.float64
+
+
+def test_inputs_out_of_reach_that_want_a_gradient_are_an_error() -> None:
+    class Box:
+        def __init__(self, delta: Tensor) -> None:
+            self.delta = delta
+
+    class Boxed(nn.Linear):
+        def forward(self, x: Tensor, box: Any = None) -> Tensor:
+            return super().forward(x + box.delta)
+
+    net, x = Boxed(6, 5), torch.randn(3, 6, requires_grad=True)
+    fast, box = FastAttackModel(net, **F32), Box(torch.zeros(6, requires_grad=True))
+    with pytest.raises(TypeError, match="inside a Box"):
+        fast(x, box)
+    with torch.no_grad():
+        fast(x, box)
+    box.delta = torch.ones(6)
+    torch.testing.assert_close(fast(x, box), net(x, box))
