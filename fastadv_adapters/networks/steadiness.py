@@ -26,7 +26,7 @@ _JUMP_BY_PREFIX = ("fake_quantize", "_fake_quantize", "fused_moving_avg", "_fuse
 """Operators that jump though they give floating numbers, or no tensor."""
 
 _DO_NOT = {"max", "min", "isnan", "isinf", "isfinite"}
-"""Operators that do not, though they give integers or truth values too: of the largest, who wants to know where?"""
+"""Operators that do not, though they give integers or truth values too, unless the places are used."""
 
 
 @dataclass
@@ -69,13 +69,18 @@ class _Jumps(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found = ""
+        self._places: dict[int, Tensor] = {}  # of the largest, say: as long as nobody uses them, they decide nothing
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not self.found and any(t.is_floating_point() for t in _tensors((args, kwargs))):
-            name = func.overloadpacket.__name__.removesuffix("_")
+        given = [] if self.found else _tensors((args, kwargs))
+        name = func.overloadpacket.__name__.removesuffix("_")
+        if any(id(t) in self._places for t in given):
+            self.found = name
+        elif any(t.is_floating_point() for t in given):
             if _jumps(name, func, args) or _decides(name, output):
                 self.found = name
+            self._places |= {id(t): t for t in _tensors(output) if t.dtype == torch.int64}
         return output
 
 
@@ -83,6 +88,8 @@ def _jumps(name: str, func: Any, args: Any) -> bool:
     """Whether the operator does with these arguments."""
     if name == "threshold":
         return bool(args[1] != args[2])
+    if name.startswith("grid_sampler"):
+        return bool(args[2] == 1)  # the nearest pixel
     rounds = name == "div" and func._overloadname.endswith("_mode")
     return rounds or name in _JUMP or name.startswith(_JUMP_BY_PREFIX)
 

@@ -266,6 +266,9 @@ JUMPS: list[Callable[[Tensor], Any]] = [
     lambda x: torch.div(x, 0.3, rounding_mode="floor"),
     lambda x: F.threshold(x, 0.1, 0.0),
     lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255),
+    lambda x: torch.arange(3.0)[x.max(1)[1]],
+    lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]),
+    lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), mode="nearest", align_corners=False),
 ]
 SMOOTH: list[Callable[[Tensor], Any]] = [
     F.relu,
@@ -273,6 +276,7 @@ SMOOTH: list[Callable[[Tensor], Any]] = [
     lambda x: F.max_pool2d(x, 2),
     lambda x: F.adaptive_max_pool2d(x, 2),
     lambda x: x.max(1)[0],
+    lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False),
     lambda x: F.threshold(x, 0.0, 0.0),
     lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     lambda x: x[:, torch.tensor([0, 2])],
