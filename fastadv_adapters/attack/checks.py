@@ -148,7 +148,7 @@ def accept_classifier(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         ValueError: it does not take such inputs, or returns something else.
     """
     try:
-        logits: object = model(x)
+        logits: object = model(x.clone())  # it may write into it
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -142,8 +142,11 @@ class Crossing:
 
 
 def _below(pairs: Pairs, wanted: Sequence[Tensor], cuts: Cuts | None, *, keep: bool) -> Sequence[Tensor | None]:
-    """The backward pass of the network, or of what is below the last matrix layers; some of these may follow others."""
-    above = cuts.above if cuts is not None and cuts.more else []
+    """The backward pass of the network, or of what is below the last matrix layers.
+
+    If there are several of these, some may follow others, though they did not in the run that told of them.
+    """
+    above = cuts.above if cuts is not None and len(cuts.above) > 1 else []
     total: list[Tensor | None] = [None] * len(wanted)
     while pairs:
         tips, scaled = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]

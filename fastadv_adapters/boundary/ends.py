@@ -34,7 +34,6 @@ class Ends:
         calls: how often they are called in all.
         cut: whether anything follows; if not, the outputs are what these layers give.
         alone: whether no product of other code follows; else these too are kept in full precision.
-        siblings: those of the layers that the run which told all this did not call.
     """
 
     layers: frozenset[str]
@@ -42,7 +41,6 @@ class Ends:
     cut: bool = True
     alone: bool = True
     upper: frozenset[str] = frozenset()
-    siblings: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -52,12 +50,10 @@ class Cuts:
     Attributes:
         below: what the last layers gave, in full precision, with the graph of the network.
         above: the same values as leaves of the graph of what follows.
-        more: whether there are others than in the run that told of the ends: some may lie below others.
     """
 
     below: list[Tensor]
     above: list[Tensor]
-    more: bool = False
 
 
 @dataclass
@@ -103,7 +99,6 @@ class _End:
             torch.set_autocast_enabled(here.device, False)
         if here.cuts is None or self.end_name in here.ends.upper:
             return output
-        here.cuts.more |= here.passed > here.ends.calls or self.end_name in here.ends.siblings
         return pytree.tree_map(_cut_into(here.cuts), output)
 
     def _run(self, args: Any, kwargs: Any) -> Any:
@@ -189,8 +184,7 @@ def with_siblings(ends: Ends, network: nn.Module, called: Iterable[str]) -> Ends
     def and_siblings(names: frozenset[str]) -> frozenset[str]:
         return names | {one for one in idle if any(_differ_in_a_number(one, name) for name in names)}
 
-    layers = and_siblings(ends.layers)
-    return replace(ends, layers=layers, upper=and_siblings(ends.upper), siblings=layers - ends.layers)
+    return replace(ends, layers=and_siblings(ends.layers), upper=and_siblings(ends.upper)) if idle else ends
 
 
 def _differ_in_a_number(one: str, other: str) -> bool:

@@ -53,7 +53,7 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, budget: Budge
         doubt_classes(int(undecided(logits).sum())),
         doubt_images(x, budget.bounds),
         doubt_logits(logits),
-        RANDOM if differ(logits, model(x)) else None,
+        RANDOM if differ(logits, model(x.clone())) else None,
     ]
     return [note for note in notes if note is not None]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import numbers
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -10,46 +11,58 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from ..modules import attributes_of, inside_of, refusals_borne
+from ..modules import attributes_of, inside_of
 from .content import bytes_of
 from .stages import Attack
 
-_FEW = 64
-"""A tensor in an attribute with more entries is no setting: it may be an activation that was stored."""
+_OF_A_PROCESS = re.compile("rank|device|gpu")
+"""In names of attributes: they tell a process from others, and not a model."""
 
 
 def model_hash(model: nn.Module) -> str:
-    """Of all parameters and buffers, their names, dtypes and shapes; and of the modules' classes and settings."""
+    """Of all parameters and buffers, their names, dtypes and shapes."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, part in model.named_modules():
-        digest.update(repr((name, type(part).__qualname__, _settings(part))).encode())
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
-        digest.update(bytes_of(dense))
+        digest.update(bytes_of(_dense(tensor)))
     return digest.hexdigest()
 
 
-def _settings(part: nn.Module) -> list[object]:
-    """What a module prints of itself, and numbers in its attributes: the mean that a normalisation takes off, say."""
-    own = {name: _constant(value) for name, value in attributes_of(part).items()}
-    printed = ""
-    with refusals_borne():  # it is the user's code
-        printed = re.sub(r" at 0x[0-9a-f]+", "", part.extra_repr())
-    return [printed, sorted((name, value) for name, value in own.items() if value)]
+def settings_of(model: nn.Module) -> dict[str, str]:
+    """What decides, besides parameters and buffers, what a model computes: classes, and numbers in attributes.
+
+    The mean that a normalisation takes off is such a number. Texts are none, for they name devices and runs.
+    """
+    found: dict[str, str] = {}
+    for name, part in model.named_modules():
+        kind = type(part)
+        found[name or "model"] = kind.__qualname__ + (f"({part.extra_repr()})" if _is_of_torch(kind) else "")
+        for attribute, value in attributes_of(part).items():
+            if (text := _constant(value)) and not _OF_A_PROCESS.search(attribute):
+                found[f"{name}.{attribute}".lstrip(".")] = text
+    return found
+
+
+def _is_of_torch(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("torch", "torchvision")
 
 
 def _constant(value: Any) -> str:
-    """A setting as text; empty for what is none: integers count calls or processes, and texts name devices."""
-    if isinstance(value, (bool, float, complex)):
+    """A setting as text; empty for what is none."""
+    if isinstance(value, numbers.Number):
         return repr(value)
     if isinstance(value, Tensor):
-        small = value.numel() <= _FEW and value.layout == torch.strided and not value.requires_grad
-        return repr(value.tolist()) if small else ""
+        return f"{tuple(value.shape)} {hashlib.blake2b(bytes_of(_dense(value)), digest_size=16).hexdigest()}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(repr(item) if isinstance(item, int) else _constant(item) for item in value)
+        return ", ".join(filter(None, map(_constant, value)))
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {text}" for key, item in value.items() if (text := _constant(item)))
     return ""
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
 
 
 def versions(attacks: Iterable[Attack]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from ..options import FastAttackOptions
 from .attacks import attacks_of
 from .confirming import SIZE, Judge
 from .data import Samples, Seen, look_at, samples_of
-from .identity import model_hash, options_text, versions
+from .identity import model_hash, options_text, settings_of, versions
 from .rows import Row
 from .stages import Attack, Setting, Stage
 
@@ -94,6 +94,7 @@ def plan_of(asked: Asked) -> Plan:
     model = asked.model
     # Up to date, whatever its options are: the model is judged as it is.
     fast = model.update() if isinstance(model, FastAttackModel) else FastAttackModel(model, **(asked.options or {}))
+    before = settings_of(fast.wrapped)
     judge, bounds = Judge(fast.wrapped, asked.seed), accept_bounds(asked.bounds)
     samples = samples_of(asked.data, asked.limit)
     seen = look_at(samples, bounds, judge.classes)
@@ -122,12 +123,20 @@ def plan_of(asked: Asked) -> Plan:
     notes = [note for note in doubts if note is not None]
     for attack in attacks:
         notes += doubt_own(attack.name, attack.own, budgets, setting.norm)
-    header = _header(asked, setting, attacks, budgets, seen, notes)
+    after = settings_of(fast.wrapped)
+    stay = {name: text for name, text in before.items() if after.get(name) == text}  # the others count, say
+    header = _header(asked, setting, attacks, budgets, seen, notes, stay)
     return Plan(samples, seen, setting, stages, header, fast._networks.failed)
 
 
 def _header(
-    asked: Asked, setting: Setting, attacks: list[Attack], budgets: list[float], seen: Seen, notes: list[str]
+    asked: Asked,
+    setting: Setting,
+    attacks: list[Attack],
+    budgets: list[float],
+    seen: Seen,
+    notes: list[str],
+    stay: dict[str, str],
 ) -> dict[str, Any]:
     """Nothing that changes rounding alone is in it."""
     settings = {
@@ -146,6 +155,7 @@ def _header(
         "model": {
             "class": type(model).__qualname__,
             "hash": model_hash(model),
+            "settings": stay,
             "random": setting.random,
             "classes": setting.classes,
         },

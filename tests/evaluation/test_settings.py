@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDatas
 
 from fastadv_adapters import FastAttackModel, compare, evaluate
 from fastadv_adapters.evaluation.confirming import Judge
-from fastadv_adapters.evaluation.identity import model_hash
+from fastadv_adapters.evaluation.identity import settings_of
 from fastadv_adapters.evaluation.libraries import Foolbox, Function, Torchattack
 from tests.evaluation.runs import EPS, FLOAT32, data, net
 
@@ -37,18 +37,68 @@ def normalised(mean: Any, std: Any = (0.5, 0.5, 0.5)) -> nn.Module:
 @pytest.mark.parametrize("kind", [tuple, list, torch.tensor])
 def test_a_model_with_other_settings_is_another_one(kind: Any, tmp_path: Path) -> None:
     one, other = normalised(kind([0.1, 0.2, 0.3])), normalised(kind([0.1, 0.2, 0.4]))
-    assert model_hash(one) == model_hash(normalised(kind([0.1, 0.2, 0.3])))
+    assert settings_of(one) == settings_of(normalised(kind([0.1, 0.2, 0.3])))
     options: Any = {"eps": EPS, "output": tmp_path / "run", "options": FLOAT32, "progress": False, "limit": 8}
     first = evaluate(one, data(), "quick", **options)
     again = evaluate(one, data(), "quick", **options)
     assert again.samples == first.samples, "counts of calls and places are no settings"
-    with pytest.raises(ValueError, match="model hash"):
+    with pytest.raises(ValueError, match="model settings 0"):
         evaluate(other, data(), "quick", **options)
 
 
+class Keeps(nn.Module):
+    """Keeps what it sees, as people do who watch a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen, self.history, self.ema = net(), 0.0, list[float](), torch.zeros(())
+        self.mean: Any = None
+        self.rank, self.device_ids, self.shapes = len(KEPT), [len(KEPT)], list[int]()
+        KEPT.append(self.rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += float(len(x))
+        self.mean, self.ema = x.detach().mean(), 0.9 * self.ema + 0.1 * x.detach().mean()
+        self.history.append(float(self.mean))
+        self.shapes.append(len(x))
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+KEPT = list[int]()
+
+
+def test_what_a_model_keeps_of_its_passes_is_no_setting(tmp_path: Path) -> None:
+    options: Any = {"eps": EPS, "output": tmp_path / "run", "options": FLOAT32, "progress": False, "limit": 8}
+    model = Keeps().eval()
+    first = evaluate(model, data(), "safe-pgd-2", **options)
+    for again in (model, Keeps().eval()):
+        assert evaluate(again, data(), "safe-pgd-2", **options).samples == first.samples
+
+
+class Doubles(nn.Module):
+    """Writes into its input in passes without gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2 - 1 if x.requires_grad else x.mul_(2).sub_(1)
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def test_models_that_write_into_their_input_leave_the_data_alone() -> None:
+    (x, y), model = data(), Doubles().eval()
+    before = x.clone()
+    report = evaluate(model, (x, y), "safe-pgd-2", eps=EPS, progress=False, options=FLOAT32)
+    assert len(report.samples) == len(x)
+    compare(model, x, y, eps=EPS)
+    assert torch.equal(x, before)
+
+
 def test_a_layer_that_prints_other_settings_is_another_one() -> None:
-    assert model_hash(nn.Sequential(net(), nn.LeakyReLU(0.1))) != model_hash(nn.Sequential(net(), nn.LeakyReLU(0.2)))
-    assert model_hash(nn.Sequential(net(), nn.ReLU())) != model_hash(nn.Sequential(net(), nn.Tanh()))
+    assert settings_of(nn.Sequential(net(), nn.LeakyReLU(0.1))) != settings_of(nn.Sequential(net(), nn.LeakyReLU(0.2)))
+    assert settings_of(nn.Sequential(net(), nn.ReLU())) != settings_of(nn.Sequential(net(), nn.Tanh()))
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Tensor:

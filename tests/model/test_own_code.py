@@ -414,3 +414,29 @@ def test_inputs_out_of_reach_that_want_a_gradient_are_an_error() -> None:
         fast(x, box)
     box.delta = torch.ones(6)
     torch.testing.assert_close(fast(x, box), net(x, box))
+
+
+class Turns(nn.Module):
+    """Two layers side by side, and one after the other for bright inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        if x.detach().mean() < 1:
+            side: Tensor = self.a(h).tanh() + self.b(h).tanh()
+            return side
+        found: Tensor = self.b(self.a(h).tanh()).tanh() + 0.15 * h
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_last_layers_that_turn_to_follow_each_other(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, x = Turns().eval(), torch.rand(8, 6)
+    fast = FastAttackModel(net, dtype=dtype, engine="eager")
+    for by in (0.0, 1.0, 0.0, 1.0):
+        found, wanted = (gradient(model, x + by)[1] for model in (fast, net))
+        assert float(F.cosine_similarity(found, wanted).min()) > 0.99
