@@ -37,7 +37,7 @@ def settings_of(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, part in model.named_modules():
         kind = type(part)
-        found[name or "model"] = kind.__qualname__ + (f"({part.extra_repr()})" if _is_of_torch(kind) else "")
+        found[name or "(model)"] = kind.__qualname__ + (f"({part.extra_repr()})" if _is_of_torch(kind) else "")
         for attribute, value in attributes_of(part).items():
             if (text := _constant(value)) and not _OF_A_PROCESS.search(attribute):
                 found[f"{name}.{attribute}".lstrip(".")] = text
