@@ -20,8 +20,11 @@ _OF_A_PROCESS = re.compile("rank|device|gpu")
 
 
 def model_hash(model: nn.Module) -> str:
-    """Of all parameters and buffers, their names, dtypes and shapes."""
+    """Of the modules' classes, and of all parameters and buffers, their names, dtypes and shapes."""
     digest = hashlib.blake2b(digest_size=16)
+    for name, part in model.named_modules():
+        printed = part.extra_repr() if _is_of_torch(type(part)) else ""  # that of others may count, say
+        digest.update(repr((name, type(part).__qualname__, printed)).encode())
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
@@ -30,14 +33,12 @@ def model_hash(model: nn.Module) -> str:
 
 
 def settings_of(model: nn.Module) -> dict[str, str]:
-    """What decides, besides parameters and buffers, what a model computes: classes, and numbers in attributes.
+    """Numbers and tensors in attributes, which may decide what a model computes: the mean of a normalisation, say.
 
-    The mean that a normalisation takes off is such a number. Texts are none, for they name devices and runs.
+    (Texts are left out, for they name devices and runs.)
     """
     found: dict[str, str] = {}
     for name, part in model.named_modules():
-        kind = type(part)
-        found[name or "(model)"] = kind.__qualname__ + (f"({part.extra_repr()})" if _is_of_torch(kind) else "")
         for attribute, value in attributes_of(part).items():
             if (text := _constant(value)) and not _OF_A_PROCESS.search(attribute):
                 found[f"{name}.{attribute}".lstrip(".")] = text

@@ -1,6 +1,7 @@
 """``SafePGD`` in an evaluation: a batch that is kept full."""
 
 import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -91,10 +92,17 @@ def described(value: Any) -> str:
         return f"{described(value.func)}({', '.join(given)})"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    plain = {name: item for name, item in vars(value).items() if isinstance(item, (int, float, str, tuple))}
-    settings = ", ".join(f"{name}={item!r}" for name, item in sorted(plain.items()))
     kind = type(value)
+    own = {name: getattr(value, name, None) for name in _parameters(kind)}  # not what it counts
+    settings = ", ".join(f"{name}={v!r}" for name, v in own.items() if isinstance(v, (int, float, str, tuple)))
     return f"{kind.__module__}.{kind.__qualname__}" + (f"({settings})" if settings else "")
+
+
+def _parameters(kind: type) -> list[str]:
+    try:
+        return list(inspect.signature(kind).parameters)
+    except (TypeError, ValueError):  # a class in C that does not show how it is made
+        return []
 
 
 @dataclass

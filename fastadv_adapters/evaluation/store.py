@@ -258,5 +258,6 @@ def difference(there: Any, here: Any, name: str = "") -> tuple[str, Any, Any] | 
     if not isinstance(there, dict) or not isinstance(here, dict):
         return None if there == here else (name, there, here)
     parts = (difference(there[key], here[key], f"{name} {key}".strip()) for key in here if key in there)
-    names = None if list(there) == list(here) else (name or "entries", ", ".join(there), ", ".join(here))
+    lenient = name == "model settings"  # some are there only once the model has run
+    names = None if lenient or list(there) == list(here) else (name or "entries", ", ".join(there), ", ".join(here))
     return next((found for found in parts if found), names)
