@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .model import FastAttackModel
-from .options import FastAttackOptions
+from .modules import has_float64
+from .options import FastAttackOptions, refuse_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,11 +64,7 @@ def accelerate(adversary: AdversaryT, **options: "Unpack[FastAttackOptions]") ->
     for name, attack in found.items():
         model = getattr(attack, ATTACKS[name])
         if isinstance(model, FastAttackModel):
-            if options:
-                raise ValueError(
-                    f"expected no options for an attack on a model that is fast already, got {', '.join(options)}: "
-                    f"give them to FastAttackModel, or accelerate the attack on the plain model"
-                )
+            refuse_options(options)
             continue
         if getattr(model, "training", False):
             raise RuntimeError(
@@ -86,6 +83,6 @@ def accelerate(adversary: AdversaryT, **options: "Unpack[FastAttackOptions]") ->
 def view_for(name: str, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:
     """The view of ``fast`` that this one attack is strongest on."""
     suits: dict[str, Any] = {"decisions": "exact" if name == "fab" else "auto"}
-    if name.startswith("apgd") and fast.device.type != "mps":
+    if name.startswith("apgd") and has_float64(fast.device):
         suits["logits_dtype"] = torch.float64
     return fast.view(**{option: value for option, value in suits.items() if option not in options})

@@ -22,3 +22,12 @@ class FastAttackOptions(TypedDict, total=False):
     logits_dtype: torch.dtype
     engine: EngineName
     auto_update: bool
+
+
+def refuse_options(options: FastAttackOptions) -> None:
+    """Raise a ValueError if any are given for an attack whose model is fast already."""
+    if options:
+        raise ValueError(
+            f"expected no options for an attack on a model that is fast already, got {', '.join(options)}: give them "
+            f"to FastAttackModel, or accelerate the attack on the plain model"
+        )

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree  # private by name, see boundary/packi
 from .attack import LossFunction, LossName, Norm
 from .attack import safe_pgd as pgd
 from .model import FastAttackModel
-from .modules import needs_exact_gradients, reads_decisions
-from .options import FastAttackOptions
+from .modules import has_float64, needs_exact_gradients, reads_decisions
+from .options import FastAttackOptions, refuse_options
 
 try:
     import torchattacks
@@ -80,11 +80,7 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
         if isinstance(part, torchattacks.LGV):
             swaps.append((part, "attack_class", _on_fast_ensemble(part.attack_class, options)))
         elif isinstance(part.model, FastAttackModel):
-            if options:
-                raise ValueError(
-                    f"expected no options for an attack on a model that is fast already, got {', '.join(options)}: "
-                    f"give them to FastAttackModel, or accelerate the attack on the plain model"
-                )
+            refuse_options(options)
         else:
             if id(part.model) not in copies:
                 copies[id(part.model)] = FastAttackModel(part.model, **options)
@@ -110,7 +106,7 @@ def view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions) 
     if needs_exact_gradients(attack) and "decisions" not in options:
         suits["full_precision"] = True
     own = type(attack).__module__.startswith("torchattacks.")
-    if own and not names.intersection(FLOAT32) and fast.device.type != "mps":
+    if own and not names.intersection(FLOAT32) and has_float64(fast.device):
         suits["logits_dtype"] = torch.float64
     return fast.view(**{name: value for name, value in suits.items() if name not in options})
 

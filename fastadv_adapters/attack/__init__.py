@@ -15,14 +15,14 @@ from .checks import accept_bounds, accept_classifier, accept_count, accept_input
 from .doubts import (
     LOADED,
     NONE_RIGHT,
-    differ,
     doubt_accuracy,
     doubt_budget,
     doubt_classes,
     doubt_images,
     doubt_logits,
+    is_random,
 )
-from .flow import Departed, Entrants, Way
+from .flow import Departed, Entrants, Streaming
 from .losses import Loss, LossFunction, LossName, resolve_loss
 from .objectives import undecided
 from .safe_pgd import SafePGD
@@ -42,7 +42,7 @@ __all__ = [
     "LossName",
     "Norm",
     "SafePGD",
-    "Way",
+    "Streaming",
     "accept_bounds",
     "accept_classifier",
     "accept_count",
@@ -51,12 +51,12 @@ __all__ = [
     "accept_norm",
     "accept_size",
     "ball_around",
-    "differ",
     "doubt_accuracy",
     "doubt_budget",
     "doubt_classes",
     "doubt_images",
     "doubt_logits",
+    "is_random",
     "resolve_loss",
     "step_sizes",
     "stream_of",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
-from .rounding import has_float64, toward
+from ..modules import has_float64, widest_on
+from .rounding import toward
 from .shrinking import shrink
 
 if TYPE_CHECKING:
@@ -132,8 +133,7 @@ class Ball(ABC):
 
     def finish(self, x: Tensor) -> Tensor:
         """A copy of ``x`` in the origin's dtype, rounded toward the origin, within ``eps`` as measured in float64."""
-        exact = has_float64(x.device)
-        wide = torch.float64 if exact else torch.float32
+        exact, wide = has_float64(x.device), widest_on(x.device)
         delta = x.to(wide) - self.origin.to(wide)
         length, eps = self._length(delta), self.eps if exact else self.eps * (1 - _SLACK)
         found = toward(self.origin, delta * torch.where(length > eps, eps / length, 1.0))

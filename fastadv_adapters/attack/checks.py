@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # private by name, see boundary/packing.py
 
 from ..boundary import Packed
-from ..modules import is_out_of_memory, lacking_axis, lone_image
-from .rounding import has_float64
+from ..modules import is_out_of_memory, lacking_axis, lone_image, widest_on
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """The dtypes of class labels."""
@@ -223,7 +222,7 @@ def _accept_device(name: str, value: Tensor, device: torch.device, whose: str) -
 
 def _extremes(*tensors: Tensor) -> list[float]:
     """The least and the largest value of each, in one wait for the device."""
-    wide = torch.float64 if has_float64(tensors[0].device) else torch.float32
+    wide = widest_on(tensors[0].device)
     extremes = [e.to(wide) for t in tensors for e in (t.detach().amin(), t.detach().amax())]
     found: list[float] = torch.stack(extremes).tolist()
     return found

@@ -37,9 +37,9 @@ class Past:
     @classmethod
     def beginning(cls, x: Tensor) -> "Past":
         """Of the first iterates."""
-        kept = x.new_full((4, *x.shape), torch.nan)
-        kept[0], kept[_ANCHOR] = x, x
-        return cls(kept, torch.zeros(3, len(x), dtype=torch.bool, device=x.device))
+        past = cls.fresh(x, 0)
+        past.kept[0], past.kept[_ANCHOR] = x, x
+        return past
 
     def take(self, index: Tensor) -> "Past":
         """That of the samples at ``index``."""

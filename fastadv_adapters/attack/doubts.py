@@ -103,7 +103,7 @@ def doubt_logits(logits: Tensor) -> str | None:
     )
 
 
-def differ(first: Tensor, second: Tensor) -> bool:
+def is_random(first: Tensor, second: Tensor) -> bool:
     """Whether logits (N, C) of two passes are of a model that draws random numbers."""
     peak = first.where(first.isfinite(), 0).abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
     apart = (first - second).abs().nan_to_num(nan=0.0, posinf=torch.inf)  # a class may be left out, by -inf, in both

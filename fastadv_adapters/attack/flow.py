@@ -49,7 +49,7 @@ class Departed:
 
 
 @dataclass(frozen=True)
-class Way:
+class Streaming:
     """How a stream runs, beside what the attack does at each sample.
 
     Attributes:

@@ -28,7 +28,7 @@ class Settings:
         step_sizes: one per step.
         radii: of the ball after each step, as a multiple of eps; what is outside of eps is no candidate.
         start: where each restart begins: at a "random" point of the ball, "beside" the sample, or at it ("origin").
-        generator: says on which device starts are drawn; None for the CPU.
+        generator: says on which device starts are drawn; None for that of the samples.
         early_stop: whether confirmed samples are dropped.
         stops_cycles: whether samples whose iterates are in a cycle are left out until the next start.
         shapes_cost: whether every new batch size costs the fast model time.

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from ..modules import widest_on
 from .balls import Ball
 from .cycles import Past
-from .rounding import has_float64
 from .targets import Targets
 
 
@@ -22,7 +22,7 @@ class Best:
     @classmethod
     def none(cls, x: Tensor) -> "Best":
         """Candidates that anything beats; offers are written into ``x``."""
-        wide = torch.float64 if has_float64(x.device) else torch.float32
+        wide = widest_on(x.device)
         loss = torch.full((len(x),), -torch.inf, dtype=wide, device=x.device)
         return cls(x, torch.zeros(len(x), dtype=torch.bool, device=x.device), loss)
 

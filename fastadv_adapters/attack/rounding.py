@@ -6,11 +6,6 @@ from torch import Tensor
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def has_float64(device: torch.device) -> bool:
-    """Whether the device computes in float64."""
-    return device.type != "mps"
-
-
 def bits_of(values: Tensor) -> Tensor:
     """A view of floating values as integers with the same bits."""
     return values.view(_BITS[values.element_size()])

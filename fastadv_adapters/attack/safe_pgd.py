@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from ..modules import LeftOut, notify
+from ..modules import LeftOut, notify, widest_on
 from .balls import Norm, accept_norm, ball_around
 from .checks import (
     accept_bounds,
@@ -24,7 +24,6 @@ from .looking import Settings, Start
 from .losses import LossFunction, LossName, resolve_loss
 from .objectives import AnotherClass, HigherLoss, Objective
 from .pool import Best
-from .rounding import has_float64
 from .search import Search
 from .steps import radii, step_sizes
 from .targets import Targets, has_classes, need_of_classes
@@ -130,7 +129,7 @@ class SafePGD(LeftOut):
         self._doubted = False
         self.before: Callable[[Tensor], Tensor] | None = None
         self.model = model if isinstance(model, FastAttackModel) else plain(model)
-        wide = torch.float64 if has_float64(self.model.device) else torch.float32
+        wide = widest_on(self.model.device)
         self._fast = self.model.view(decisions="fast", logits_dtype=wide)
         self._full = self.model.view(decisions="fast", logits_dtype=wide, full_precision=True)
         self.exact = self.model.view(decisions="exact", logits_dtype=wide)

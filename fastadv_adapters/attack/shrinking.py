@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .rounding import has_float64
+from ..modules import widest_on
 
 
 def shrink(size: Tensor, room: Tensor, radius: float) -> Tensor:
@@ -14,7 +14,7 @@ def shrink(size: Tensor, room: Tensor, radius: float) -> Tensor:
     """
     count = size.shape[1]
     points, order = torch.cat([size, (size - room).clamp_min_(0)], 1).sort(1, descending=True)
-    points = points.to(torch.float64 if has_float64(size.device) else torch.float32)
+    points = points.to(widest_on(size.device))
     growing = torch.where(order < count, 1, -1).cumsum(1)[:, :-1]
     total = ((points[:, :-1] - points[:, 1:]) * growing).cumsum(1)
     segment = (total <= radius).sum(1, keepdim=True)

@@ -15,7 +15,7 @@ from ..boundary import Packed
 from ..model import FastAttackModel
 from .balls import ball_around
 from .cycles import Past, can_cycle
-from .flow import Departed, Entrants, Flow, Way
+from .flow import Departed, Entrants, Flow, Streaming
 from .looking import Looking
 from .objectives import AnotherClass, OneRival
 from .pool import Best, Pool, padded_rows
@@ -29,7 +29,7 @@ Source = Callable[[int], Flow | None]
 """Gives up to so many samples, None once there are no more."""
 
 
-def stream_of(attack: SafePGD, way: Way, *, rivals: bool, largest_label: int) -> "Stream":
+def stream_of(attack: SafePGD, way: Streaming, *, rivals: bool, largest_label: int) -> "Stream":
     """A stream of samples through this attack.
 
     Args:
@@ -53,7 +53,7 @@ class Stream(Looking):
         full: the network for samples whose gradients were spoilt, or that the fast one wrongly held adversarial.
     """
 
-    way: Way
+    way: Streaming
     full: FastAttackModel
     _doubtful: list[Flow] = field(default_factory=list, init=False)
     _footing: Footing | None = field(default=None, init=False)
@@ -125,16 +125,16 @@ class Stream(Looking):
         if gradient is not None:
             ended |= self._step(network, flow, gradient) & ~confirmed
         again = ended & (flow.start + 1 < self.way.starts)
-        if places := again.nonzero().squeeze(1).tolist():
-            index = torch.tensor(places, device=again.device)
-            flow.start.index_add_(0, index, torch.ones_like(index))
-            self._begin(flow, index)
-        done = (confirmed | (ended & ~again)).nonzero().squeeze(1)
+        if len(places := again.nonzero().squeeze(1)):
+            flow.start[places] += 1
+            self._begin(flow, places)
+        leaving = confirmed | (ended & ~again)
+        done = leaving.nonzero().squeeze(1)
         if len(done) == 0:
             flow.seconds += (time.perf_counter() - begun) / count
             return flow, flow.take(done)
         gone = self._settled(network, flow.take(done))
-        flow = flow.take((~(confirmed | (ended & ~again))).nonzero().squeeze(1))
+        flow = flow.take((~leaving).nonzero().squeeze(1))
         taken = (time.perf_counter() - begun) / count
         flow.seconds += taken
         gone.seconds += taken
@@ -165,12 +165,15 @@ class Stream(Looking):
             total = gradient if total is None else total + gradient
         return confirmed, total
 
+    @property
+    def _has_other_balls(self) -> bool:
+        return any(radius != 1 for radius in self.settings.radii)
+
     def _inside(self, flow: Flow) -> Tensor | None:
         """Whether iterates are within eps, None if all are."""
-        radii = self.settings.radii
-        if all(radius == 1 for radius in radii):
+        if not self._has_other_balls:
             return None
-        known = torch.tensor([1.0, *radii], device=flow.step.device)
+        known = torch.tensor([1.0, *self.settings.radii], device=flow.step.device)
         return known[flow.step] == 1
 
     def _step(self, network: FastAttackModel, flow: Flow, gradient: Tensor) -> Tensor:
@@ -180,7 +183,7 @@ class Stream(Looking):
         at = flow.step.clamp(max=last)
         sizes = torch.tensor(self.settings.step_sizes, dtype=pool.x.dtype, device=device)[at]
         shape = (-1, *(1,) * (gradient.ndim - 1))
-        radii = [self.settings.radii[step] for step in at.tolist()] if self._inside(flow) is not None else [1.0]
+        radii = [self.settings.radii[step] for step in at.tolist()] if self._has_other_balls else [1.0]
         if set(radii) == {1.0}:
             pool.ball.step_(pool.x, gradient, sizes.view(shape))
         else:

@@ -44,6 +44,13 @@ class Rows:
     higher: int = 0
     float16: bool = False
 
+    @property
+    def all_apart(self) -> bool:
+        """Whether each sample has a scale of its own, wherever gradients come in."""
+        if self.ends is not None and self.ends.cut:
+            return self.at_ends
+        return all(self.at_outputs or ())
+
     def apart(self, given: Sequence[bool], *, cut: bool) -> bool:
         """Whether gradients may be scaled sample by sample.
 

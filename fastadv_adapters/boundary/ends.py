@@ -21,8 +21,6 @@ from ..modules import HALF, become, widen
 MATRIX = (nn.Linear, _ConvNd, nn.MultiheadAttention, nn.RNNBase)
 """Layers that autocast lowers, their subclasses included."""
 
-_here = threading.local()
-
 
 @dataclass(frozen=True)
 class Ends:
@@ -64,9 +62,18 @@ class _Open:
     passed: int = 0
 
 
+class _Here(threading.local):
+    """The run that this thread is in."""
+
+    open: _Open | None = None
+
+
+_here = _Here()
+
+
 def ends_of(ends: Ends | None, device: str, *, cut: bool = False) -> AbstractContextManager[Cuts]:
     """Run the network inside, with half precision ending there, and with ``cut`` its graph in two parts."""
-    if ends is None and getattr(_here, "open", None) is None:
+    if ends is None and _here.open is None:
         return nullcontext(Cuts([], []))
     return _ending(ends, device, cut=cut)
 
@@ -74,7 +81,7 @@ def ends_of(ends: Ends | None, device: str, *, cut: bool = False) -> AbstractCon
 @contextmanager
 def _ending(ends: Ends | None, device: str, *, cut: bool) -> Iterator[Cuts]:
     cuts = Cuts([], [])
-    before, autocast = getattr(_here, "open", None), torch.is_autocast_enabled(device)
+    before, autocast = _here.open, torch.is_autocast_enabled(device)
     _here.open = None if ends is None else _Open(ends, cuts if cut and ends.cut else None, device)
     try:
         yield cuts
@@ -89,7 +96,7 @@ class _End:
     end_name: str
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        here: _Open | None = None if torch.compiler.is_compiling() else getattr(_here, "open", None)
+        here: _Open | None = None if torch.compiler.is_compiling() else _here.open
         output = self._run(args, kwargs)
         if here is None or self.end_name not in here.ends.layers:
             return output

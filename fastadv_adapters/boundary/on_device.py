@@ -22,7 +22,7 @@ from .scaling import (
     back_of,
     bounds_of,
     row_peaks,
-    rows_of,
+    share_rows,
     unscaled,
 )
 
@@ -154,7 +154,7 @@ class DeviceState(State):
         peaks = row_peaks(grads)
         if peaks is None or peaks.numel() == 0:
             return None
-        if loss_scale == "per-call" or not rows_of([*grads, *leaves]):
+        if loss_scale == "per-call" or not share_rows([*grads, *leaves]):
             peaks = torch.where(peaks.isfinite(), peaks, 0.0).amax()
         return DeviceShift(self.exponent + (1 + higher) - exponent_of(peaks))
 

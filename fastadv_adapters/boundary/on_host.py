@@ -24,7 +24,7 @@ from .scaling import (
     back_of,
     bounds_of,
     row_peaks,
-    rows_of,
+    share_rows,
     unscaled,
 )
 
@@ -192,7 +192,7 @@ class HostState(State):
         numbers = peaks.tolist()
         self._came_in = len(numbers), numbers.count(0.0)
         lowest, highest = _exponents(numbers)
-        together = loss_scale == "per-call" or not rows_of([*grads, *leaves])
+        together = loss_scale == "per-call" or not share_rows([*grads, *leaves])
         if wide and self._moderate and lowest >= -_MIDDLE and highest <= _MIDDLE:
             return _nothing(0 if together else len(numbers))
         to = self.exponent + 1 + higher

@@ -196,7 +196,7 @@ def bounds_of(grads: Sequence[Tensor]) -> tuple[int, int]:
     return smallest, min(_LARGEST.get(g.dtype, _LARGEST_OTHERWISE) for g in grads)
 
 
-def rows_of(tensors: Sequence[Tensor]) -> bool:
+def share_rows(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors share a first dimension, so that each sample has a row in all of them."""
     return len({t.shape[:1] for t in tensors}) == 1 and tensors[0].ndim > 0
 
@@ -216,7 +216,7 @@ def row_peaks(tensors: Sequence[Tensor]) -> Tensor | None:
     if len(tensors) == 1 and tensors[0].ndim > 1:
         (tensor,) = tensors
         return tensor.abs().amax(dim=tuple(range(1, tensor.ndim)))
-    per_row = rows_of(tensors)
+    per_row = share_rows(tensors)
     start = 1 if per_row else 0
     rows = [t.abs().amax(dim=tuple(range(start, t.ndim))) if t.ndim > start else t.abs() for t in tensors]
     rows = [row if per_row else row.view(1) for row in rows]

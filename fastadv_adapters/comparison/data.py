@@ -8,12 +8,12 @@ from ..attack import (
     accept_classifier,
     accept_inputs,
     accept_logits,
-    differ,
     doubt_accuracy,
     doubt_budget,
     doubt_classes,
     doubt_images,
     doubt_logits,
+    is_random,
     undecided,
 )
 from .budgets import Budget
@@ -53,7 +53,7 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, budget: Budge
         doubt_classes(int(undecided(logits).sum())),
         doubt_images(x, budget.bounds),
         doubt_logits(logits),
-        RANDOM if differ(logits, model(x.clone())) else None,
+        RANDOM if is_random(logits, model(x.clone())) else None,
     ]
     return [note for note in notes if note is not None]
 

@@ -8,6 +8,6 @@ replayed, and ``waiting`` what waits for the device.
 from .choosing import make_engine
 from .compiled import GiveUp
 from .eager import EagerEngine
-from .unchanging import attributes_of, same_attributes
+from .unchanging import frozen_attributes
 
-__all__ = ["EagerEngine", "GiveUp", "attributes_of", "make_engine", "same_attributes"]
+__all__ = ["EagerEngine", "GiveUp", "frozen_attributes", "make_engine"]

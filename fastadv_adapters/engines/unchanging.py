@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import has_hooks, host_state, is_data, is_trainer, tensors_in_containers
+from ..modules import are_equal, has_hooks, host_state, is_data, is_trainer, tensors_in_containers
 
 
 class CannotRecordError(RuntimeError):
@@ -25,13 +25,13 @@ def refuse_what_changes(network: nn.Module) -> Iterator[None]:
     hooked = [name for name, part in network.named_modules() if has_hooks(part)]
     if hooked:
         raise CannotRecordError(f"{hooked[0] or 'it'} has hooks, which a recording does not call")
-    attributes, drawn = attributes_of(network), host_state()
+    attributes, drawn = frozen_attributes(network), host_state()
     with _trainers_watched(network) as watched:
         yield
     if any(trainer.asked for trainer in watched):
         raise CannotRecordError("its forward pass asks the trainer, whose answers change")
-    for name, now in attributes_of(network).items():
-        if not same_attributes(now, attributes.get(name, {})):
+    for name, now in frozen_attributes(network).items():
+        if not are_equal(now, attributes.get(name, {})):
             raise CannotRecordError(f"the forward pass of {name or 'the model'} sets attributes")
     if host_state() != drawn:
         raise CannotRecordError("its forward pass draws random numbers outside of the device")
@@ -104,7 +104,7 @@ def _address(tensor: Tensor) -> int:
     return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
-def attributes_of(network: nn.Module) -> dict[str, dict[str, Any]]:
+def frozen_attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
     """For each part: tensors by identity, containers and data objects by their contents, all else by itself."""
     return {name: {k: _fixed(v) for k, v in vars(part).items()} for name, part in network.named_modules()}
 
@@ -119,11 +119,3 @@ def _fixed(value: Any, depth: int = 8) -> Any:
     if is_data(value) and not type(value).__module__.startswith(__name__.partition(".")[0]):  # not this package's own
         return id(value), _fixed(vars(value), depth - 1)
     return value
-
-
-def same_attributes(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether the attributes of a part are as before."""
-    try:
-        return bool(now == before)
-    except Exception:  # arrays have no truth value: taken as changed
-        return False

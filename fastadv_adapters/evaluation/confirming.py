@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attack import accept_classifier, differ, undecided
+from ..attack import accept_classifier, is_random, undecided
 from .seeds import seed_of, seeded
 
 SIZE = 32
@@ -68,7 +68,7 @@ class Judge:
     def notice_randomness(self, x: Tensor) -> bool:
         """Ask twice about the same inputs, and from now on more often if the answers differ."""
         first, second = (self._logits(x, (0, number)) for number in range(2))
-        differs = differ(first, second)
+        differs = is_random(first, second)
         self.passes = PASSES if differs else 1
         return differs
 

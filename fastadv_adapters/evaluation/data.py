@@ -179,7 +179,7 @@ def _has_indices(loader: DataLoader[Any]) -> bool:
 def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     """Which samples of its data set a loader gives, in the order of the data set: so shuffling changes nothing."""
     sampler, size = loader.sampler, len(loader.dataset)  # type: ignore[arg-type]
-    own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
+    own_batches = type(loader.batch_sampler) is not BatchSampler
     shuffled = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size
     in_order = type(sampler) is SequentialSampler and len(sampler) == size
     if not own_batches and (shuffled or in_order or isinstance(sampler, DistributedSampler)):

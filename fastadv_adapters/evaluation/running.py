@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..comparison import MARGIN, reach
+from ..modules import widest_on
 from .confirming import SIZE
 from .data import Samples, Seen, hash_of
 from .rows import Case, Row
@@ -153,7 +154,7 @@ def lengths(found: Tensor, x: Tensor, *, less_rounding: bool = False) -> Tensor:
         x: the images.
         less_rounding: whether each entry is taken for as near to that of x as it may have been before it was rounded.
     """
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    wide = widest_on(x.device)
     change = (found.to(wide) - x.to(wide)).abs().flatten(1)
     if less_rounding:
         change = (change - torch.finfo(found.dtype).eps * found.to(wide).abs().flatten(1)).clamp(min=0)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attack import LEAST_ROWS, Departed, Entrants, SafePGD, Way, stream_of
+from ..attack import LEAST_ROWS, Departed, Entrants, SafePGD, Streaming, stream_of
 from .identity import are_one
 from .rows import Case
 from .seeds import seed_of, seeded
@@ -69,7 +69,7 @@ class Safe(Attack):
             setting.fast, eps=eps, norm=setting.norm, bounds=setting.bounds, early_stop=True, **self.settings
         )
         rivals = min(RIVALS, setting.classes - 1) if self.targeted else 0
-        way = Way(
+        way = Streaming(
             norm=setting.norm,
             eps=eps,
             bounds=setting.bounds,
@@ -122,7 +122,7 @@ class SafeStage:
     eps: float
     setting: Setting
     attack: SafePGD
-    way: Way
+    way: Streaming
     rivals: int
 
     def run(self, source: Iterator[Case]) -> Iterator[tuple[Case, Tensor, bool]]:

@@ -54,8 +54,8 @@ from .following import (
 )
 from .fused import fuse
 from .inplace import run_in_place
-from .memo import remember
 from .parts import Affine, Balance, Joined, OwnCode, Skipped, mark, swap
+from .remembering import remember
 from .scales import channels_of
 from .tracing import STOCK_NORMS, Trace
 from .writing import parameter_like

@@ -14,7 +14,7 @@ class NoKeyError(Exception):
 
 
 def tensors_of(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
+    """Every tensor in nested tuples, lists, dicts and slices."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):
@@ -22,6 +22,8 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
             yield from tensors_of(item)
     elif isinstance(tree, dict):
         yield from tensors_of(list(tree.values()))
+    elif isinstance(tree, slice):
+        yield from tensors_of((tree.start, tree.stop, tree.step))
 
 
 def key_for(value: Any) -> Any:

@@ -19,22 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 from ..boundary import mark_rewritten
-from ..modules import Precision, autocast, become, generator_states, kind_of, refusals_borne, states_of_torch
+from ..modules import Precision, autocast, generator_states, refusals_borne, states_of_torch
 from .keys import NoKeyError, key_for, tensors_of
 from .traceless import opened_by
 
-MOST = 16
-"""A module with more parts, itself included, calls too many other operators, each of which costs more here."""
-
 _VARIANTS = 8
 """So many results of one operator on the same tensors are kept: a number may be another one in each pass."""
-
-_PASSES = 2
-"""A module that has used nothing that is kept in so many passes runs without a look at its operators."""
 
 _PRODUCTS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 _IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
@@ -50,6 +42,9 @@ class _Kept:
         reads: the tensors that went in.
         result, writes: what came out, and the tensors in it.
         lowered: the dtype of autocast at that call; None if it was off. versions: of all tensors, as last computed.
+        asked: whether a later call has got it.
+        is_view: whether it is a part of what was read, and needs no computing.
+        is_chosen: whether it is such a part, and the value of another tensor may have said which.
     """
 
     function: Callable[..., Any]
@@ -60,10 +55,14 @@ class _Kept:
     writes: list[Tensor]
     lowered: torch.dtype | None
     versions: list[int] = field(default_factory=list)
+    asked: bool = False
 
     def __post_init__(self) -> None:
-        memory = {_memory(t) for t in self.reads}
-        self.is_view = all(_memory(t) in memory for t in self.writes)
+        memory, own = ({_memory(t) for t in tensors} for tensors in (self.reads, self.writes))
+        self.is_view = own <= memory
+        # By an integer tensor: others, as in ``view_as``, tell no more than their shape.
+        others = [t for t in self.reads if _memory(t) not in own]
+        self.is_chosen = len(others) < len(self.reads) and not all(t.is_floating_point() for t in others)
         self.note()
 
     @property
@@ -126,13 +125,18 @@ class Memo:
         for key, one in tuple(kept.items()):
             if one is None:
                 self._kept[key] = None
-            elif self._all_still(one.reads):
+            elif one.asked and self._all_still(one.reads):
                 with refusals_borne():  # other shapes may have gone in
                     if one.compute():
                         self._keep(key, one)
 
-    def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
-        """What the call gives, and whether that took something that is kept and is more than a view."""
+    def run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: set[int]
+    ) -> tuple[Any, bool]:
+        """What the call gives, and whether that took something that is kept and is more than a view.
+
+        ``given`` is what one call of a module has got so far: it may write into one of two that it has made alike.
+        """
         reads = list(tensors_of((args, kwargs)))
         for tensor in opened_by(function, args, kwargs):
             self._give_up(tensor)
@@ -144,9 +148,15 @@ class Memo:
         except NoKeyError:
             return function(*args, **kwargs), False
         if key not in self._kept:
-            return self._first(key, function, args, kwargs, reads)
+            found, kept = self._first(key, function, args, kwargs, reads)
+            given.add(id(self._kept.get(key)))
+            return found, kept
         one = self._kept[key]
         if one is not None and one.holds():
+            if id(one) in given and not one.is_view:
+                return function(*args, **kwargs), False
+            given.add(id(one))
+            one.asked = True
             return one.result, not one.is_view
         if one is not None:
             self._kept[key] = None
@@ -174,6 +184,8 @@ class Memo:
         if not all(map(_is_plain, writes)):
             return result, False
         one = _Kept(function, args, kwargs, reads, result, writes, self._lowered())
+        if one.is_chosen:
+            return result, False
         self._variants[one.variant] += 1
         if self._variants[one.variant] > _VARIANTS:
             self._kept.pop(key, None)
@@ -191,7 +203,7 @@ class Memo:
         dtype, form = lowered or weight.dtype, self._precision.memory_format(weight.ndim)
         if weight.dtype == dtype and weight.is_contiguous(memory_format=form):
             return args
-        cast, _ = self.run(Tensor.to, (weight, dtype), {"memory_format": form})
+        cast, _ = self.run(Tensor.to, (weight, dtype), {"memory_format": form}, set())
         return args[0], cast, *args[2:]
 
     def _lowered(self) -> torch.dtype | None:
@@ -222,63 +234,6 @@ class Memo:
         for tensor in one.writes:
             mark_rewritten(tensor)
         self._still.update({id(t): t for t in one.writes})
-
-
-class _Mode(TorchFunctionMode):
-    """Looks at the operators of one call of a module."""
-
-    def __init__(self, memo: Memo) -> None:
-        super().__init__()
-        self._memo, self.pays = memo, False
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, kept = self._memo.run(function, args, kwargs or {})
-        self.pays |= kept
-        return result
-
-
-class _Use:
-    """How many passes of one module have used nothing that is kept since one did; no attribute of it changes."""
-
-    def __init__(self, memo: Memo) -> None:
-        self.memo, self.passes_without = memo, 0
-
-
-class Remembering:
-    """Mixin for a module that computes something from its weights alone, or may."""
-
-    use_of_memo: _Use
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module, hooks included. A compiler sees by itself what stands still."""
-        use = self.use_of_memo
-        if use.passes_without >= _PASSES or torch.compiler.is_compiling():
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        with _Mode(use.memo) as mode:
-            result = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        use.passes_without = 0 if mode.pays else use.passes_without + 1
-        return result
-
-
-def remember(network: nn.Module, precision: Precision) -> Memo | None:
-    """Have modules of a copied network keep what they compute from weights alone; None if none has code for that."""
-    parts = [part for part in network.modules() if _may_compute(part) and len(list(part.modules())) <= MOST]
-    if not parts:
-        return None
-    memo = Memo(network, precision)
-    for part in parts:
-        become(part, Remembering)
-        vars(part)["use_of_memo"] = _Use(memo)
-    return memo
-
-
-def _may_compute(part: nn.Module) -> bool:
-    """Whether a module has tensors, and code that is not PyTorch's own for its class."""
-    if parametrize.is_parametrized(part):
-        return True
-    if next(part.parameters(), next(part.buffers(), None)) is None:
-        return False
-    return bool(part._forward_pre_hooks) or not kind_of(part).__module__.startswith("torch.")
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..modules import clone, copy_module, device_of, random_state_kept
+from ..modules import are_equal, clone, copy_module, device_of, random_state_kept
 from .tracer import TRACING, Tracer
 
 ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -28,7 +28,7 @@ class Alike:
     def find(self, norm: nn.Module) -> bool | str:
         """As :func:`reads_first`, or what is wrong: a text, for an exception would keep alive what raised it."""
         looks = _looks(norm)
-        found = next((found for other, found in self._traced if _same(other, looks)), None)
+        found = next((found for other, found in self._traced if are_equal(other, looks)), None)
         if found is None:
             try:
                 with random_state_kept(device_of(norm)), warnings.catch_warnings():
@@ -80,13 +80,6 @@ def _looks(norm: nn.Module) -> list[Any]:
         )
         for name, part in norm.named_modules(remove_duplicate=False)
     ]
-
-
-def _same(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # tensors or arrays in attributes: another one
-        return False
 
 
 def _only_asks(node: fx.Node) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..modules import names_in
+
 _READS_ALL = "for p in self.parameters()"
 _OF_ALL = (_READS_ALL, "_parameters", "named_parameters", "get_parameter", "state_dict", "functional_call")
 """In a forward, these names tell that it reads, or replaces, weights of all layers inside, which a trace hides."""
@@ -54,12 +56,5 @@ def _names_in_method(method: Any) -> set[str]:
     method = inspect.unwrap(method) if callable(method) else None
     if not isinstance(method, types.FunctionType):
         return set()
-    names = set(_names(method.__code__))
+    names = set(names_in(method.__code__))
     return names | {_READS_ALL} if _ANY in names and "next" not in names else names
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

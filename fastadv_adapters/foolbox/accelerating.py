@@ -11,7 +11,7 @@ from foolbox.models import Model
 from torch import nn
 
 from ..model import FastAttackModel
-from ..modules import needs_exact_gradients, reads_decisions
+from ..modules import has_float64, needs_exact_gradients, reads_decisions
 from ..options import FastAttackOptions
 from .models import Caller, around
 
@@ -114,7 +114,7 @@ def suits(kind: type[Attack], device: torch.device, options: FastAttackOptions) 
         chosen["full_precision"] = True
     names = {base.__name__ for base in kind.__mro__ if base.__module__.startswith("foolbox.")}
     own = kind.__module__.startswith("foolbox.")  # one of the user's may not be written for float64
-    if own and names.intersection(FLOAT64) and device.type != "mps":
+    if own and names.intersection(FLOAT64) and has_float64(device):
         chosen["logits_dtype"] = torch.float64
     return {name: value for name, value in chosen.items() if name not in options}
 

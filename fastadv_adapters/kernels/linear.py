@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..modules import become, is_transformed
 from . import calls
-from .calls import DTYPES, runs_in
+from .calls import DTYPES, runs_in, unseen
 
 LEAST = 2**17
 """Weights with fewer entries are reordered in less time than a Function takes to be called."""
@@ -24,7 +24,7 @@ PRODUCTS = 2**22
 
 
 @dataclass
-class LaidOut:
+class LaidOutProduct:
     """The weight of one layer as its passes want it.
 
     Attributes:
@@ -68,14 +68,14 @@ class Kept:
 
     def __init__(self) -> None:
         # One attribute: a thread that is late with an old weight does not put it in the place of the new one.
-        self._kept: tuple[Tensor | None, int, LaidOut | None] = None, 0, None
+        self._kept: tuple[Tensor | None, int, LaidOutProduct | None] = None, 0, None
         self._refused = False
 
     def refuse(self) -> None:
         """Lay nothing out ahead from now on."""
         self._refused = True
 
-    def find(self, layer: nn.Linear, input: Tensor) -> LaidOut | None:
+    def find(self, layer: nn.Linear, input: Tensor) -> LaidOutProduct | None:
         """The weight for this call; None if PyTorch's own product is to be run."""
         weight = layer.weight
         if self._refused or not _fits(layer, input):
@@ -86,8 +86,8 @@ class Kept:
             self._kept = None, 0, None  # an old one is given back first: the new one takes its memory
             version = weight._version
             try:
-                with torch.no_grad():
-                    laid_out = LaidOut(layer.bias, weight.dtype, _reorder(weight.detach(), input))
+                with unseen():
+                    laid_out = LaidOutProduct(layer.bias, weight.dtype, _reorder(weight.detach(), input))
             except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
                 self._refused = True
                 return None
@@ -117,7 +117,7 @@ class _Multiply(torch.autograd.Function):
     """A linear layer with a frozen weight."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, laid_out: LaidOut) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, laid_out: LaidOutProduct) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.laid_out = laid_out
         return laid_out.multiply(input)
@@ -127,7 +127,7 @@ class _Multiply(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         if grad.requires_grad:
             return grad @ weight, None, None
-        laid_out: LaidOut = ctx.laid_out
+        laid_out: LaidOutProduct = ctx.laid_out
         return laid_out.gradient(grad, weight), None, None
 
 

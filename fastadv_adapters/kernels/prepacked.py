@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..modules import Precision
 from . import depthwise, few_channels, winograd
-from .calls import DTYPES, is_onednn, runs_in
+from .calls import DTYPES, is_onednn, runs_in, unseen
 from .depthwise import Spread
 from .few_channels import Blocks
 from .winograd import Winograd
@@ -83,7 +83,7 @@ class LaidOut:
 
 Weights = LaidOut | Winograd | Spread | Blocks
 
-Way = Literal["depthwise", "few channels", "winograd", "laid out"]
+Algorithm = Literal["depthwise", "few channels", "winograd", "laid out"]
 """How a layer is run."""
 
 
@@ -94,12 +94,12 @@ class Prepacked:
 
     def __init__(self) -> None:
         # One attribute: a thread that is late with old weights does not put them among the new ones.
-        self._kept: tuple[Tensor | None, int, dict[Way, Weights], Any] = None, 0, {}, None
-        self._refused: set[Way] = set()
+        self._kept: tuple[Tensor | None, int, dict[Algorithm, Weights], Any] = None, 0, {}, None
+        self._refused: set[Algorithm] = set()
 
     def refuse(self) -> None:
         """Lay nothing out ahead from now on."""
-        self._refused.update(get_args(Way))
+        self._refused.update(get_args(Algorithm))
 
     def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
@@ -112,14 +112,14 @@ class Prepacked:
             self._kept = weight, weight._version, kept, layer.bias
         if way not in kept:
             try:
-                with torch.no_grad():
+                with unseen():
                     kept[way] = _maker(way)(layer, input.shape, weight)
             except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
                 self._refused.add(way)
                 return None
         return kept[way]
 
-    def _way(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Way | None:
+    def _way(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Algorithm | None:
         if depthwise.fits(layer, input, weight):
             return "depthwise"
         if few_channels.fits(layer, input, weight):
@@ -149,7 +149,7 @@ def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     return is_onednn(layer, input, weight)
 
 
-def _maker(way: Way) -> Any:
+def _maker(way: Algorithm) -> Any:
     """The function that makes the weights for this way."""
     if way == "depthwise":
         return depthwise.lay_out

@@ -6,8 +6,8 @@ this thread and of this call, so nothing is left behind, and a checkpoint that r
 A call costs more there. So for faster operators only modules with few parts are chosen.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from types import CodeType, FunctionType
+from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, become, kind_of
+from ..modules import Precision, become, kind_of, names_in
 from .attention import attend
 from .narrow import NARROW
 from .pooling import adaptive_average, mean
@@ -111,11 +111,4 @@ def _named_by(kind: type[nn.Module]) -> set[str]:
     """Names in the code of a class, as far as that runs in a pass and is not that of every module."""
     code = [item for base in kind.__mro__ if base is not nn.Module for item in vars(base).items()]
     methods = [method for name, method in code if isinstance(method, FunctionType) and name not in _AT_FIRST]
-    return {name for method in methods for name in _names(method.__code__)}
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+    return {name for method in methods for name in names_in(method.__code__)}

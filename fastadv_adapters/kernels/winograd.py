@@ -11,8 +11,8 @@ https://arxiv.org/abs/1803.10986). With those below the error is that of PyTorch
 times as many terms. With stride 2, a convolution is one of the odd entries with two weights and one of the even entries
 with one: tiles have 2 x 2 outputs, 25 multiplications for 36, and the transforms only add.
 
-The products are one grouped 1 x 1 convolution of oneDNN: a batched matrix product is MKL's, which takes twice as long
-on processors that are not Intel's.
+The products are MKL's batched ones on Intel's processors. On others these take twice as long, and the products are one
+grouped 1 x 1 convolution of oneDNN, with weights that it has laid out.
 """
 
 import math
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules import HAS_FAST_MKL
 from .filters import DOUBLE, FOUR, HALVE, TWO, Filter
 
 ENOUGH = {1: 80.0, 2: 160.0}
@@ -102,7 +103,7 @@ class Winograd:
 
 
 class Products:
-    """Matrices (products, outputs, inputs), laid out for rows of one block after the other.
+    """Matrices (products, outputs, inputs), for rows of one block after the other.
 
     Args:
         matrices: what to multiply with.
@@ -112,6 +113,9 @@ class Products:
 
     def __init__(self, matrices: Tensor, shape: torch.Size, tiles: tuple[int, int]) -> None:
         self.count, self.outputs, self.inputs = matrices.shape
+        if HAS_FAST_MKL:
+            self._weight = matrices.transpose(1, 2)
+            return
         weight = matrices.view(-1, self.inputs, 1, 1)
         rows = min(shape[0], self.samples(tiles)) * math.prod(tiles)
         size = [1, self.count * self.inputs, rows, 1]
@@ -123,12 +127,15 @@ class Products:
         return max(1, rows // math.prod(tiles))
 
     def times(self, factors: Tensor) -> Tensor:
-        """From (rows, products, inputs) to (rows, products, outputs), each with its matrix."""
-        images = factors.view(1, len(factors), 1, -1).permute(0, 3, 1, 2)
+        """From (products, rows, inputs) to (products, rows, outputs), each with its matrix."""
+        if HAS_FAST_MKL:
+            return torch.bmm(factors, self._weight)
+        rows = factors.shape[1]
+        images = factors.transpose(0, 1).view(1, rows, 1, -1).permute(0, 3, 1, 2)
         found: Tensor = torch.ops.mkldnn._convolution_pointwise(
             images, self._weight, None, *_ONE_BY_ONE, self.count, "none", [], ""
         )
-        return found.permute(0, 2, 3, 1).reshape(len(factors), self.count, self.outputs)
+        return found.permute(0, 2, 3, 1).reshape(rows, self.count, self.outputs).transpose(0, 1)
 
 
 def pays(layer: nn.Conv2d, shape: torch.Size) -> bool:
@@ -210,20 +217,21 @@ class _Block:
         self._way, self._weight = way, weight
         self._shape = down, rows.outputs, across, columns.outputs
         reach = columns.reach(across)
+        products, places = (rows.products, columns.products), (samples, down, across)
         padded, half, tiled, half_sums = _scratch.take(
             (samples, rows.reach(down), reach, inputs),
             (rows.products, samples, down, reach, inputs),
-            (samples, down, across, rows.products, columns.products, inputs),
-            (rows.outputs, columns.products, samples, down, across, outputs),
+            (*products, *places, inputs) if HAS_FAST_MKL else (*places, *products, inputs),
+            (rows.outputs, columns.products, *places, outputs),
         )
+        tiled = tiled if HAS_FAST_MKL else tiled.permute(3, 4, 0, 1, 2, 5)  # as the products read it
         padded.zero_()
         self._inside = padded[:, above : above + height, left : left + width]
         self._rows = [padded[:, k :: rows.step][:, :down] for k in range(rows.window)]
         self._half = half.unbind(0)
         self._columns = [half[:, :, :, k :: columns.step][:, :, :, :across] for k in range(columns.window)]
-        self._tiled = tiled.permute(3, 4, 0, 1, 2, 5).unbind(1)
-        self._factor = tiled.view(-1, weight.count, inputs)
-        self._products = samples, down, across, rows.products, columns.products, outputs
+        self._tiled, self._factors = tiled.unbind(1), tiled.flatten(2, 4).flatten(0, 1)
+        self._products = *products, *places, outputs
         self._half_sums, self._to_sum_again = half_sums.unbind(0), half_sums.unbind(1)
 
     def convolve(self, input: Tensor, output: Tensor, bias: Tensor | None) -> None:
@@ -231,7 +239,7 @@ class _Block:
         self._inside.copy_(input)
         self._way.rows.spread(self._rows, self._half)
         self._way.columns.spread(self._columns, self._tiled)
-        products = self._weight.times(self._factor).view(self._products).permute(3, 4, 0, 1, 2, 5)
+        products = self._weight.times(self._factors).view(self._products)
         self._way.rows.sum(products.unbind(0), self._half_sums)
         if bias is not None:
             self._to_sum_again[1].add_(bias)  # it is in all sums below once, with a plus

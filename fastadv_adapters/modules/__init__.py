@@ -21,7 +21,18 @@ from .axes import lacking_axis, lone_image, refused
 from .batch_statistics import with_batch_statistics
 from .callers import needs_exact_gradients, read_by_caller, reads_decisions
 from .checkpoints import unhooked, without_reentrant_checkpoints
-from .classes import attributes_of, become, has_hooks, hooks_of, inside_of, is_data, kind_of, put_on
+from .classes import (
+    are_equal,
+    attributes_of,
+    become,
+    has_hooks,
+    hooks_of,
+    inside_of,
+    is_data,
+    kind_of,
+    names_in,
+    put_on,
+)
 from .copying import alias, clone, copy_module, in_one_block, tensors_in, thaw
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
@@ -50,12 +61,14 @@ from .precision import (
     Precision,
     autocast,
     cast_ahead_names,
+    has_float64,
     ieee_float32,
     is_in_hardware,
     resolve,
     widen,
+    widest_on,
 )
-from .processor import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16
+from .processor import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16, HAS_FAST_MKL
 from .randomness import (
     generator_states,
     holds_generator,
@@ -74,6 +87,7 @@ __all__ = [
     "HAS_AMX",
     "HAS_AVX512",
     "HAS_AVX512_BF16",
+    "HAS_FAST_MKL",
     "MATRIX_LAYERS",
     "Anchor",
     "Decisions",
@@ -89,6 +103,7 @@ __all__ = [
     "accept_options",
     "accept_tensors",
     "alias",
+    "are_equal",
     "attributes_of",
     "autocast",
     "become",
@@ -99,6 +114,7 @@ __all__ = [
     "differ",
     "first_line",
     "generator_states",
+    "has_float64",
     "has_hooks",
     "held_by",
     "held_in",
@@ -119,6 +135,7 @@ __all__ = [
     "lacking_axis",
     "left_in_training",
     "lone_image",
+    "names_in",
     "need",
     "needs_exact_gradients",
     "notify",
@@ -142,6 +159,7 @@ __all__ = [
     "thaw",
     "unhooked",
     "widen",
+    "widest_on",
     "with_batch_statistics",
     "without_anomaly_mode",
     "without_reentrant_checkpoints",

@@ -3,7 +3,8 @@
 A module is looked at through ``vars()``: a user's ``__getattr__`` may ask the module inside for what it lacks.
 """
 
-from types import MethodType, ModuleType
+from collections.abc import Iterator
+from types import CodeType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -96,3 +97,19 @@ def is_data(value: object) -> bool:
     if is_trainer(value):
         return False
     return not any(callable(item) for item in vars(value).values())
+
+
+def are_equal(now: Any, before: Any) -> bool:
+    """Whether two values are equal; not if they cannot say so, as tensors and arrays, which have no truth value."""
+    try:
+        return bool(now == before)
+    except Exception:
+        return False
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The names that code uses, and those of the functions in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)

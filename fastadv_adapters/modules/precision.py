@@ -183,3 +183,13 @@ def _cpu_has_bfloat16() -> bool:
 def cast_ahead_names(module: nn.Module) -> tuple[str, ...]:
     """Which parameters of this one module autocast would cast in every forward, so that they are cast once instead."""
     return _CAST_AHEAD.get(type(module), ())
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64."""
+    return device.type != "mps"
+
+
+def widest_on(device: torch.device) -> torch.dtype:
+    """Float64, or float32 if the device has no wider dtype."""
+    return torch.float64 if has_float64(device) else torch.float32

@@ -1,8 +1,8 @@
 """The audit: half precision is judged by the gradients that an attack really asks for.
 
-A few samples of a backward pass, the ones with the smallest gradients, are computed in full precision as well, from the
-same gradient at the outputs. What counts in the end is how far a step along either gradient takes the loss; the
-direction tells that in most cases, and a step is tried where it does not.
+A few samples of a backward pass, half of them those with the smallest gradients, are computed in full precision as
+well, from the same gradient at the outputs. What counts in the end is how far a step along either gradient takes the
+loss; the direction tells that in most cases, and a step is tried where it does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from .nearness import cosines
 from .samples import batched
 
 MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
-STEP = 0.01  # of the range of the inputs, by which a step is tried
+TRIED_STEP = 0.01  # of the range of the inputs, by which a step is tried
 
 Gradients = Sequence[Tensor | None]
 
@@ -167,7 +167,7 @@ def _stepped(problem: Problem, direction: Tensor) -> list[Tensor]:
         if need:
             entries = tensor.numel() // len(signs)
             move = signs[:, start : start + entries].reshape(tensor.shape).to(tensor.dtype)
-            tensor, start = tensor + STEP * (tensor.amax() - tensor.amin()) * move, start + entries
+            tensor, start = tensor + TRIED_STEP * (tensor.amax() - tensor.amin()) * move, start + entries
         stepped.append(tensor)
     return stepped
 

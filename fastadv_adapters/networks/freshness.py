@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..modules import held_by, held_in, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer, put_on
+from ..modules import are_equal, held_by, held_in, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer, put_on
 
 
 class Change(enum.Enum):
@@ -140,13 +140,13 @@ class Freshness:
             return Change.STRUCTURE
         if self._unsteady and list(map(_descriptor, self._unsteady)) != self._descriptors:
             return Change.STRUCTURE
-        if any(self._empty) or not _same(self._looked_at, self._snapshots):
+        if any(self._empty) or not are_equal(self._looked_at, self._snapshots):
             return Change.STRUCTURE
-        if self._objects and not _same([_freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
+        if self._objects and not are_equal([_freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
             return Change.STRUCTURE
         if any(self._attributes_of_bare) and any(map(put_on, self._bare)):
             return Change.STRUCTURE
-        if self._given and not _same([_seen(t) for t, _ in self._given], [seen for _, seen in self._given]):
+        if self._given and not are_equal([_seen(t) for t, _ in self._given], [seen for _, seen in self._given]):
             return Change.STRUCTURE
         if list(map(_place, self._held)) != self._held_kinds:  # by ``tensor.data = ...``; no refresh follows that
             return Change.STRUCTURE
@@ -205,13 +205,6 @@ def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
     return pointer(tensor), kind(tensor)
-
-
-def _same(now: list[Any], before: list[Any]) -> bool:
-    try:
-        return bool(now == before)
-    except Exception:  # a replaced tensor or array has no truth value: it is another one
-        return False
 
 
 def _attributes_of(module: nn.Module) -> list[dict[str, Any]]:

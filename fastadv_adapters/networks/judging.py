@@ -152,7 +152,7 @@ class Judged:
         exact = logits_of(self._twin(self._rows(tensors, index)), len(index))
         if exact is None:
             return self._distrust(tensors)
-        self._trust.add(off_by(logits.index_select(0, index), exact))
+        self._trust.add(most_off_by(logits.index_select(0, index), exact))
         if not self._trust.good:
             return self._twin(tensors)
         return folded.holding([logits.index_copy(0, index, exact)])
@@ -183,7 +183,7 @@ class Judged:
                 if exact is None or logits is None:
                     self._trust.add(math.inf)
                 else:
-                    self._trust.add(off_by(logits, exact[: len(logits)]))
+                    self._trust.add(most_off_by(logits, exact[: len(logits)]))
         return output
 
     def _try(self, tensors: Sequence[Tensor]) -> Packed | None:
@@ -228,7 +228,7 @@ def largest_of(logits: Tensor) -> Tensor:
     return largest if largest.amax() < math.inf else sizes.nan_to_num(0.0, posinf=0.0).amax(1)
 
 
-def off_by(logits: Tensor, exact: Tensor) -> float:
+def most_off_by(logits: Tensor, exact: Tensor) -> float:
     """How far logits are off at most, as a share of their sample's largest one; infinite if others are not finite."""
     if not torch.equal(logits.isfinite(), exact.isfinite()):
         return math.inf

@@ -67,8 +67,7 @@ class Kind:
     @property
     def apart(self) -> bool:
         """Whether each sample has a scale of its own."""
-        ends, outputs = self.rows.ends, self.rows.at_outputs
-        return self.rows.at_ends if ends is not None and ends.cut else all(outputs or ())
+        return self.rows.all_apart
 
     @property
     def known_apart(self) -> bool:

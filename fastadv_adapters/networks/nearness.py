@@ -103,7 +103,6 @@ def is_near(
     *,
     within: float = OLD,
     usual: Sequence[float] = (),
-    numbers: bool = True,
 ) -> bool:
     """Whether the outputs of most samples are what they are in full precision, but for the rounding of a half one.
 
@@ -112,9 +111,8 @@ def is_near(
         exact: those in full precision.
         within: how far they may be off, as a share of the sample's largest one.
         usual: see :func:`farthest`.
-        numbers: likewise.
     """
-    return farthest(found, exact, usual, numbers=numbers) <= within
+    return farthest(found, exact, usual, numbers=True) <= within
 
 
 def farthest(

@@ -150,7 +150,7 @@ def _check_scale(verdict: Verdict, trial: Trial, half: Half | str | None, found:
     verdict.rows, verdict.samples_coupled = trial.rows(ends)
     if not isinstance(half, Half) or isinstance(found, str):
         return False
-    together = not all(verdict.rows.at_outputs or ()) if ends is None or not ends.cut else not verdict.rows.at_ends
+    together = not verdict.rows.all_apart
     exponent, why = None, ONE_PASS
     with refusals_borne():
         exponent, why = half.largest(found[1], HIGHEST if together else START), LOST

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..engines import attributes_of, same_attributes
-from ..modules import generator_states, holds_generator
+from ..engines import frozen_attributes
+from ..modules import are_equal, generator_states, holds_generator
 
 _JUMP = {
     *("sign", "sgn", "copysign", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder"),
@@ -53,12 +53,12 @@ class Steadiness:
 def watching_steadiness(network: nn.Module, device: torch.device) -> Iterator[Steadiness]:
     """Run the network once inside, on this device; what is handed out is filled in at the end."""
     found = Steadiness()
-    attributes, versions, drawn = attributes_of(network), _versions(network), generator_states(device)
+    attributes, versions, drawn = frozen_attributes(network), _versions(network), generator_states(device)
     with _Jumps() as mode:
         yield found
     found.jumps = mode.found
-    now = attributes_of(network)
-    same = all(same_attributes(now[name], attributes.get(name, {})) for name in now)
+    now = frozen_attributes(network)
+    same = all(are_equal(now[name], attributes.get(name, {})) for name in now)
     found.draws = holds_generator(network) or generator_states(device) != drawn
     found.keeps = not same or _versions(network) != versions
 

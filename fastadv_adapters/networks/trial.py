@@ -238,14 +238,10 @@ class Trial:
 
     def _lengths_without_one(self, engine: EagerEngine, ends: Ends | None) -> list[int] | None:
         """How long the places are with one sample less; None if the model takes batches of this size alone."""
-        try:
-            with self._gradients(0) as leaves:
-                shorter = [t[:-1] if own else t for t, own in zip(leaves, self.batched, strict=True)]
-                return [length_of(place) for place in self._places(engine, shorter, ends)]
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return None
+        with refusals_borne(), self._gradients(0) as leaves:
+            shorter = [t[:-1] if own else t for t, own in zip(leaves, self.batched, strict=True)]
+            return [length_of(place) for place in self._places(engine, shorter, ends)]
+        return None
 
     def _places(self, engine: EagerEngine, leaves: list[Tensor], ends: Ends | None) -> list[Tensor]:
         """In full precision, what the last layers give; the outputs if nothing follows these."""

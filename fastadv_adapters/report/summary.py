@@ -130,8 +130,7 @@ def _with_stars(texts: Sequence[str]) -> str:
 
 
 def _count(report: dict[str, str]) -> str:
-    kinds = {"folded": "folded", "frozen": "frozen", "kept": "kept"}
-    counts = {kind: sum(done.startswith(kind) for done in report.values()) for kind in kinds}
+    counts = {kind: sum(done.startswith(kind) for done in report.values()) for kind in ("folded", "frozen", "kept")}
     return ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
 
 
@@ -141,8 +140,8 @@ def tensor_core_lines(found: list[Misfit]) -> list[str]:
         return []
     width = max(len(layer.name) for layer in found[:_MOST_MISFITS])
     lines = [f"    {layer.name or 'the model itself':<{width}}  {_misfit(layer)}" for layer in found[:_MOST_MISFITS]]
-    if left := len(found) - _MOST_MISFITS:
-        lines += [f"    and {left} with less work"] if left > 0 else []
+    if (left := len(found) - _MOST_MISFITS) > 0:
+        lines.append(f"    and {left} with less work")
     head = f"{len(found)} with sizes that are no multiples of 8; see docs/guides/options.md#sizes-for-tensor-cores"
     return [f"  tensor cores   {head}", *lines]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastadv_adapters import FastAttackModel, SafePGD
-from fastadv_adapters.attack import Departed, Entrants, Norm, Way, stream_of
+from fastadv_adapters.attack import Departed, Entrants, Norm, Streaming, stream_of
 from fastadv_adapters.networks import Kind, Schedule
 from tests.attack.test_rescue import Spoilt, marked_task
 from tests.support.tools import attackable_net, batch
@@ -33,7 +33,7 @@ def streamed(
 ) -> list[Departed]:
     """All samples through a stream, in the order in which they leave."""
     chosen = torch.zeros(len(x), 0, dtype=torch.int64) if rivals is None else rivals
-    way = Way(
+    way = Streaming(
         norm=attack.norm,
         eps=attack.eps,
         bounds=attack.bounds,

@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.folding import memo
-from fastadv_adapters.folding.memo import Memo, Remembering
+from fastadv_adapters.folding.memo import Memo
+from fastadv_adapters.folding.remembering import Remembering
 from tests.support.agreement import train_a_step
 from tests.support.computed import MODELS, ScaledStdConv2d, StdLinear
 from tests.support.engines import use_engine
@@ -267,6 +268,31 @@ class ReadsADictionary(Layer):
         return F.linear(x, torch.tanh(self.weight) * self.settings["factor"])
 
 
+class MakesTwoAlike(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        sums, counts = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+        sums.add_(x.detach().mean())
+        return F.linear(x, self.weight + sums) + counts.sum()
+
+
+class ChoosesARow(Layer):
+    row: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("row", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        row: Tensor = self.weight[self.row].exp()
+        return F.linear(x * row, self.weight)
+
+
+class TakesTheFirstRows(ChoosesARow):
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.weight[: self.row + 1].square()
+        return F.linear(x, self.weight) * rows.sum()
+
+
 class Twice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -389,7 +415,7 @@ KINDS = [
     WritesIntoABuffer, WritesByAnOperator, WritesIntoWhatItComputed, AddsToWhatItComputed, SetsAnAttribute,
     ReadsADictionary, HasAFunction, CutsTheGradient, LooksAtTheGradientMode, LooksAtTheType, HandsItOut, HandsOutAView,
     MakesATensor, Counted, WritesPastTheVersions, ReplacesItsBuffer, FillsWhatIsEmpty, WritesByOut, LooksAtGradients,
-    TellsOneFromTrue, BySizes,
+    TellsOneFromTrue, BySizes, MakesTwoAlike, ChoosesARow, TakesTheFirstRows,
 ]  # fmt: skip
 
 
@@ -415,6 +441,32 @@ def test_it_runs_as_ever(kind: type[Layer]) -> None:
         ours.factor, ours.settings["factor"] = 2.0, 2.0  # no update brings these back
         found, wanted = ([input_gradient(m, x[:n], y[:n]) for n in (5, 3, 5, 5)] for m in (fast, plain))
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", [ChoosesARow, TakesTheFirstRows])
+def test_a_part_that_another_tensor_chooses_is_chosen_anew(kind: type[ChoosesARow]) -> None:
+    model, (x, y) = Ending(kind()).double().eval(), inputs()
+    fast = fast_of(model)
+    for row in (0, 1):
+        model.layer.row.fill_(row)  # type: ignore[operator]
+        for _ in range(2):
+            torch.testing.assert_close(input_gradient(fast, x, y), input_gradient(model, x, y))
+
+
+def test_what_kernels_lay_out_is_not_kept_once_more() -> None:
+    """An update would compute it for nobody."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(64, 128, 3, padding=1), nn.Linear(128, 1024)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+    fast = fast_of(Block().eval(), dtype=torch.float32)
+    input_gradient(fast, torch.rand(16, 64, 16, 16), torch.arange(16))
+    assert not kept(fast)
 
 
 @pytest.mark.filterwarnings("ignore:FastAttackModel")
@@ -445,7 +497,8 @@ def test_a_look_at_the_generators_opens_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_running_out_of_memory_is_no_reason_to_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = model_of("StdConv2d", torch.float64), batch()
     fast = fast_of(model)
-    input_gradient(fast, x.double(), y)
+    for _ in range(2):
+        input_gradient(fast, x.double(), y)
     many = len(kept(fast))
 
     def exhausted(self: object) -> bool:

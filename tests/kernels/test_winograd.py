@@ -62,6 +62,12 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     return transformed
 
 
+@pytest.fixture(params=[True, False], ids=["batched_products", "grouped_convolution"], autouse=True)
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way to multiply, whatever the processor is."""
+    monkeypatch.setattr(winograd, "HAS_FAST_MKL", request.param)
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize(("stride", "padding", "size"), PLACES, ids=str)
 def test_output_and_gradient(stride: int, padding: Any, size: tuple[int, int], bias: bool) -> None:

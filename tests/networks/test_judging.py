@@ -57,7 +57,7 @@ def test_a_folded_network_answers_with_the_same_verdicts(dtype: Any) -> None:
     assert torch.equal(first, second), "a look changes nothing"
     assert not torch.equal(second, exact), "the twin's would be equal"
     assert torch.equal(second.argmax(1), exact.argmax(1))
-    assert 0 < judging.off_by(second, exact) < judging.OFF
+    assert 0 < judging.most_off_by(second, exact) < judging.OFF
     with torch.no_grad():
         assert torch.equal(counted.fast.view(decisions="exact")(x), exact)
 
@@ -112,7 +112,7 @@ def test_updates_are_followed_in_place(auto_update: bool) -> None:
     counted.fast.update()
     found, exact = counted(x), plain(net, x)
     assert counted.asked == []
-    assert judging.off_by(found, exact) < judging.OFF
+    assert judging.most_off_by(found, exact) < judging.OFF
     assert [p.data_ptr() for p in counted.fast._networks.folded.network.parameters()] == weights
     assert list(counted.fast._networks._networks) == [torch.float32], "no second copy of the weights"
 
@@ -144,7 +144,7 @@ def test_a_network_that_nobody_has_used_since_the_last_update_follows_when_it_is
     assert followed.count(torch.bfloat16) == 3
     assert followed.count(torch.float32) == lazily
     found, exact = counted(x), plain(net, x)
-    assert judging.off_by(found, exact) < judging.OFF
+    assert judging.most_off_by(found, exact) < judging.OFF
     assert counted.asked == []
 
 
@@ -323,7 +323,7 @@ def test_a_pass_that_raised_was_no_look() -> None:
 def test_classes_that_are_left_out_make_no_sample_near() -> None:
     logits = torch.tensor([[2.0, 1.0, -torch.inf], [2.0, 2.0 - 1e-6, -torch.inf], [torch.inf, 1.0, 0.0]])
     assert judging.are_near(logits, 1e-5).tolist() == [False, True, True]
-    assert judging.off_by(logits + 1e-3, logits) == pytest.approx(1e-3, rel=1e-2)
+    assert judging.most_off_by(logits + 1e-3, logits) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_a_network_that_one_thread_asks_for_while_another_updates_is_made_afterwards() -> None:
