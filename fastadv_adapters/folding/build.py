@@ -11,7 +11,6 @@ https://arxiv.org/abs/1712.05877, section 3.2).
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from ..kernels import (
 from ..modules import (
     MATRIX_LAYERS,
     Precision,
+    Restore,
     alias,
     become,
     cast_ahead_names,
@@ -46,7 +46,6 @@ from .following import (
     CopyTensor,
     Fold,
     FollowNorms,
-    KeepNone,
     Refresh,
     ReplaceTensor,
     ScaleAndShift,
@@ -123,6 +122,7 @@ def build_fast(source: nn.Module, trace: Trace | None, precision: Precision, *, 
         builder.result.refreshes.append(memo)
     with torch.no_grad():
         in_one_block(builder.result.network)
+        builder.result.refreshes.insert(0, Restore(builder.result.network))  # before others write
         for refresh in builder.result.refreshes:
             refresh()
     return builder.result
@@ -235,14 +235,11 @@ class _Builder:
 
     def own_tensors(self) -> None:
         """Lay out all other tensors and have them followed."""
-        none: list[tuple[dict[str, Any], str]] = []  # another value in place of these is a change of structure
         for name, (part, original) in self.parts.items():
             if isinstance(part, (Skipped, Affine)) and not self._may_be_read(name):
                 continue
             for key, value in vars(original).items():
-                if value is None:
-                    none.append((vars(part), key))
-                elif isinstance(value, Tensor):
+                if isinstance(value, Tensor):
                     dtype = self.precision.dtype_for(value)
                     self.result.refreshes.append(ReplaceTensor(vars(original), vars(part), key, dtype))
             for key, buffer in original._buffers.items():
@@ -256,7 +253,6 @@ class _Builder:
             ahead += () if has_hooks(original) else narrow_names(original, self.precision)
             remade = ("weight", "bias") if name in self.remade else ("bias",) * (name in self.result.centred)
             self._own_parameters(part, original, ahead, remade)
-        self.result.refreshes.append(KeepNone(none))
 
     def _may_be_read(self, name: str) -> bool:
         """Whether code other than its own forward may read the tensors of a batch norm that was taken out."""

@@ -101,19 +101,6 @@ class CopyHeld:
 
 
 @dataclass
-class KeepNone:
-    """Follow attributes that are None, and that the network may set when it is run."""
-
-    places: list[tuple[dict[str, Any], str]]
-
-    def __call__(self) -> None:
-        """Set them back."""
-        for ours, name in self.places:
-            if ours.get(name) is not None:  # what stands for a wrapper lacks its attributes
-                ours[name] = None
-
-
-@dataclass
 class Fold:
     """A layer with the batch norm behind it, and the tensors that hold both."""
 

@@ -131,7 +131,7 @@ class Memo:
                         self._keep(key, one)
 
     def run(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: set[int]
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: set[Any]
     ) -> tuple[Any, bool]:
         """What the call gives, and whether that took something that is kept and is more than a view.
 
@@ -148,14 +148,13 @@ class Memo:
         except NoKeyError:
             return function(*args, **kwargs), False
         if key not in self._kept:
-            found, kept = self._first(key, function, args, kwargs, reads)
-            given.add(id(self._kept.get(key)))
-            return found, kept
+            given.add(key)
+            return self._first(key, function, args, kwargs, reads)
         one = self._kept[key]
         if one is not None and one.holds():
-            if id(one) in given and not one.is_view:
+            if key in given and not one.is_view:
                 return function(*args, **kwargs), False
-            given.add(id(one))
+            given.add(key)
             one.asked = True
             return one.result, not one.is_view
         if one is not None:

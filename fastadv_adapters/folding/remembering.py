@@ -22,7 +22,7 @@ class _Mode(TorchFunctionMode):
 
     def __init__(self, memo: Memo) -> None:
         super().__init__()
-        self._memo, self.pays, self._given = memo, False, set[int]()
+        self._memo, self.pays, self._given = memo, False, set[Any]()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, kept = self._memo.run(function, args, kwargs or {}, self._given)

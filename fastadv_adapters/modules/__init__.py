@@ -2,6 +2,7 @@
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
 ``reaching_back`` says what a copy must not have, ``rebinding`` and ``weak`` what it has anew, ``leaving_out`` what not;
+``restoring`` takes back what its passes leave in attributes;
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes, and
 ``processor`` which instructions a CPU has;
 ``extras`` imports what only some parts need;
@@ -78,6 +79,7 @@ from .randomness import (
     states_of_torch,
 )
 from .refusals import refusals_borne
+from .restoring import Restore
 from .shell import Shell
 from .transforms import is_transformed, outside_of_transforms
 
@@ -95,6 +97,7 @@ __all__ = [
     "FastAttackWarning",
     "LeftOut",
     "Precision",
+    "Restore",
     "RunBy",
     "Shell",
     "accept_answer",

@@ -12,6 +12,7 @@ from ..engines import EagerEngine
 from ..folding import CopyHeld, ReplaceTensor
 from ..modules import (
     Precision,
+    Restore,
     alias,
     clone,
     copy_module,
@@ -55,20 +56,17 @@ class Twin:
             if own is not None
         ]
         pairs = [(vars(theirs), vars(ours)) for theirs, ours in parts]
-        # Those that may hold a tensor: another value in the place of these is a change of structure.
-        self._attributes = [(t, o, k) for t, o in pairs for k, v in t.items() if v is None or isinstance(v, Tensor)]
+        self._attributes = [(t, o, k) for t, o in pairs for k, v in t.items() if isinstance(v, Tensor)]
         dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
+        self._restore = Restore(network)
         native = dtypes.pop() if len(dtypes) == 1 else None
         self.engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
 
     def follow(self) -> None:
         """Alias again what was replaced or moved in the source, and copy the rest over what the network has written."""
+        self._restore()
         for theirs, ours, name in self._attributes:
-            value = theirs[name]
-            if value is not None:
-                ours[name] = clone(value)
-            elif isinstance(ours.get(name), Tensor):
-                ours[name] = None
+            ours[name] = clone(theirs[name])
         for theirs, ours in self._parameters:
             self._follow_parameters(theirs, ours)
         for follow in self._buffers:
