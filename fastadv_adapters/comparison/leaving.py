@@ -6,15 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..modules import clone, differ, write
+from ..modules import clone, differ, in_eval_mode, write
 
 
 @contextmanager
 def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
     """The model in eval mode and without gradients for a while.
 
-    Afterwards modes, gradients, ``requires_grad``, buffers and attributes are what they were. Modes are set by flags
-    alone, for ``eval()`` of a user's class may write into weights.
+    Afterwards modes, gradients, ``requires_grad``, buffers and attributes are what they were.
     """
     parts, parameters = list(model.modules()), list(model.parameters())
     dicts = [held for part in parts for held in (vars(part), part._buffers)]
@@ -23,11 +22,10 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
     tensors = [(t, clone(t)) for t in held_tensors]
     gradients = [(p, p.grad, p.requires_grad) for p in parameters]
     try:
-        for part in parts:
-            part.training = False
         for parameter in parameters:
             parameter.grad = None
-        yield
+        with in_eval_mode(model):
+            yield
     finally:
         for held, old in zip(dicts, before, strict=True):
             for name in held.keys() - old.keys():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import accept_classifier, is_random, undecided
+from ..modules import in_eval_mode
 from .seeds import seed_of, seeded
 
 SIZE = 32
@@ -110,12 +111,5 @@ class Judge:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """A model in eval mode and without gradients; afterwards each part is in the mode that it was in."""
-    training = [part for part in model.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        with torch.inference_mode(False), torch.no_grad():  # in this order: leaving inference mode enables gradients
-            yield
-    finally:
-        for part in training:
-            part.training = True
+    with in_eval_mode(model), torch.inference_mode(False), torch.no_grad():  # the last enables gradients where it ends
+        yield

@@ -2,7 +2,7 @@
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
 ``reaching_back`` says what a copy must not have, ``rebinding`` and ``weak`` what it has anew, ``leaving_out`` what not;
-``restoring`` takes back what its passes leave in attributes;
+``switching`` goes to eval mode in the model's own way; ``restoring`` takes back what its passes leave in attributes;
 ``classes`` tells what a module is and changes its class in place; ``precision`` says how a network computes, and
 ``processor`` which instructions a CPU has;
 ``extras`` imports what only some parts need;
@@ -34,7 +34,7 @@ from .classes import (
     names_in,
     put_on,
 )
-from .copying import alias, clone, copy_module, in_one_block, tensors_in, thaw
+from .copying import alias, clone, copy_module, in_eval_mode, in_one_block, tensors_in, thaw
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
 from .inputs import (
@@ -125,6 +125,7 @@ __all__ = [
     "hooks_of",
     "host_state",
     "ieee_float32",
+    "in_eval_mode",
     "in_one_block",
     "inside_of",
     "is_data",

@@ -7,6 +7,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .leaving_out import in_place_of, is_left_out, is_trainer
 from .reaching_back import refuse_what_reaches_back
 from .rebinding import rebind
 from .refusals import refusals_borne
+from .switching import has_own_switch, switch
 from .weak import is_weak, redirect
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -51,12 +53,49 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     """A copy in eval mode that shares nothing with ``module`` but what ``tensor_for`` shares, and owners of hooks.
 
     Every tensor that can be reached is replaced by ``tensor_for(tensor)``, stored activations and the recomputed
-    weights of weight norm too, on which a plain ``copy.deepcopy`` raises. Mode flags are set one by one: ``eval()``
-    of a user's class may write into weights (merged adapters do).
+    weights of weight norm too, on which a plain ``copy.deepcopy`` raises. Mode flags are set one by one, for ``eval()``
+    of a user's class may write into weights (merged adapters do); it is called if it does not.
 
     Raises:
         ValueError: the module cannot be copied without reaching back into the original.
     """
+    copied = _copied_as_it_is(module, tensor_for)
+    if switches_attributes(module):
+        copied.train(False)
+    for part in copied.modules():
+        part.training = False
+        if type(part) in _RECURRENT:
+            # cuDNN has no backward pass in eval mode; without dropout both modes are the same function.
+            vars(part).update(dropout=0.0, training=True)
+    return copied
+
+
+def switches_attributes(module: nn.Module) -> bool:
+    """Whether a module goes to eval mode in its own way, and no tensor changes by that; tried on a copy."""
+    return has_own_switch(module) and switch(_copied_as_it_is(module, clone), module)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model itself in eval mode for a while, as copies are; its modes and attributes are as before afterwards."""
+    parts = list(model.modules())
+    before = [dict(vars(part)) for part in parts] if model.training and switches_attributes(model) else []
+    modes = [part.training for part in parts]
+    try:
+        if before:
+            model.train(False)
+        for part in parts:
+            part.training = False
+        yield
+    finally:
+        for part, attributes in zip(parts, before, strict=False):
+            vars(part).clear()
+            vars(part).update(attributes)
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+def _copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:
     refuse_what_reaches_back(module)
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
@@ -93,11 +132,6 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
             f"model's attributes, or give the class a __deepcopy__ that honours its memo"
         ) from error
     redirect(pairs)
-    for part in copied.modules():
-        part.training = False
-        if type(part) in _RECURRENT:
-            # cuDNN has no backward pass in eval mode; without dropout both modes are the same function.
-            vars(part).update(dropout=0.0, training=True)
     return copied
 
 

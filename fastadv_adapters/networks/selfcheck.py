@@ -11,6 +11,7 @@ from ..boundary import START, Packed, Rows
 from ..folding import Trace
 from ..modules import HALF, Precision, ieee_float32, left_in_training, refusals_borne, without_anomaly_mode
 from . import remarks
+from .blank import filled_in
 from .half import Half
 from .kinds import Kind
 from .nearness import COSINE_ABOVE, Outcome, cosines, difference, rows
@@ -132,6 +133,10 @@ def _check(
         if isinstance(half, str):
             verdict.half_error, verdict.tried = half, precision.dtype
     _check_folding(verdict, trial, single, found, reference)
+    if plan is not None and (filled := filled_in(source)) is not None:
+        telling = Trial(filled, arguments, tensors, needs, full, in_half=widened)
+        if not isinstance(other_reference := telling.plain(), str):
+            _check_folding(verdict, telling, single, telling.fast(verdict.plan, single), other_reference)
     if trial.in_half:
         native = Trial(source, arguments, tensors, needs, full, in_half=False).plain()
         _check_widening(verdict, trial, native, reference)
