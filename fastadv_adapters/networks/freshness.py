@@ -95,7 +95,8 @@ class Freshness:
         self._descriptors = list(map(_descriptor, self._unsteady))
         self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
         self._snapshots = list(map(_snapshot, self._looked_at))
-        held = [item for m in self._modules for item in held_by(m)]
+        registered = set(map(id, self._modules))
+        held = [item for m in self._modules for item in held_by(m, registered)]
         self._objects = [(o, _freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
         own = set(map(id, own_tensors(self.module)))
         self._holds_own = any(id(item) in own for item in held)
