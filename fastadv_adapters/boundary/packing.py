@@ -23,6 +23,7 @@ class _Form:
     kind: tuple[Any, ...]
     constants: tuple[Any, ...] | None
     hiding: list[str]
+    fillable: bool = False  # whether there is an empty list or dictionary, which may be meant to be filled
     build: Callable[[Sequence[Tensor]], Any] | None = None  # of the commonest trees, where unflattening takes long
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
@@ -71,6 +72,14 @@ class Packed:
         """The same with floating tensors in this dtype."""
         return self.holding([t.to(dtype) if t.is_floating_point() else t for t in self.tensors])
 
+    def refuse_filled(self, tree: Any) -> None:
+        """Raise a TypeError if the arguments that a model was run on have more in them than before."""
+        if self._form.fillable and pytree.tree_structure(tree).num_leaves > self._form.spec.num_leaves:
+            raise TypeError(
+                "expected a model that returns what it computes, got one that fills a list or dictionary among its "
+                "arguments. A fast model runs on copies, so yours would stay empty: return it beside the logits"
+            )
+
     def tree(self) -> Any:
         """The tree as it came."""
         return self.rebuild(self.tensors)
@@ -102,7 +111,21 @@ def _taken_apart(tree: Any) -> tuple[_Form, list[Tensor]]:
     constants = _constants(str(spec), leaves)
     for i in places:
         leaves[i] = None
-    return _Form(leaves, spec, places, (str(spec), ranks, others), constants, hiding), tensors
+    return _Form(leaves, spec, places, (str(spec), ranks, others), constants, hiding, _is_fillable(tree)), tensors
+
+
+def _is_fillable(tree: Any) -> bool:
+    """Whether there is an empty list or dictionary among arguments ``(args, kwargs)``."""
+    if not (type(tree) is tuple and list(map(type, tree)) == [tuple, dict]):
+        return False
+    stack = [*tree[0], *tree[1].values()]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, (list, tuple, dict)):
+            if not value and not isinstance(value, tuple):
+                return True
+            stack += value.values() if isinstance(value, dict) else value
+    return False
 
 
 _forms: dict[tuple[bool, int], _Form] = {}

@@ -76,7 +76,9 @@ class EagerRun:
         engine = self._engine
         args, kwargs = self._arguments.rebuild(list(map(engine.enter, tensors)))
         with engine.precision.context(), engine.around():
-            return Packed(engine.call(args, kwargs))
+            output = Packed(engine.call(args, kwargs))
+        self._arguments.refuse_filled((args, kwargs))
+        return output
 
     def values(self, tensors: Sequence[Tensor], crossing: Crossing) -> Packed:
         """The output without gradients."""

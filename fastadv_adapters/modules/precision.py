@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .checkpoints import without_reentrant_checkpoints
 from .processor import HAS_AMX, HAS_AVX512_BF16
@@ -64,9 +65,10 @@ class Precision:
     def context(self) -> AbstractContextManager[None]:
         """Autocast as the fast network needs it; an autocast region of the caller's is switched off or replaced."""
         device, dtype = self.device.type, self.dtype if self.half else None
-        if dtype is None and not torch.is_autocast_enabled(device):
+        caches = bool(getattr(parametrize, "_cache_enabled", 0))
+        if dtype is None and not caches and not torch.is_autocast_enabled(device):
             return without_reentrant_checkpoints()
-        return _lowered(device, dtype)
+        return _lowered(device, dtype, caches=caches)
 
     def dtype_for(self, tensor: Tensor, *, cast_ahead: bool = False) -> torch.dtype:
         """The dtype in which the fast network keeps a tensor of the wrapped model."""
@@ -90,9 +92,19 @@ class Precision:
 
 
 @contextmanager
-def _lowered(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    with _set_autocast(device, dtype), without_reentrant_checkpoints():
+def _lowered(device: str, dtype: torch.dtype | None, *, caches: bool) -> Iterator[None]:
+    with _set_autocast(device, dtype), without_reentrant_checkpoints(), _own_cache() if caches else nullcontext():
         yield
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """The cache of ``parametrize.cached()`` for one run alone: it takes a model and its copies for one."""
+    before, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = before
 
 
 def autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager[None]:

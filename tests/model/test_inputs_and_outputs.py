@@ -46,6 +46,28 @@ def test_integer_and_boolean_inputs_after_the_first() -> None:
     assert fingerprint(net) == before
 
 
+class Fills(Conditioned):
+    """Puts a loss of its own into a container of the caller's."""
+
+    def forward(self, x: Tensor, into: Any, *, more: Any = None) -> Tensor:  # type: ignore[override]
+        out: Tensor = self.net(x)
+        if isinstance(into, dict):
+            into["more"] = out.square().mean()
+        elif isinstance(into, list):
+            into.append(out.square().mean())
+        return out
+
+
+@pytest.mark.parametrize("make", [dict, list])
+def test_an_empty_container_that_the_model_fills_is_an_error(make: Callable[[], Any]) -> None:
+    fast, (x, _) = FastAttackModel(Fills().eval(), **FLOAT32), batch(5)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(TypeError, match="fills a list or dictionary"):
+            fast(x.clone().requires_grad_(grad), make())
+    torch.testing.assert_close(fast(x, None, more={}), fast.wrapped(x, None))
+    torch.testing.assert_close(fast(x, {"x": x}), fast.wrapped(x, {}))
+
+
 def test_only_the_inputs_that_want_a_gradient_get_one() -> None:
     net = nn.Bilinear(4, 3, 5)
     a, b = torch.rand(2, 4), torch.rand(2, 3, requires_grad=True)
