@@ -19,7 +19,7 @@ _DTYPES = re.compile("dtype|scalar type|Half|BFloat16")
 def cured(networks: Networks, error: Exception, kind: Kind | None) -> Iterator[None]:
     """Run a call again inside, after what made it raise.
 
-    A layer may be called without its batch norm. And samples that the self-check has not seen may take a branch in
+    A layer may be called without its batch norm; the model may ask for gradients of its weights. And samples that the self-check has not seen may take a branch in
     which tensors of different dtypes meet: then float32 runs such calls from now on, if it does not raise.
 
     Args:
@@ -33,6 +33,10 @@ def cured(networks: Networks, error: Exception, kind: Kind | None) -> Iterator[N
     try:
         if isinstance(error, UnbalancedFoldError):
             networks.unfold(error.args)
+            yield
+            return
+        if "does not require grad" in str(error) and not networks.twin.thawed:  # of its weights, by its own code
+            networks.twin.thaw()
             yield
             return
         if kind is None or not _DTYPES.search(str(error)):

@@ -36,10 +36,13 @@ class Twin:
         source: the wrapped model.
         precision: of the fast network; the twin takes the device from it.
         live: whether parameters are aliases; else they are clones, which stay as they are until :meth:`follow`.
+
+    Attributes:
+        thawed: whether weights want a gradient as the source's do.
     """
 
     def __init__(self, source: nn.Module, precision: Precision, *, live: bool) -> None:
-        self.live, self._source, self._thawed = live, source, False
+        self.live, self._source, self.thawed = live, source, False
         aliased = {id(p) for p in source.parameters()} if live else set()
         self._held = CopyHeld(tensors_in_containers(source))
         network = copy_module(
@@ -72,7 +75,7 @@ class Twin:
         for follow in self._buffers:
             follow()
         self._held()
-        if self._thawed:
+        if self.thawed:
             self.thaw()
 
     def try_out(self, arguments: Packed) -> None:
@@ -86,7 +89,7 @@ class Twin:
 
         Not for every model, because derivatives of second order would be computed for the weights as well.
         """
-        self._thawed = True
+        self.thawed = True
         thaw(self.engine.network, self._source)
 
     def _follow_parameters(self, theirs: dict[str, nn.Parameter | None], ours: dict[str, nn.Parameter | None]) -> None:

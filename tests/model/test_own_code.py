@@ -440,3 +440,29 @@ def test_last_layers_that_turn_to_follow_each_other(dtype: torch.dtype) -> None:
     for by in (0.0, 1.0, 0.0, 1.0):
         found, wanted = (gradient(model, x + by)[1] for model in (fast, net))
         assert float(F.cosine_similarity(found, wanted).min()) > 0.99
+
+
+class AsksForItsWeights(nn.Module):
+    """Scores inputs by gradients of its own weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            found = torch.autograd.grad(self.net(x).logsumexp(1).sum(), list(self.net.parameters()))
+        scored: Tensor = self.net(x) * sum(part.norm() for part in found)
+        return scored
+
+
+@pytest.mark.filterwarnings("ignore:FastAttackModel")
+def test_a_model_that_asks_for_gradients_of_its_weights_without_a_gradient_of_its_input() -> None:
+    torch.manual_seed(0)
+    net, x = AsksForItsWeights().eval(), torch.rand(4, 3, 2, 2)
+    fast = FastAttackModel(net, **F32)
+    exact = fast.view(decisions="exact")
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(exact(x), net(x))
+    agree(fast, net, x)
