@@ -1,5 +1,6 @@
 """Whether a network's forward pass does nothing but work on the device, which a recording alone repeats."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,7 +115,7 @@ def _fixed(value: Any, depth: int = 8) -> Any:
         return id(value)
     if isinstance(value, dict):
         return {key: _fixed(item, depth - 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
+    if isinstance(value, (list, tuple, set, deque)):
         return [_fixed(item, depth - 1) for item in value]
     if is_data(value) and not type(value).__module__.startswith(__name__.partition(".")[0]):  # not this package's own
         return id(value), _fixed(vars(value), depth - 1)

@@ -19,8 +19,9 @@ _DTYPES = re.compile("dtype|scalar type|Half|BFloat16")
 def cured(networks: Networks, error: Exception, kind: Kind | None) -> Iterator[None]:
     """Run a call again inside, after what made it raise.
 
-    A layer may be called without its batch norm; the model may ask for gradients of its weights. And samples that the self-check has not seen may take a branch in
-    which tensors of different dtypes meet: then float32 runs such calls from now on, if it does not raise.
+    A layer may be called without its batch norm; the model may ask for gradients of its weights. And samples that the
+    self-check has not seen may take a branch in which tensors of different dtypes meet: then float32 runs such calls
+    from now on, if it does not raise.
 
     Args:
         networks: of the model.

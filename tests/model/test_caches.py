@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
+from tests.support.engines import use_engine
 
 
 class Table(nn.Module):
@@ -163,3 +164,17 @@ def test_what_was_kept_of_old_weights_is_forgotten(kind: type[Table], dtype: tor
         with torch.no_grad():
             torch.testing.assert_close(fast(x), output, rtol=nearer, atol=nearer)
             torch.testing.assert_close(exact(x), output, rtol=nearer, atol=nearer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recording_reads_none_of_old_weights(kind: type[Table], monkeypatch: pytest.MonkeyPatch) -> None:
+    use_engine(monkeypatch, "cudagraph")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), kind(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    fast, x = FastAttackModel(model, dtype=torch.float32), torch.rand(4, 3, 8, 8)
+    for value in (0.0, 3.0, -3.0):
+        with torch.no_grad():
+            model[1].bias.fill_(value)  # type: ignore[operator]
+        wanted = gradient(copy.deepcopy(model), x)
+        for _ in range(4):
+            torch.testing.assert_close(gradient(fast, x), wanted, rtol=1e-3, atol=1e-4)
