@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # private by name, see boundary/packing.py
 
 from ..boundary import Packed
-from ..modules import is_out_of_memory, lacking_axis, lone_image, widest_on
+from ..modules import is_out_of_memory, lacking_axis, lone_image, same_device, widest_on
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """The dtypes of class labels."""
@@ -216,7 +216,7 @@ def _accept_target(x: Tensor, leaf: Any) -> None:
 
 
 def _accept_device(name: str, value: Tensor, device: torch.device, whose: str) -> None:
-    if value.device != device:
+    if not same_device(value.device, device):
         raise ValueError(f"expected {name} on {device}, {whose}, got {value.device}. Move it with .to({str(device)!r})")
 
 

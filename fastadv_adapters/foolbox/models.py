@@ -11,6 +11,7 @@ from torch import nn
 
 from ..attack import accept_bounds
 from ..model import FastAttackModel
+from ..modules import same_device
 from ..options import FastAttackOptions
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class FastPyTorchModel(foolbox.PyTorchModel):
                 f"FastAttackModel"
             )
         self.fast = model if isinstance(model, FastAttackModel) else FastAttackModel(model, **options)
-        if device is not None and _resolved(device) != _resolved(self.fast.device):
+        if device is not None and not same_device(device, self.fast.device):
             raise ValueError(
                 f"expected the model's own device {self.fast.device}, got {device}: move the model first with .to()"
             )
@@ -80,12 +81,6 @@ class Caller:
         with torch.set_grad_enabled(x.requires_grad):
             logits: torch.Tensor = self.fast(x)
         return logits
-
-
-def _resolved(device: Any) -> torch.device:
-    device = torch.device(device)
-    current = device == torch.device("cuda") and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if current else device
 
 
 def in_full_precision(model: Model) -> Model | None:

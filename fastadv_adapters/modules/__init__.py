@@ -9,10 +9,10 @@
 ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's anomaly
 mode; ``checkpoints`` runs reentrant ones otherwise;
 ``batch_statistics`` makes a model compute as in training mode; ``modes`` tells which parts do so by themselves;
-``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that
-tells the device, in a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether
-it gets logits; ``axes`` tells which axis images lack; ``refusals`` bears that a model does not take what it is asked
-beside its call; ``transforms`` sees and leaves those of ``torch.func``.
+``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that tells the device, in
+a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether it gets logits;
+``axes`` tells which axis images lack; ``devices`` whether two are one; ``refusals`` bears that a model does not take
+what it is asked beside its call; ``transforms`` sees and leaves those of ``torch.func``.
 """
 
 from .anchor import Anchor
@@ -35,6 +35,7 @@ from .classes import (
     put_on,
 )
 from .copying import alias, clone, copy_module, in_eval_mode, in_one_block, tensors_in, thaw
+from .devices import same_device
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
 from .inputs import (
@@ -155,6 +156,7 @@ __all__ = [
     "refuse_unfit",
     "refused",
     "resolve",
+    "same_device",
     "same_memory",
     "seed_generators",
     "states_of_torch",

@@ -223,5 +223,12 @@ def test_wrong_input(call: Any, error: type[Exception], text: str, problem: tupl
         call(net, x, y)
 
 
+def test_a_device_may_be_named_with_its_index_and_without(problem: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = problem
+    assert FastPyTorchModel(net, (0, 1), device="cpu:0", dtype=torch.float32).device == torch.device("cpu")
+    model = fb.PyTorchModel(copy.deepcopy(net), (0, 1), device="cpu:0")  # it moves the module
+    assert SafeLinfPGD(steps=1)(model, x, y, epsilons=BUDGET)[1].shape == x.shape
+
+
 def attack(net: nn.Module, x: Tensor, y: Any, epsilons: float = BUDGET) -> Any:
     return SafeLinfPGD(steps=1)(FastPyTorchModel(net, (0, 1), dtype=torch.float32), x, y, epsilons=epsilons)
