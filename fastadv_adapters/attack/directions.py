@@ -1,6 +1,7 @@
 """Directions at the logits that steps follow, written down instead of found by autograd."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,14 +59,16 @@ def auto_ascent(logits: Tensor, labels: Tensor, progress: float | Tensor) -> tup
     return largest.squeeze(1) - own(logits, labels), direction
 
 
-def reverse(ascent: Ascent) -> Ascent:
-    """The way down."""
+@dataclass(frozen=True)
+class Reversed:
+    """The way down; an object and no function inside another, so that attacks can be pickled."""
 
-    def descent(logits: Tensor, targets: Tensor, progress: float | Tensor) -> tuple[Tensor, Tensor]:
-        values, direction = ascent(logits, targets, progress)
+    ascent: Ascent
+
+    def __call__(self, logits: Tensor, targets: Tensor, progress: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The negative values, and the opposite direction."""
+        values, direction = self.ascent(logits, targets, progress)
         return values.neg_(), direction.neg_()
-
-    return descent
 
 
 def own(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..boundary import Packed
-from .directions import Ascent, auto_ascent, check_classes, cross_entropy_ascent, margin_ascent, others, own, reverse
+from .directions import Ascent, Reversed, auto_ascent, check_classes, cross_entropy_ascent, margin_ascent, others, own
 
 LossFunction = Callable[[Any, Any], Tensor]
 """Logits (N, C) and labels (N,) to one value per sample (N,), to be maximised; without classes the model's outputs and
@@ -116,23 +116,34 @@ def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
         ValueError: unknown name.
         TypeError: neither a name nor a callable.
     """
-    fallback = reverse(margin_ascent) if targeted else margin_ascent
+    fallback = Reversed(margin_ascent) if targeted else margin_ascent
     if callable(loss):
         return Loss(getattr(loss, "__name__", type(loss).__name__), loss, fallback=fallback)
     choices = f"one of {', '.join(map(repr, LOSSES))} or a callable loss(logits, labels) -> (N,)"
     if not isinstance(loss, str):
         raise TypeError(f"expected loss to be {choices}, got {type(loss).__name__}. Pass one of these")
     if loss == "auto":
-        closed = reverse(auto_ascent) if targeted else auto_ascent
-        return Loss(loss, _negative(auto) if targeted else auto, closed)
+        closed = Reversed(auto_ascent) if targeted else auto_ascent
+        return Loss(loss, Negative(auto) if targeted else auto, closed)
     if loss == "ce":
-        closed = reverse(cross_entropy_ascent) if targeted else cross_entropy_ascent
-        return Loss(loss, _negative(cross_entropy) if targeted else cross_entropy, closed, repeats=True)
+        closed = Reversed(cross_entropy_ascent) if targeted else cross_entropy_ascent
+        return Loss(loss, Negative(cross_entropy) if targeted else cross_entropy, closed, repeats=True)
     if loss == "margin":
-        return Loss(loss, _negative(margin) if targeted else margin, fallback, repeats=True)
+        return Loss(loss, Negative(margin) if targeted else margin, fallback, repeats=True)
     if loss == "dlr":
         return Loss(loss, dlr_targeted if targeted else dlr, fallback=fallback, repeats=True)
     raise ValueError(f"expected loss to be {choices}, got {loss!r}. Choose one of these")
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A loss with the other sign; an object and no lambda, so that attacks can be pickled."""
+
+    function: LossFunction
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """One value per sample, (N,)."""
+        return -self.function(logits, targets)
 
 
 def auto(logits: Tensor, labels: Tensor) -> Tensor:
@@ -187,7 +198,3 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 _TINY = 1e-12  # in the authors' code too, for logits that are all equal
-
-
-def _negative(function: LossFunction) -> LossFunction:
-    return lambda logits, targets: -function(logits, targets)
