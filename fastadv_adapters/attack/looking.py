@@ -124,6 +124,6 @@ class Looking:
 
     def _outputs(self, network: FastAttackModel, x: Tensor) -> Packed:
         before = self.settings.before
-        if not x.requires_grad:  # a pass with a gradient has a copy of its own
-            x = x.clone()  # the model may write into it
+        if before is not None or not x.requires_grad:  # the model's pass with a gradient has a copy of its own
+            x = x.clone()  # they may write into it
         return self.objective.accept(network(x if before is None else before(x)), len(x))

@@ -49,8 +49,11 @@ class Loss:
         return self.rate(logits, labels, len(labels))
 
     def rate(self, outputs: Any, targets: Any, samples: int) -> Tensor:
-        """The same of outputs and targets of any kind, of so many samples."""
-        values: object = self.function(outputs, targets)
+        """The same of outputs and targets of any kind, of so many samples.
+
+        The function is given copies, which it may write into; gradients pass through those of the outputs.
+        """
+        values: object = self.function(_copies(outputs), _copies(targets))
         if not isinstance(values, Tensor) or values.shape != (samples,):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
@@ -133,6 +136,11 @@ def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
     if loss == "dlr":
         return Loss(loss, dlr_targeted if targeted else dlr, fallback=fallback, repeats=True)
     raise ValueError(f"expected loss to be {choices}, got {loss!r}. Choose one of these")
+
+
+def _copies(tree: Any) -> Any:
+    packed = Packed(tree)
+    return packed.rebuild([t.clone() for t in packed.tensors])
 
 
 @dataclass(frozen=True)
