@@ -23,7 +23,7 @@ from .doubts import (
     is_random,
 )
 from .flow import Departed, Entrants, Streaming
-from .losses import Loss, LossFunction, LossName, resolve_loss
+from .losses import Loss, LossFunction, LossName, asked_of, resolve_loss
 from .objectives import undecided
 from .safe_pgd import SafePGD
 from .shares import wilson
@@ -50,6 +50,7 @@ __all__ = [
     "accept_logits",
     "accept_norm",
     "accept_size",
+    "asked_of",
     "ball_around",
     "doubt_accuracy",
     "doubt_budget",

@@ -98,7 +98,16 @@ class Loss:
         return values.detach(), [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
-def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
+def asked_of(loss: LossName | LossFunction | Loss) -> LossName | LossFunction | Loss:
+    """What :func:`resolve_loss` has made a loss of; all else, a loss that was made otherwise too, as it is."""
+    if isinstance(loss, Loss):
+        for asked in (*LOSSES, loss.function):
+            if not isinstance(asked, Loss) and loss in (resolve_loss(asked), resolve_loss(asked, targeted=True)):
+                return asked
+    return loss
+
+
+def resolve_loss(loss: LossName | LossFunction | Loss, targeted: bool = False) -> Loss:
     """The loss that a user asked for.
 
     Args:
@@ -106,7 +115,8 @@ def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
             in a direction that does not depend on the scale of the logits; ``"ce"``, the safe cross entropy, which
             does not saturate; ``"dlr"``, the difference of logits ratio (Croce and Hein 2020, arXiv:2003.01690); or a
             callable with logits (N, C) and labels (N,) as arguments that returns (N,) values to be maximised. A
-            callable is maximised in targeted attacks too, with the targets as its labels.
+            callable is maximised in targeted attacks too, with the targets as its labels, and so is a :class:`Loss`,
+            which is taken as it is.
         targeted: whether labels are targets to be reached instead of classes to be left.
 
     Returns:
@@ -120,6 +130,8 @@ def resolve_loss(loss: LossName | LossFunction, targeted: bool = False) -> Loss:
         TypeError: neither a name nor a callable.
     """
     fallback = Reversed(margin_ascent) if targeted else margin_ascent
+    if isinstance(loss, Loss):
+        return loss
     if callable(loss):
         return Loss(getattr(loss, "__name__", type(loss).__name__), loss, fallback=fallback)
     choices = f"one of {', '.join(map(repr, LOSSES))} or a callable loss(logits, labels) -> (N,)"

@@ -1,6 +1,7 @@
 """``SafePGD``: projected gradient descent that no vanishing loss, half precision or spoilt gradient makes weaker."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ from .checks import (
 from .cycles import can_cycle
 from .doubts import doubt_budget
 from .looking import Settings, Start
-from .losses import LossFunction, LossName, resolve_loss
+from .losses import Loss, LossFunction, LossName, asked_of, resolve_loss
 from .objectives import AnotherClass, HigherLoss, Objective
 from .pool import Best
 from .search import Search
 from .steps import radii, step_sizes
-from .targets import Targets, has_classes, need_of_classes
+from .targets import Need, Targets, has_classes, need_of_classes, refuse_need
 
 
 class SafePGD(LeftOut):
@@ -80,12 +81,13 @@ class SafePGD(LeftOut):
             itself.)
 
     Attributes:
-        model: the fast model; a plain one is wrapped once, here.
+        model: the fast model; a plain one is wrapped once, here or when it is set.
         exact: the view of ``model`` with exact decisions.
         before: None; may be set to a differentiable function (N, ...) -> (N, ...) that is applied to x before the
             model. Each row of its result depends on the same row of x alone.
 
-    All settings are attributes of the same name; ``loss`` is a :class:`~fastadv_adapters.attack.Loss`.
+    All settings are attributes of the same name, which may be set later: the next call has them. ``loss`` is read as a
+    :class:`~fastadv_adapters.attack.Loss`, and set as here.
 
     Raises:
         TypeError, ValueError: a setting, the model or an input is not as described.
@@ -111,28 +113,46 @@ class SafePGD(LeftOut):
         generator: torch.Generator | None = None,
         classes: bool | None = None,
     ) -> None:
-        self.eps = accept_size("eps", eps)
-        self.steps = accept_count("steps", steps, least=0)
-        self.alpha = None if alpha is None else accept_size("alpha", alpha)
-        self.norm = accept_norm(norm)
-        self.random_start = random_start
-        self.restarts = accept_count("restarts", restarts, least=1)
-        self.targeted = targeted
-        self.loss = resolve_loss(loss, targeted)
-        self.bounds = accept_bounds(bounds)
-        self.early_stop = early_stop
-        self.generator = accept_generator(generator)
-        self.classes = accept_classes(classes)
-        self._need = need_of_classes(loss, targeted=targeted, early_stop=early_stop)
-        if classes is False and self._need:
-            raise self._need.error()
+        self.eps, self.steps, self.alpha, self.norm = eps, steps, alpha, norm
+        self.random_start, self.restarts, self.targeted = random_start, restarts, targeted
+        self.loss = loss
+        self.bounds, self.early_stop = bounds, early_stop
+        self.generator, self.classes = generator, classes
+        refuse_need(self.classes, self._need)
         self._doubted = False
         self.before: Callable[[Tensor], Tensor] | None = None
-        self.model = model if isinstance(model, FastAttackModel) else plain(model)
-        wide = widest_on(self.model.device)
-        self._fast = self.model.view(decisions="fast", logits_dtype=wide)
-        self._full = self.model.view(decisions="fast", logits_dtype=wide, full_precision=True)
-        self.exact = self.model.view(decisions="exact", logits_dtype=wide)
+        self.model = model
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a setting whenever it is set; what settings need of each other is checked when the attack is called."""
+        super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
+
+    @property
+    def model(self) -> FastAttackModel:
+        """The fast model; a plain one is wrapped once, when it is set."""
+        return self._model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self._model = model if isinstance(model, FastAttackModel) else plain(model)
+        wide = widest_on(self._model.device)
+        self._fast = self._model.view(decisions="fast", logits_dtype=wide)
+        self._full = self._model.view(decisions="fast", logits_dtype=wide, full_precision=True)
+        self.exact = self._model.view(decisions="exact", logits_dtype=wide)
+
+    @property
+    def loss(self) -> Loss:
+        """What is maximised, in the direction that ``targeted`` asks for at present."""
+        return self._losses[bool(self.targeted)]
+
+    @loss.setter
+    def loss(self, loss: LossName | LossFunction | Loss) -> None:
+        self._asked = asked_of(loss)
+        self._losses = [resolve_loss(self._asked, targeted) for targeted in (False, True)]
+
+    @property
+    def _need(self) -> Need | None:
+        return need_of_classes(self._asked, targeted=self.targeted, early_stop=self.early_stop)
 
     @property
     def step_sizes(self) -> tuple[float, ...]:
@@ -217,6 +237,19 @@ class SafePGD(LeftOut):
         count = self.restarts if self.random_start else 1
         seeds: list[int] = torch.randint(2**62, (count,), generator=self.generator, device=device).tolist()
         return seeds
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "eps": partial(accept_size, "eps"),
+    "alpha": lambda alpha: None if alpha is None else accept_size("alpha", alpha),
+    "steps": partial(accept_count, "steps", least=0),
+    "norm": accept_norm,
+    "restarts": partial(accept_count, "restarts", least=1),
+    "bounds": accept_bounds,
+    "generator": accept_generator,
+    "classes": accept_classes,
+}
+"""What a setting is accepted by, which returns it as it is kept."""
 
 
 def plain(model: nn.Module) -> FastAttackModel:

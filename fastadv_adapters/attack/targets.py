@@ -75,6 +75,12 @@ def need_of_classes(loss: object, *, targeted: bool, early_stop: bool) -> Need |
     return None
 
 
+def refuse_need(classes: bool | None, need: Need | None) -> None:
+    """Raise ValueError if the user said that there are no classes, and something else needs them."""
+    if classes is False and need is not None:
+        raise need.error()
+
+
 def has_classes(x: Any, y: Any, *, classes: bool | None, need: Need | None) -> bool:
     """Whether y is to hold class labels, one per sample of x.
 
@@ -87,6 +93,7 @@ def has_classes(x: Any, y: Any, *, classes: bool | None, need: Need | None) -> b
     Raises:
         ValueError: there is such a need, but no labels.
     """
+    refuse_need(classes, need)
     if classes is not None:
         return classes
     if isinstance(y, Tensor) and isinstance(x, Tensor) and y.dtype in LABELS and y.shape == x.shape[:1]:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from ..attack import SafePGD, resolve_loss
+from ..attack import SafePGD, asked_of
 from ..comparison import is_from, refuse_class, refuse_labels_for_targets
 from .libraries import Foolbox, Function, Torchattack
 from .rows import CLEAN
@@ -74,11 +74,9 @@ def _existing(attack: Any) -> Attack:
                 f"(model, x, y) that runs it"
             )
         settings = {name: getattr(attack, name) for name in ("alpha", "steps", "random_start", "restarts")}
-        named = attack.loss.closed is not None or attack.loss.function is resolve_loss("dlr").function
-        loss = attack.loss.name if named else attack.loss.function
         return Safe(
             "SafePGD",
-            {**settings, "loss": loss},
+            {**settings, "loss": asked_of(attack.loss)},
             given=(attack.eps, attack.norm, attack.bounds),
             made_of=attack.model.wrapped,
         )
