@@ -15,7 +15,7 @@ def same_device(one: Any, other: Any) -> bool:
 
 
 def _index(device: torch.device) -> int:
-    if device.index is not None:
-        return int(device.index)
-    # Processors and mps have one device each, and no current one.
-    return torch.cuda.current_device() if device.type == "cuda" and torch.cuda.is_available() else 0
+    index: Any = device.index
+    if index is None:  # processors and mps have one device each
+        index = torch.cuda.current_device() if device.type == "cuda" and torch.cuda.is_available() else 0
+    return int(index)
