@@ -1,6 +1,7 @@
 """Which attack of a library is asking: a model is called without being told, and the stack of calls knows."""
 
 import sys
+import weakref
 from functools import lru_cache
 from types import FrameType
 from typing import Any, Literal
@@ -21,10 +22,13 @@ STEEP = {"torchattacks": ("EADL1", "EADEN", "JSMA"), "foolbox": ("EADAttack",)}
 """Those among them whose gradients have to be exact too: EAD sets entries back by a threshold on its steps, and so
 amplifies small differences; with gradients in half precision its distances are up to 5 % larger. JSMA takes the one
 pair of pixels whose gradients' product is largest; with gradients in float16 it broke 3 images in 100 less."""
-_ENTRANCES = ("__call__", "run", "forward", "perturb")  # methods in which attacks of these libraries begin
 _FUNCTIONS = "adv_lib.attacks."
 _FIXED_BUDGET = ("auto_pgd", "projected_gradient_descent")
 """Attacks of adv-lib are functions, one or two a module: those in all modules but these minimise a perturbation."""
+
+
+_Read = Literal["", "decisions", "gradients"]
+_read_by: weakref.WeakKeyDictionary[type, _Read] = weakref.WeakKeyDictionary()  # asked in every pass
 
 
 def reads_decisions(attack: Any) -> bool:
@@ -45,26 +49,45 @@ def _derives_from(attack: Any, classes: dict[str, tuple[str, ...]]) -> bool:
     )
 
 
-def read_by_caller() -> Literal["", "decisions", "gradients"]:
+def read_by_caller() -> _Read:
     """What of an attack that is running, anywhere up this thread's stack, has to be exact: more than nothing.
 
-    Only the libraries' own frames are looked into: every attack, users' own too, begins in ``__call__`` of its base
-    class, or is a function of the library. Attacks inside an attack count with the outermost, which decides by what
-    they return.
+    Only the libraries' own frames are looked into. The attack is the ``self`` of one, whichever method it was called
+    by; every attack, users' own too, begins in ``__call__`` of its base class, or asks the model in another method of
+    it. Or the attack is a function of the library. Attacks inside an attack count with the outermost, which decides by
+    what they return.
     """
-    found: Literal["", "decisions", "gradients"] = ""
+    found: _Read = ""
+    known: Any = None  # methods of one attack call each other: it is looked up once
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         holds = _holds(frame.f_globals.get("__name__", ""))
-        if holds == "classes" and frame.f_code.co_name in _ENTRANCES:
-            attack = frame.f_locals.get("self")
-            if needs_exact_gradients(attack):
-                return "gradients"
-            found = "decisions" if reads_decisions(attack) else found
+        if holds == "classes":
+            owner = _self_of(frame)
+            if owner is not None and owner is not known:
+                known, read = owner, _read_by_kind(type(owner))
+                if read == "gradients":
+                    return read
+                found = read or found
         elif holds == "functions":
             found = "decisions"
         frame = frame.f_back
     return found
+
+
+def _self_of(frame: FrameType) -> Any:
+    """The object whose method runs in a frame, None if what runs there is no method."""
+    code = frame.f_code
+    is_method = code.co_argcount and code.co_varnames[0] == "self"
+    return frame.f_locals.get("self") if is_method else None
+
+
+def _read_by_kind(kind: type) -> _Read:
+    read = _read_by.get(kind)
+    if read is None:
+        read = "gradients" if needs_exact_gradients(kind) else "decisions" if reads_decisions(kind) else ""
+        _read_by[kind] = read
+    return read
 
 
 @lru_cache(maxsize=1024)  # a stack has many frames of few modules

@@ -204,6 +204,45 @@ def test_attacks_of_the_reference_autoattack_on_a_bare_fast_model(name: str, exp
     assert spy.verdict() == expected
 
 
+METHODS: dict[str, tuple[str, Callable[[Spy], Any]]] = {
+    "DeepFool": ("exact", lambda s: torchattacks.DeepFool(s.fast, steps=2).forward_return_target_labels(s.x, s.y)),
+    "DeepFool, one image": ("exact", lambda s: torchattacks.DeepFool(s.fast)._forward_indiv(s.x[:1], s.y[0])),
+    "FAB": ("exact", lambda s: torchattacks.FAB(s.fast, steps=1, n_classes=10).attack_single_run(s.x, s.y)),
+    "JSMA": ("exact", lambda s: torchattacks.JSMA(s.fast).compute_jacobian(s.x[:1])),
+    "C&W, its logits": ("exact", lambda s: torchattacks.CW(s.fast).get_logits(s.x.clone().requires_grad_())),
+    "PGD, its logits": ("fast", lambda s: torchattacks.PGD(s.fast).get_logits(s.x.clone().requires_grad_())),
+    "APGD": ("fast", lambda s: torchattacks.APGD(s.fast, steps=2).attack_single_run(s.x, s.y)),
+    "the reference FAB": ("exact", lambda s: reference_fab(s).attack_single_run(s.x, s.y)),
+    "foolbox DDN": ("exact", lambda s: run_alone(s, FastPyTorchModel(s.fast, bounds=(0, 1)))),
+}
+
+
+def reference_fab(spy: Spy) -> Any:
+    attack = pyautoattack.AutoAttack(spy.fast, seed=0).fab
+    attack.n_iter = 1
+    return attack
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_attack_is_known_by_whichever_method_it_is_called(name: str) -> None:
+    spy = Spy()
+    expected, call = METHODS[name]
+    call(spy)
+    assert spy.verdict() == expected
+
+
+def test_attacks_inside_attacks_count_with_those_around_them() -> None:
+    spy = Spy()
+    fast = torchattacks.PGD(spy.fast, steps=1)
+    torchattacks.MultiAttack([fast, torchattacks.APGD(spy.fast, steps=1)])(spy.x, spy.y)
+    assert spy.verdict() == "fast"
+    spy.seen.clear()
+    around = torchattacks.DeepFool(spy.fast)
+    around.get_logits = lambda x: spy.net(fast(x.detach(), spy.y[:1]))
+    around(spy.x[:1], spy.y[:1] * 0 - 1)
+    assert spy.verdict() == "exact"
+
+
 @pytest.mark.parametrize("decisions", ["exact", "fast"])
 def test_what_was_given_is_obeyed(decisions: Any) -> None:
     for name in ("DDN", "CW"):
