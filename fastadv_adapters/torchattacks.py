@@ -179,10 +179,26 @@ class SafePGD(Attack):  # type: ignore[misc]
         Labels are classes to be reached in the targeted(label) mode; in the others true ones, or the loss's targets.
         """
         images = images.detach().to(self.device)
+        if self._normalization_applied is False:  # another attack around this one may have undone it
+            images = self._without_rounding(images, images.dtype)
         labels = pytree.tree_map_only(Tensor, lambda t: t.detach().to(self.device), labels)
         if self.targeted:
             labels = self.get_target_label(images, labels)
         return self._attack_on(targeted=self.targeted)(images, labels)
+
+    def inverse_normalize(self, inputs: Tensor) -> Tensor:
+        """Images of normalised ones, in [0, 1] if but for rounding they are."""
+        return self._without_rounding(super().inverse_normalize(inputs), inputs.dtype)
+
+    def _without_rounding(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """Images with what lies a few roundings outside of [0, 1] put back; what lies further out stays.
+
+        Values were rounded to ``dtype``, and by the mean and the deviation to theirs.
+        """
+        dtypes = (dtype, *(t.dtype for t in self.normalization_used.values()))
+        slack = 8 * max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=0.0)
+        inside = images.clamp(0, 1)
+        return torch.where((images - inside).abs() <= slack, inside, images)
 
     def set_model_training_mode(self, *args: Any, **kwargs: Any) -> None:
         """Not possible: the attack runs on the model's eval-mode function."""

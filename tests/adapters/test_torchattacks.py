@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchattacks
 from torch import Tensor, nn
+from torchattacks.attack import Attack
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.torchattacks import SafePGD, accelerate
@@ -197,6 +198,33 @@ class TestSafePGD:
             assert float((back - x).abs().max()) <= 0.3 + 1e-5
             assert float(back.min()) >= -1e-5
             assert int((net(result).argmax(1) == y).sum()) < len(x)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+    @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a MultiAttack"])
+    def test_black_and_white_pixels_of_normalised_images_are_within_the_bounds(
+        self, inside: bool, dtype: torch.dtype, problem: tuple[nn.Module, Tensor, Tensor]
+    ) -> None:
+        if inside and dtype == torch.float16:
+            pytest.skip("MultiAttack undoes the normalisation itself, so nobody inside knows that it was in float16")
+        net, x, y = problem
+        mean, std = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
+        shaped = [torch.tensor(v, dtype=dtype).view(1, 3, 1, 1) for v in (mean, std)]
+        images = x.round().to(dtype)
+        normalised = (images - shaped[0]) / shaped[1]
+        net = net.double() if dtype == torch.float64 else net
+        attack = safe = SafePGD(net, eps=0.1, steps=1)
+        if inside:
+            attack = torchattacks.MultiAttack([safe, SafePGD(net, eps=0.1, steps=1)])
+        attack.set_normalization_used(mean=mean, std=std)
+        undone = Attack.inverse_normalize(attack, normalised)
+        assert not torch.equal(undone, undone.clamp(0, 1)), "or there is nothing to put back"
+        back = attack(normalised, y) * shaped[1] + shaped[0]
+        assert float((back - images).abs().max()) <= 0.1 + 8 * max(
+            torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+        )
+        for out in (normalised - 0.1, normalised + 0.1):
+            with pytest.raises(ValueError, match="expected x within bounds"):
+                attack(out, y)
 
     @pytest.mark.parametrize(
         ("settings", "text"),
