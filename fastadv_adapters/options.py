@@ -5,7 +5,7 @@ from typing import Literal, TypedDict
 import torch
 
 from .boundary import LossScale
-from .modules import Decisions, EngineName
+from .modules import Decisions, EngineName, accept_engine, accept_options, accept_precision
 
 
 class FastAttackOptions(TypedDict, total=False):
@@ -22,6 +22,22 @@ class FastAttackOptions(TypedDict, total=False):
     logits_dtype: torch.dtype
     engine: EngineName
     auto_update: bool
+
+
+def check_options(options: FastAttackOptions) -> None:
+    """Check options ahead, where the model that would refuse them is made much later.
+
+    Raises:
+        TypeError: an option that does not exist.
+        ValueError: an unknown value.
+    """
+    if unknown := set(options).difference(FastAttackOptions.__annotations__):
+        raise TypeError(f"expected options of FastAttackModel, got {', '.join(sorted(unknown))}: check the name")
+    flags = {name: options[name] for name in ("fuse_bn", "auto_update") if name in options}  # type: ignore[literal-required]
+    decisions, logits_dtype = options.get("decisions", "auto"), options.get("logits_dtype", torch.float32)
+    accept_engine(options.get("engine", "auto"))
+    accept_options(decisions, logits_dtype, options.get("loss_scale"), **flags)
+    accept_precision(options.get("dtype", "auto"), options.get("channels_last", "auto"))
 
 
 def refuse_options(options: FastAttackOptions) -> None:

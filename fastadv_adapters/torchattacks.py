@@ -3,8 +3,8 @@
 torchattacks is by Kim 2020, https://arxiv.org/abs/2010.01950.
 """
 
-import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from .attack import LossFunction, LossName, Norm
 from .attack import safe_pgd as pgd
 from .model import FastAttackModel
 from .modules import has_float64, needs_exact_gradients, reads_decisions
-from .options import FastAttackOptions, refuse_options
+from .options import FastAttackOptions, check_options, refuse_options
 
 try:
     import torchattacks
@@ -64,7 +64,7 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
 
     Raises:
         TypeError: not a torchattacks attack, or an unknown option.
-        ValueError: options for an attack on a model that is fast already.
+        ValueError: an option of unknown value; or options for an attack on a model that is fast already.
         RuntimeError: the attack is set to training mode.
     """
     if not isinstance(attack, Attack):
@@ -78,7 +78,7 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
                 f"set_model_training_mode(True). A fast model computes the eval-mode function: set it back first"
             )
         if isinstance(part, torchattacks.LGV):
-            swaps.append((part, "attack_class", _on_fast_ensemble(part.attack_class, options)))
+            swaps.append((part, "attack_class", _of_fast_models(part.attack_class, options)))
         elif isinstance(part.model, FastAttackModel):
             refuse_options(options)
         else:
@@ -111,15 +111,34 @@ def view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions) 
     return fast.view(**{name: value for name, value in suits.items() if name not in options})
 
 
-def _on_fast_ensemble(attack_class: Callable[..., Any], options: FastAttackOptions) -> Callable[..., Any]:
-    """What LGV makes its inner attack with, on fast copies of the models that it has collected."""
+@dataclass(frozen=True, eq=False)
+class _OnFastEnsemble:
+    """What LGV makes its inner attack with, on fast copies of the models that it has collected.
 
-    @functools.wraps(attack_class, updated=())
-    def make(model: nn.Module, **kwargs: Any) -> Any:
-        model.models = nn.ModuleList(FastAttackModel(m, **options) for m in model.models)  # type: ignore[union-attr]
-        return attack_class(model=model, **kwargs)
+    Attributes:
+        attack_class: what LGV made it with before.
+        options: of the fast copies.
+    """
 
-    return make
+    attack_class: Callable[..., Any]
+    options: FastAttackOptions
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.attack_class, "__name__", type(self.attack_class).__name__))
+
+    def __call__(self, model: nn.Module, **kwargs: Any) -> Any:
+        """The attack on the ensemble, whose models are replaced."""
+        model.models = nn.ModuleList(FastAttackModel(m, **self.options) for m in model.models)  # type: ignore[union-attr]
+        return self.attack_class(model=model, **kwargs)
+
+
+def _of_fast_models(attack_class: Callable[..., Any], options: FastAttackOptions) -> _OnFastEnsemble:
+    if isinstance(attack_class, _OnFastEnsemble):
+        refuse_options(options)
+        return attack_class
+    check_options(options)  # not only once the models have been trained
+    return _OnFastEnsemble(attack_class, options)
 
 
 class SafePGD(Attack):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..model import FastAttackModel
 from ..modules import has_float64, needs_exact_gradients, reads_decisions
-from ..options import FastAttackOptions
+from ..options import FastAttackOptions, check_options
 from .models import Caller, around
 
 if TYPE_CHECKING:
@@ -51,12 +51,11 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
 
     Raises:
         TypeError: not a foolbox attack, or an unknown option.
-        ValueError: options for an attack that is accelerated already.
+        ValueError: an unknown value of one, or options for an attack that is accelerated already.
     """
     if not isinstance(attack, Attack):
         raise TypeError(f"expected a foolbox attack, got {type(attack).__name__}: make the attack first")
-    if unknown := set(options).difference(FastAttackOptions.__annotations__):
-        raise TypeError(f"expected options of FastAttackModel, got {', '.join(sorted(unknown))}: check the name")
+    check_options(options)
     if isinstance(attack, Repeated):
         return type(attack)(accelerate(attack.attack, **options), attack.times)
     kind: Any = type(attack)

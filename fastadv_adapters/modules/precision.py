@@ -159,15 +159,20 @@ def resolve(
     channels_last: bool | Literal["auto"],
 ) -> Precision:
     """Turn the user's options into a :class:`Precision`; raises ValueError for an unknown option."""
+    accept_precision(dtype, channels_last)
+    if channels_last == "auto":
+        channels_last = device.type in ("cpu", "cuda") and has_images(module)
+    return Precision(device, auto_dtype(device) if dtype == "auto" else dtype, bool(channels_last))
+
+
+def accept_precision(dtype: object, channels_last: object) -> None:
+    """Raise ValueError for a dtype or a layout that no fast network has."""
     if dtype != "auto" and dtype not in DTYPES:
         choices = ", ".join(str(d) for d in DTYPES)
         named = ": pass the dtype, not its name" if isinstance(dtype, str) else ""
         raise ValueError(f'expected dtype to be "auto" or one of {choices}, got {dtype!r}{named}')
     if not isinstance(channels_last, bool) and channels_last != "auto":
         raise ValueError(f'expected channels_last to be True, False or "auto", got {channels_last!r}')
-    if channels_last == "auto":
-        channels_last = device.type in ("cpu", "cuda") and has_images(module)
-    return Precision(device, auto_dtype(device) if dtype == "auto" else dtype, bool(channels_last))
 
 
 def has_images(module: nn.Module) -> bool:

@@ -216,6 +216,8 @@ class Elsewhere(fb.models.Model):
             ValueError,
             "no options for an attack that is accelerated already, got fuse_bn: accelerate the attack",
         ),
+        (lambda m: accelerate(A.LinfPGD(), **cast(Any, {"dtype": torch.int8})), ValueError, "expected dtype to be"),
+        (lambda m: accelerate(A.LinfPGD(), **cast(Any, {"engine": ""})), ValueError, "expected engine to be one of"),
         (lambda m: run_on(m), TypeError, "expected a foolbox.PyTorchModel, or a wrapper .*, got Sequential"),
         (lambda m: run_on(Elsewhere(plain(m))), TypeError, "wrapper with one in its _model, got Elsewhere: make one"),
         (lambda m: run_on(plain(m), dtype=torch.int8), ValueError, "expected dtype to be"),

@@ -1,6 +1,7 @@
 """torchattacks on fast models: as they are, swapped in, and the built-in attack in their dress."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,48 @@ def test_lgv_collects_on_the_plain_model_and_attacks_fast(
     assert all(m.gradient_stats.passes > 0 for m in inner)
     with pytest.raises(RuntimeError, match="LGV, which trains its model"):
         torchattacks.LGV(FastAttackModel(net, dtype=torch.float32), loader(x, y), **settings)(x, y)
+
+
+def never(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("nothing is to be trained")
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"dytpe": torch.float32}, TypeError, "expected options of FastAttackModel, got dytpe: check the name"),
+    ({"dtype": "float32"}, ValueError, "expected dtype to be"),
+    ({"fuse_bn": 1}, ValueError, "expected fuse_bn to be True or False"),
+    ({"auto_update": None}, ValueError, "expected auto_update to be True or False"),
+    ({"channels_last": "no"}, ValueError, "expected channels_last to be"),
+    ({"loss_scale": -1}, ValueError, "expected loss_scale to be"),
+    ({"decisions": "right"}, ValueError, "expected decisions to be one of"),
+    ({"logits_dtype": torch.float16}, ValueError, "expected logits_dtype to be"),
+    ({"engine": "steam"}, ValueError, "expected engine to be one of"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "text"), WRONG, ids=[next(iter(options)) for options, *_ in WRONG])
+def test_options_for_lgv_are_looked_at_before_its_models_are_trained(
+    options: Any, kind: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchattacks.LGV, "collect_models", never)
+    lgv = torchattacks.LGV(small_net().eval(), [], verbose=False)
+    with pytest.raises(kind, match=text):
+        accelerate(lgv, **options)
+    assert lgv.attack_class is torchattacks.BIM
+
+
+def test_an_lgv_that_is_accelerated_can_be_pickled_and_is_left_as_it_is() -> None:
+    lgv = accelerate(torchattacks.LGV(small_net().eval(), [], verbose=True), dtype=torch.float32)
+    made = lgv.attack_class
+    assert accelerate(lgv).attack_class is made
+    with pytest.raises(ValueError, match="a model that is fast already, got dtype"):
+        accelerate(lgv, dtype=torch.float64)
+    for other in (pickle.loads(pickle.dumps(lgv)), copy.deepcopy(lgv)):
+        assert (other.attack_class.attack_class, other.attack_class.options) == (made.attack_class, made.options)
+        other.load_models([small_net().eval(), small_net().eval()])
+        x, y = batch(2)
+        assert other(x, y).shape == x.shape
+        assert all(isinstance(m, FastAttackModel) for m in other.base_attack.model.models)
 
 
 class TestSafePGD:
