@@ -33,7 +33,7 @@ def check_options(options: FastAttackOptions) -> None:
     """
     if unknown := set(options).difference(FastAttackOptions.__annotations__):
         raise TypeError(f"expected options of FastAttackModel, got {', '.join(sorted(unknown))}: check the name")
-    flags = {name: options[name] for name in ("fuse_bn", "auto_update") if name in options}  # type: ignore[literal-required]
+    flags = {name: options[name] for name in ("fuse_bn", "auto_update") if name in options}
     decisions, logits_dtype = options.get("decisions", "auto"), options.get("logits_dtype", torch.float32)
     accept_engine(options.get("engine", "auto"))
     accept_options(decisions, logits_dtype, options.get("loss_scale"), **flags)
