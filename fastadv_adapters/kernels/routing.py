@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..modules import Precision, become, kind_of, names_in
 from .attention import attend
+from .multi_head import multi_head
 from .narrow import NARROW
 from .pooling import adaptive_average, mean
 from .prepared import SWITCHES
-from .widening import NAMES, WIDER
+from .widening import NAMES, WIDER, WIDER_IN_FLOAT16
 
 MOST = 16
 """A module with more parts, itself included, calls too many other operators: a whole network, say."""
@@ -29,17 +30,9 @@ _AT_FIRST = ("__init__", "reset_parameters", "extra_repr", "_init_weights", "ini
 
 _Operator = Callable[..., Any]
 
-# What PyTorch's own function runs, with other attention in it: it is one call to a mode, which sees nothing inside. It
-# does not ask whether there is another mode around it, which would be given PyTorch's own function.
-_multi_head = FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {**vars(F), "scaled_dot_product_attention": attend, "has_torch_function": lambda _: False},
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
-
 _ATTENTION: dict[_Operator, _Operator] = {
     F.scaled_dot_product_attention: attend,
-    F.multi_head_attention_forward: _multi_head,
+    F.multi_head_attention_forward: multi_head(attend),
 }
 _MEANS: dict[_Operator, _Operator] = {
     torch.Tensor.mean: mean,
@@ -50,8 +43,9 @@ _MEANS: dict[_Operator, _Operator] = {
 
 def route(network: nn.Module, precision: Precision) -> None:
     """Have the modules of a copied network run other operators, if their code names slow or coarse ones."""
-    faster, widens = _faster(precision), precision.half and precision.device.type == "cpu"
-    slow, coarse = {operator.__name__ for operator in faster}, set(NAMES) if widens else set()
+    faster, wider = _faster(precision), _wider(precision)
+    slow = {operator.__name__ for operator in faster}
+    coarse = {*NAMES, *(operator.__name__ for operator in wider)} if wider else set()
     parts = [(part, kind_of(part)) for part in network.modules()]
     code = {kind: _named_by(kind) for kind in {kind for _, kind in parts}}
     with_checkpoints = {kind for kind, names in code.items() if any("checkpoint" in name for name in names)}
@@ -64,7 +58,7 @@ def route(network: nn.Module, precision: Precision) -> None:
         wide = names & coarse and with_checkpoints.isdisjoint(inside)
         if few or wide:
             become(part, _Routed)
-            vars(part).update(faster=faster if few else {}, wider=WIDER if wide else {})
+            vars(part).update(faster=faster if few else {}, wider=wider if wide else {})
 
 
 def _attributes_of(part: nn.Module, kind: type[nn.Module]) -> tuple[Iterable[str], ...]:
@@ -81,6 +75,13 @@ def _faster(precision: Precision) -> dict[_Operator, _Operator]:
     if precision.half and SWITCHES.on(precision.device).narrow_norms:
         found |= NARROW
     return found
+
+
+def _wider(precision: Precision) -> dict[_Operator, _Operator]:
+    """What is run in the place of what where half precision serves it badly."""
+    if not precision.half or precision.device.type != "cpu":
+        return {}
+    return WIDER | WIDER_IN_FLOAT16 if precision.dtype == torch.float16 else WIDER
 
 
 class _Mode(TorchFunctionMode):

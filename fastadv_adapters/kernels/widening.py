@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
 
 from ..modules import widen
+from .multi_head import in_float32, multi_head
 
 _Operator = Callable[..., Any]
 
@@ -45,5 +46,16 @@ def _operators() -> Iterator[_Operator]:
                 yield operator
 
 
-WIDER: dict[_Operator, _Operator] = {operator: _widening(operator) for operator in _operators()}
+WIDER: dict[_Operator, _Operator] = {
+    **{operator: _widening(operator) for operator in _operators()},
+    F.multi_head_attention_forward: multi_head(F.scaled_dot_product_attention),
+}
 """What is run in the place of what."""
+
+_attention = in_float32(F.scaled_dot_product_attention)
+
+WIDER_IN_FLOAT16: dict[_Operator, _Operator] = {
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: multi_head(_attention),
+}
+"""Likewise, for float16 alone: the way back through PyTorch's attention reads its output, rounded to 16 bits."""
