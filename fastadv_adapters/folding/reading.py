@@ -1,13 +1,11 @@
 """Whether code may read or replace weights where a trace does not show it: of what is folded, these are others."""
 
-import inspect
-import types
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
 
-from ..modules import names_in
+from ..modules import functions_in, names_in
 
 _READS_ALL = "for p in self.parameters()"
 _OF_ALL = (_READS_ALL, "_parameters", "named_parameters", "get_parameter", "state_dict", "functional_call")
@@ -52,9 +50,8 @@ def _names_in_forward(kind: type) -> set[str]:
 
 
 def _names_in_method(method: Any) -> set[str]:
-    method = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
-    method = inspect.unwrap(method) if callable(method) else None
-    if not isinstance(method, types.FunctionType):
+    functions = functions_in(method)
+    if not functions:
         return set()
-    names = set(names_in(method.__code__))
+    names = set(names_in(functions[-1].__code__))  # a decorator that looks at a signature names its parameters
     return names | {_READS_ALL} if _ANY in names and "next" not in names else names

@@ -7,7 +7,6 @@ A call costs more there. So for faster operators only modules with few parts are
 """
 
 from collections.abc import Callable, Iterable
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, become, kind_of, names_in
+from ..modules import Precision, become, functions_in, kind_of, names_in
 from .attention import attend
 from .multi_head import multi_head
 from .narrow import NARROW
@@ -110,6 +109,6 @@ class _Routed:
 
 def _named_by(kind: type[nn.Module]) -> set[str]:
     """Names in the code of a class, as far as that runs in a pass and is not that of every module."""
-    code = [item for base in kind.__mro__ if base is not nn.Module for item in vars(base).items()]
-    methods = [method for name, method in code if isinstance(method, FunctionType) and name not in _AT_FIRST]
-    return {name for method in methods for name in names_in(method.__code__)}
+    items = [item for base in kind.__mro__ if base is not nn.Module for item in vars(base).items()]
+    functions = [function for name, item in items if name not in _AT_FIRST for function in functions_in(item)]
+    return {name for function in functions for name in names_in(function.__code__)}

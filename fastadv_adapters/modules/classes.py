@@ -4,7 +4,8 @@ A module is looked at through ``vars()``: a user's ``__getattr__`` may ask the m
 """
 
 from collections.abc import Iterator
-from types import CodeType, MethodType, ModuleType
+from functools import cached_property, partialmethod
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -113,3 +114,25 @@ def names_in(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from names_in(constant)
+
+
+def functions_in(attribute: Any) -> list[FunctionType]:
+    """The functions that an attribute of a class runs: those of decorators, and at last the one that was decorated."""
+    found, seen = list[FunctionType](), list[Any]()
+    while attribute is not None and all(attribute is not one for one in seen):
+        seen.append(attribute)
+        if isinstance(attribute, FunctionType):
+            found.append(attribute)
+        attribute = _inside(attribute)
+    return found
+
+
+def _inside(attribute: Any) -> Any:
+    """What a property, another descriptor or a decorator's function was made of; None if it was of nothing."""
+    if isinstance(attribute, property):
+        return attribute.fget
+    if isinstance(attribute, (cached_property, partialmethod)):
+        return attribute.func
+    if isinstance(attribute, (staticmethod, classmethod, MethodType)):
+        return attribute.__func__
+    return getattr(attribute, "__dict__", {}).get("__wrapped__")

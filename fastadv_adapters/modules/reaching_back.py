@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import ALL_HOOKS, ATOMS, HOOKS, inside_of
+from .classes import ALL_HOOKS, ATOMS, HOOKS, functions_in, inside_of
 
 
 def refuse_what_reaches_back(module: nn.Module) -> None:
@@ -124,11 +124,8 @@ def _read_by_methods(own: set[int]) -> _Objects:
 
 
 def _names_read(method: object) -> Iterator[str]:
-    if isinstance(method, property):
-        method = method.fget
-    code = getattr(method, "__code__", None)
-    if isinstance(code, types.CodeType):
-        yield from _read(code, "LOAD_ATTR", "LOAD_METHOD")
+    for function in functions_in(method):
+        yield from _read(function.__code__, "LOAD_ATTR", "LOAD_METHOD")
 
 
 def _inside(value: Any) -> list[Any]:

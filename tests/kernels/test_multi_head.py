@@ -29,7 +29,8 @@ class Memory(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(WIDTH, 1, batch_first=True)
         self.slots, self.last = nn.Parameter(eighths(SLOTS, WIDTH)), nn.Linear(WIDTH, 10)
-        self.mask, self.asked, self.weights = mask, asked, torch.empty(0)
+        self.mask, self.asked = mask, asked
+        self.weights: Tensor | None = None
         with torch.no_grad():
             self.attention.in_proj_weight.copy_(8 * torch.eye(WIDTH).repeat(3, 1))
 

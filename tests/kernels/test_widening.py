@@ -1,6 +1,8 @@
 """Operators that autocast runs in float32 on CUDA run in it on a processor too, inside the modules that name them."""
 
+import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,6 +66,72 @@ class Softmax(Calls):
         self.seen.append(h.dtype)
         logits: Tensor = self.last(h)
         return logits
+
+
+def checked(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As libraries decorate a forward to look at shapes, or to warn of an old name."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        return function(*args, **kwargs)
+
+    return run
+
+
+class Decorated(Calls):
+    @checked
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x).softmax(1)
+        self.seen.append(h.dtype)
+        logits: Tensor = self.last(h)
+        return logits
+
+
+class UnderAutocast(Calls):
+    @torch.autocast("cpu", cache_enabled=False)  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.softmax(self.layer(x), 1)
+        self.seen.append(h.dtype)
+        logits: Tensor = self.last(h)
+        return logits
+
+
+class Static(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        self.operator = self.weigh
+        return super().forward(x)
+
+    @staticmethod
+    @checked
+    def weigh(h: Tensor) -> Tensor:
+        return h.softmax(1)
+
+
+class OfClass(Static):
+    @classmethod
+    def weigh(cls, h: Tensor) -> Tensor:
+        return h.softmax(1)
+
+
+class Property(Static):
+    @property
+    def weigh(self) -> Any:
+        return lambda h: h.softmax(1)
+
+
+class Cached(Static):
+    @functools.cached_property
+    def weigh(self) -> Any:
+        return lambda h: h.softmax(1)
+
+
+@halves
+@pytest.mark.parametrize("kind", [Decorated, UnderAutocast, Static, OfClass, Property, Cached])
+def test_operators_are_found_in_whatever_kind_of_method(kind: Any, dtype: torch.dtype) -> None:
+    fast = FastAttackModel(kind(None).eval(), dtype=dtype, engine="eager")
+    input_gradient(fast, torch.rand(3, 4), torch.tensor([0, 1, 2]))
+    network: Any = fast._networks.folded.network
+    assert network.seen[-1] == torch.float32
 
 
 class Own(Calls):

@@ -300,6 +300,12 @@ class Writer(Extractor):
         self.layer.last = output
 
 
+class DecoratedWriter(Extractor):
+    @torch.no_grad()
+    def note(self, name: str, output: Tensor) -> None:
+        self.layer.last = output
+
+
 class WriterByName(Extractor):
     """Finds the model's layers in a dictionary, where those of a copy are not."""
 
@@ -322,7 +328,7 @@ class PartialWriter(Extractor):
         layer.register_forward_hook(functools.partial(lambda name, *args: setattr(layer, name, 1), "last"))
 
 
-@pytest.mark.parametrize("kind", [Writer, WriterByName, CallableWriter, PartialWriter])
+@pytest.mark.parametrize("kind", [Writer, DecoratedWriter, WriterByName, CallableWriter, PartialWriter])
 def test_hooks_that_reach_the_model_through_their_owner_are_refused(kind: Any) -> None:
     model = small()
     kind(model, model[1])
