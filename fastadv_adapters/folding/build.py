@@ -28,7 +28,6 @@ from ..kernels import (
     widen_group_norm,
 )
 from ..modules import (
-    MATRIX_LAYERS,
     Precision,
     Restore,
     alias,
@@ -41,6 +40,7 @@ from ..modules import (
     tensors_in_containers,
 )
 from .centring import Centred
+from .fitting import why_not
 from .following import (
     CopyHeld,
     CopyTensor,
@@ -58,8 +58,6 @@ from .remembering import remember
 from .scales import channels_of
 from .tracing import STOCK_NORMS, Trace
 from .writing import parameter_like
-
-_LAYERS = tuple(kind for kind in MATRIX_LAYERS if kind is not nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 @dataclass
@@ -201,17 +199,8 @@ class _Builder:
         layer_name = trace.producer.get(name)
         if layer_name is None:
             return None, "no layer before it that it alone reads"
-        layer = self.parts[layer_name][0]
-        if type(layer) not in _LAYERS:
-            return None, f"{layer_name} is a {type(layer).__name__}, which may use its weight in its own way"
-        if has_hooks(layer):
-            return None, f"{layer_name} has hooks"
-        if layer_name in trace.touched | trace.unseen:
-            return None, f"the weight of {layer_name} is read by other code too"
-        outputs = outputs_of(layer)
-        if channels_of(norm) != outputs:
-            return None, f"{layer_name} has {outputs} outputs for {channels_of(norm)} channels"
-        return layer_name, ""
+        why = why_not(layer_name, self.parts[layer_name][0], norm, trace)
+        return None if why else layer_name, why
 
     def _fold(self, layer_name: str, norm: _BatchNorm) -> Balance:
         """Give a layer own tensors that hold it and the batch norm behind it."""

@@ -99,6 +99,11 @@ def trace(module: nn.Module) -> Trace:
     return result
 
 
+def holds_parameters(layer: nn.Module) -> bool:
+    """Whether a layer's weight and bias, if it has one, are parameters: code may have made buffers of them."""
+    return layer._parameters.get("weight") is not None and "bias" in layer._parameters
+
+
 def _streams(
     root: nn.Module, names: dict[int, str], graphs: list[tuple[str, fx.Graph]], known: Trace
 ) -> Iterator[Stream]:
@@ -117,6 +122,7 @@ def _streams(
         module = root.get_submodule(_join(prefix, str(node.target)))
         name = names[id(module)]
         fits = type(module) in kinds and not has_hooks(module) and name not in folded | known.touched | known.unseen
+        fits = fits and (isinstance(module, _BatchNorm) or holds_parameters(module))
         return name if fits and called.count(name) == 1 else ""
 
     for prefix, graph in graphs:
