@@ -1,5 +1,6 @@
 """What becomes of the parts of a copied network: mixins for layers and batch norms whose class is changed in place."""
 
+import math
 import threading
 import weakref
 from typing import Any
@@ -14,9 +15,12 @@ from .own_forward import ARGUMENTS
 
 
 class Balance(threading.local):
-    """How often a folded layer was called more than its batch norm, in this thread's present run."""
+    """How often a folded layer was called more than its batch norm, in this thread's present run.
 
-    more = 0
+    Infinitely often if what it was called with is such that the batch norm does not fold.
+    """
+
+    more: float = 0
 
 
 class Skipped:
@@ -34,11 +38,13 @@ class Joined:
     """Mixin for a layer that a batch norm was folded into."""
 
     balance: Balance
+    weight: Tensor
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer, and count."""
-        self.balance.more += 1
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        # On a sequence, or without a batch, a batch norm normalises another dimension than that of the outputs.
+        self.balance.more += 1 if input.ndim == self.weight.ndim else math.inf
+        return super().forward(input, *args, **kwargs)  # type: ignore[misc]
 
 
 class Affine:

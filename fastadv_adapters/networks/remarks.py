@@ -15,7 +15,10 @@ AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs 
 AGAIN = "; run the attack again, for its loss was computed from these outputs"
 WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
 OTHER_ENGINE = "the engine is {}, since {}"
-UNBALANCED = "batch norm is not folded into {}, which the model also calls without that batch norm"
+UNBALANCED = (
+    "batch norm is not folded into {}, which the model also calls without that batch norm, or on inputs with other "
+    "dimensions"
+)
 COUPLED = (
     "the gradient of one sample reaches other samples (batch norm without running statistics, or features centred "
     "over the batch): one loss scale serves the whole call instead of one per sample"

@@ -1,4 +1,4 @@
-"""Layers that cannot hold the batch norm behind them: for what they are."""
+"""Layers that cannot hold the batch norm behind them: for what they are, or for what they are called with."""
 
 import warnings
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv_adapters import FastAttackModel
+from fastadv_adapters import FastAttackModel, FastAttackWarning
 from tests.support.tools import cosine, input_gradient, settle
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -85,3 +85,48 @@ def test_a_mean_is_not_taken_out_of_a_bias_that_is_no_parameter(way: str) -> Non
     assert not fast._networks.folded.centred
     assert_alike(model, fast, x)
     assert not fast._networks.notes
+
+
+class OneByOne(nn.Module):
+    """Calls its layer on samples without a batch."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.last = nn.Sequential(*layers), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(torch.stack([self.inside(x[i]) for i in range(4)]).flatten(1))
+        return logits
+
+
+ELSEWHERE: dict[str, Any] = {
+    "sequence": lambda: (behind(nn.Linear(5, 8), nn.BatchNorm1d(8), 64), torch.rand(4, 8, 5)),
+    "images": lambda: (behind(nn.Linear(5, 8), nn.BatchNorm2d(8), 192), torch.rand(4, 8, 3, 5)),
+    "no batch": lambda: (OneByOne(nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8)).eval(), torch.rand(4, 3, 8)),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_norms_of_another_dimension_than_the_outputs_are_followed(name: str) -> None:
+    model, x = ELSEWHERE[name]()
+    norm = next(part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+    fast = FastAttackModel(model, **FLOAT32)
+    with pytest.warns(FastAttackWarning, match="is not folded into .*, or on inputs with other dimensions.*not-folded"):
+        assert_alike(model, fast, x)
+    settle(norm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_alike(model, fast, x)
+    assert fast._networks.folded.report
+    assert not any("folded into" in done for done in fast._networks.folded.report.values())
+
+
+def test_two_dimensions_behind_a_linear_layer_are_folded_in_silence() -> None:
+    model, x = behind(nn.Linear(12, 8), nn.BatchNorm1d(8), 8), torch.rand(4, 12)
+    fast = FastAttackModel(model, **FLOAT32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_alike(model, fast, x)
+        settle(model)
+        assert_alike(model, fast, x)
+    assert fast._networks.folded.report == {"1": "folded into 0"}
