@@ -11,6 +11,7 @@ https://arxiv.org/abs/1712.05877, section 3.2).
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from ..modules import (
     has_hooks,
     in_one_block,
     tensors_in_containers,
+    to_eval_mode,
 )
 from .centring import Centred
 from .fitting import why_not
@@ -116,11 +118,12 @@ def build_fast(source: nn.Module, trace: Trace | None, precision: Precision, *, 
     builder.treat_norms()
     builder.own_tensors()
     builder.spare_memory()
+    builder.result.refreshes.append(partial(to_eval_mode, builder.result.network))
     if lays_out_ahead and (memo := remember(builder.result.network, precision)) is not None:
         builder.result.refreshes.append(memo)
     with torch.no_grad():
         in_one_block(builder.result.network)
-        builder.result.refreshes.insert(0, Restore(builder.result.network))  # before others write
+        builder.result.refreshes.insert(0, Restore(builder.result.network, source))  # before others write
         for refresh in builder.result.refreshes:
             refresh()
     return builder.result
@@ -130,7 +133,7 @@ class _Builder:
     """One copy in the making: each part of it beside the original, by name."""
 
     def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool) -> None:
-        registered = {id(t) for t in (*source.parameters(), *source.buffers())}
+        registered = set(map(id, source.parameters()))
         held = CopyHeld(tensors_in_containers(source))
         network = copy_module(source, lambda t: alias(t) if id(t) in registered else held.note(t, clone(t)))
         pairs = zip(source.named_modules(), list(network.modules()), strict=True)

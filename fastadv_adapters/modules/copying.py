@@ -5,9 +5,9 @@ import functools
 import gc
 import threading
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,38 +61,30 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn
     """
     copied = _copied_as_it_is(module, tensor_for)
     if switches_attributes(module):
-        copied.train(False)
+        _switching.add(copied)
+    to_eval_mode(copied)
+    return copied
+
+
+_switching: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Copies that go to eval mode in the model's own way."""
+
+
+def to_eval_mode(copied: nn.Module) -> None:
+    """Put a copy into eval mode, again after an update: what the model's own ``eval()`` computes is of its weights."""
+    if copied in _switching:
+        with torch.no_grad(), refusals_borne():  # it may miss what a fast network has otherwise
+            copied.eval()
     for part in copied.modules():
         part.training = False
         if type(part) in _RECURRENT:
             # cuDNN has no backward pass in eval mode; without dropout both modes are the same function.
             vars(part).update(dropout=0.0, training=True)
-    return copied
 
 
 def switches_attributes(module: nn.Module) -> bool:
-    """Whether a module goes to eval mode in its own way, and no tensor changes by that; tried on a copy."""
+    """Whether a module goes to eval mode in its own way, and no weight changes by that; tried on a copy."""
     return has_own_switch(module) and switch(_copied_as_it_is(module, clone), module)
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model itself in eval mode for a while, as copies are; its modes and attributes are as before afterwards."""
-    parts = list(model.modules())
-    before = [dict(vars(part)) for part in parts] if model.training and switches_attributes(model) else []
-    modes = [part.training for part in parts]
-    try:
-        if before:
-            model.train(False)
-        for part in parts:
-            part.training = False
-        yield
-    finally:
-        for part, attributes in zip(parts, before, strict=False):
-            vars(part).clear()
-            vars(part).update(attributes)
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
 
 
 def _copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:

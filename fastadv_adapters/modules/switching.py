@@ -1,4 +1,4 @@
-"""Eval mode of a model whose own ``train()`` does more than set flags: turns noise off, or takes another graph."""
+"""Eval mode of a model whose own ``train()`` does more than set flags: turns noise off, or computes a table."""
 
 import torch
 from torch import nn
@@ -9,25 +9,25 @@ from .layouts import differ
 
 def has_own_switch(model: nn.Module) -> bool:
     """Whether a part of a model has a ``train()`` or ``eval()`` of its own."""
-    return any(_is_own(part) for part in model.modules())
+    return any(map(_is_own, model.modules()))
 
 
 def switch(copied: nn.Module, source: nn.Module) -> bool:
-    """Have a copy, all of whose tensors are its own, go to eval mode in its own way; whether that is all it did.
+    """Have a copy, all of whose tensors are its own, go to eval mode in its own way; whether its weights are the same.
 
-    A merged adapter writes into weights then, and another model builds new layers. Such a copy is of no use any more.
+    A merged adapter writes into weights then, and another model builds new layers: their copies are left as they are.
     """
-    parts, tensors = list(copied.modules()), _tensors(source)
+    parts, parameters = list(map(id, copied.modules())), list(map(id, copied.parameters()))
     try:
         with torch.no_grad():
-            copied.train(False)
+            copied.eval()
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return False
-    now = _tensors(copied)
-    same = len(now) == len(tensors) and all(map(_is_same, now, tensors))
-    return same and [id(part) for part in copied.modules()] == [id(part) for part in parts]
+    if list(map(id, copied.modules())) != parts or list(map(id, copied.parameters())) != parameters:
+        return False
+    return not any(map(differ, copied.parameters(), source.parameters()))
 
 
 def _is_own(part: nn.Module) -> bool:
@@ -36,11 +36,3 @@ def _is_own(part: nn.Module) -> bool:
         return False
     is_own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
     return is_own or not {"train", "eval"}.isdisjoint(vars(part))
-
-
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def _is_same(now: torch.Tensor, before: torch.Tensor) -> bool:
-    return now.shape == before.shape and now.dtype == before.dtype and not differ(now, before)

@@ -163,7 +163,7 @@ class Audited(ABC):
             others=partial(self._others, kind),
             tell=partial(self._found_wanting, kind, again=kind.doubted),
             first=first,
-            usual=kind.usual,
+            usual=[] if kind.schedule.far else kind.usual,
         )
 
     def _lost_since(self, lost: int | None) -> int | None:

@@ -83,6 +83,7 @@ class Freshness:
             self._take_tensors()
         self._stepped = False
         self._versions = list(map(_version, self._versioned))
+        self._written = list(map(_version, self._parameters))
         self._switches = self._now_switches()
 
     def _take_structure(self) -> None:
@@ -119,11 +120,12 @@ class Freshness:
         self._gives_tensors = any(isinstance(v, Tensor) for t, _ in self._given for v in held_in(put_on(t).values()))
         self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
-        self._ids = set(map(id, self._tensors))
+        self._ids = set(map(id, (*self._tensors, *self._held)))
         self._pins = [t.detach() for t in self._tensors]  # freed storage could come back at the same address
         self._strided = [t for t in self._tensors if t.layout is torch.strided]
         self._sparse = [t for t in self._tensors if t.layout is not torch.strided]
         self._kinds, self._devices, self._pointers = self._now_kinds(), self._now_devices(), self._now_pointers()
+        self._parameters = [t for t in owned if isinstance(t, nn.Parameter) and not t.is_inference()]
         self._versioned = [t for t in (*self._tensors, *self._held) if not t.is_inference()]
 
     def note_step(self, stepped: set[int]) -> None:
@@ -168,6 +170,10 @@ class Freshness:
             return Change.STRUCTURE
         stale = self._stepped or list(map(_version, self._versioned)) != self._versions
         return Change.VALUES if stale else Change.NONE
+
+    def wrote_parameters(self) -> bool:
+        """Whether somebody has written into parameters since :meth:`take`; buffers have copies everywhere."""
+        return self._stepped or list(map(_version, self._parameters)) != self._written
 
     def _now_registered(self) -> list[Tensor | None]:
         return list(chain.from_iterable(map(dict.values, self._dicts)))

@@ -190,7 +190,7 @@ class Networks(BuiltLater, Audited):
 
     def twin_is_current(self) -> bool:
         """Whether the twin runs on the weights of the last update: its own, or the source's while they are the same."""
-        return not self.twin.live or self._freshness.change() is Change.NONE
+        return not self.twin.live or not self._freshness.wrote_parameters()
 
     def throw_away_copy(self, kind: Kind) -> EagerEngine:
         """What runs calls of this kind, once more, for looking into while it runs."""

@@ -39,6 +39,7 @@ class Schedule:
         asked: for which gradients there has been an audit; of these outputs, in this dtype.
         weights: a few entries of each tensor at the last audit.
         seen: at how many updates these have been compared.
+        far: whether they have gone far before this pass, so that what was usual before tells nothing.
         inputs: what the inputs of the last audit were like.
         hurry: after so many passes inputs of another kind bring the next audit forward, and then after twice as many.
         lost: how many samples the last pass has lost, to infinity, NaN or zero.
@@ -54,6 +55,7 @@ class Schedule:
     asked: set[Any] = field(default_factory=set)
     weights: Sequence[Tensor] | None = None
     seen: int = 0
+    far: bool = False
     inputs: Sequence[Glance] = ()
     hurry: int = 1
     lost: int = 0
@@ -78,7 +80,8 @@ class Schedule:
             self.passes += 1
             changed = updates != self.updates
             due = self.passes >= self._wait(changed=changed) or self._are_others(inputs)
-            if not due and not self._have_gone_far(updates, source):
+            self.far = self._have_gone_far(updates, source)
+            if not (due or self.far):
                 return False
             self.wait = PASSES
         self.asked.add(asks)

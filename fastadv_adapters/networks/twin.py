@@ -23,6 +23,7 @@ from ..modules import (
     same_memory,
     tensors_in_containers,
     thaw,
+    to_eval_mode,
     write,
 )
 
@@ -56,12 +57,12 @@ class Twin:
             ReplaceTensor(theirs._buffers, ours._buffers, name, own.dtype, own)
             for theirs, ours in parts
             for name, own in ours._buffers.items()
-            if own is not None
+            if own is not None and theirs._buffers.get(name) is not None  # not one that eval mode has made
         ]
         pairs = [(vars(theirs), vars(ours)) for theirs, ours in parts]
         self._attributes = [(t, o, k) for t, o in pairs for k, v in t.items() if isinstance(v, Tensor)]
         dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
-        self._restore = Restore(network)
+        self._restore = Restore(network, source)
         native = dtypes.pop() if len(dtypes) == 1 else None
         self.engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
 
@@ -75,6 +76,7 @@ class Twin:
         for follow in self._buffers:
             follow()
         self._held()
+        to_eval_mode(self.engine.network)
         if self.thawed:
             self.thaw()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.networks import selfcheck
 from tests.support.tools import cosine, input_gradient, settle
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -107,7 +108,8 @@ ELSEWHERE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_norms_of_another_dimension_than_the_outputs_are_followed(name: str) -> None:
+def test_norms_of_another_dimension_than_the_outputs_are_followed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "filled_in", lambda source: None)  # which would show it before
     model, x = ELSEWHERE[name]()
     norm = next(part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
     fast = FastAttackModel(model, **FLOAT32)
@@ -119,6 +121,17 @@ def test_norms_of_another_dimension_than_the_outputs_are_followed(name: str) -> 
         assert_alike(model, fast, x)
     assert fast._networks.folded.report
     assert not any("folded into" in done for done in fast._networks.folded.report.values())
+
+
+@pytest.mark.filterwarnings("ignore:FastAttackModel of OneByOne")
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_self_check_sees_norms_of_another_dimension(name: str) -> None:
+    model, x = ELSEWHERE[name]()
+    fast = FastAttackModel(model, **FLOAT32)
+    assert_alike(model, fast, x)
+    assert not any("folded into" in done for done in fast._networks.folded.report.values())
+    settle(model)
+    assert_alike(model, fast, x)
 
 
 def test_two_dimensions_behind_a_linear_layer_are_folded_in_silence() -> None:

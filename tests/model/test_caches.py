@@ -178,3 +178,28 @@ def test_a_recording_reads_none_of_old_weights(kind: type[Table], monkeypatch: p
         wanted = gradient(copy.deepcopy(model), x)
         for _ in range(4):
             torch.testing.assert_close(gradient(fast, x), wanted, rtol=1e-3, atol=1e-4)
+
+
+class CastsOnce(nn.Module):
+    """A bank of prototypes, or a state, that the first pass replaces in its container."""
+
+    def __init__(self, container: Any, place: Any) -> None:
+        super().__init__()
+        self.net, self.bank, self.place = nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), container, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        self.bank[self.place] = self.bank[self.place].to(h.dtype) + 0
+        return h * self.bank[self.place]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("make", "place"), [(lambda t: {"p": t}, "p"), (lambda t: [t], 0)], ids=["dict", "list"])
+def test_a_tensor_that_a_pass_has_replaced_is_followed(make: Any, place: Any) -> None:
+    torch.manual_seed(0)
+    model, x = CastsOnce(make(torch.ones(1)), place).eval(), torch.rand(4, 3, 8, 8)
+    fast = FastAttackModel(model, dtype=torch.float32, auto_update=False)
+    for value in (1.0, 3.0, -2.0):
+        model.bank = make(model.bank[place])
+        model.bank[place].copy_(torch.tensor([value]))
+        fast.update()
+        torch.testing.assert_close(gradient(fast, x), gradient(copy.deepcopy(model), x), rtol=1e-4, atol=1e-5)

@@ -85,3 +85,45 @@ def test_a_part_in_a_list_is_a_part() -> None:
         model[1].weight.mul_(2)
     check(fast, model, x)
     assert fast._networks.twin is before, "values alone make no new networks"
+
+
+class KeepsATable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.cache = nn.Parameter(torch.zeros(5)), dict[str, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "w" not in self.cache:
+            self.cache["w"] = 4 * self.w.tanh().detach()
+        return x + self.cache["w"]
+
+
+class HidesATable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.inner = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), [KeepsATable().eval()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner[0](self.net(x))  # type: ignore[no-any-return]
+
+
+def test_a_table_that_it_keeps_is_taken_back() -> None:
+    torch.manual_seed(0)
+    model, x = HidesATable().eval(), torch.rand(4, 3, 8, 8)
+    fast = FastAttackModel(model, dtype=torch.float32)
+    for value in (0.0, 3.0, -3.0):
+        with torch.no_grad():
+            model.inner[0].w.fill_(value)
+        model.inner[0].cache.clear()
+        check(fast, model, x)
+
+
+def test_a_fused_step_of_it_is_noticed() -> None:
+    torch.manual_seed(0)
+    model, x = HidesATable().eval(), torch.rand(4, 3, 8, 8)
+    model.inner = [nn.Linear(5, 5)]  # type: ignore[list-item]
+    fast = FastAttackModel(model, dtype=torch.float32)
+    check(fast, model, x)
+    model(x).square().sum().backward()
+    torch.optim.SGD(model.inner[0].parameters(), lr=0.1, fused=True).step()
+    check(fast, model, x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel, compare
+from fastadv_adapters import FastAttackModel, compare, evaluate
 
 
 class Smoothed(nn.Module):
@@ -128,3 +128,156 @@ def test_it_is_compared_in_eval_mode(kind: type[Smoothed]) -> None:
     result = compare(model, x, eps=0.03, repeats=1, progress=False)
     assert not any("random" in note for note in result.notes)
     assert {k: v for k, v in vars(model).items() if not isinstance(v, dict)} == before
+
+
+class Tables(Smoothed):
+    """What eval mode computes of weights, in the ways of LeViT and TinyViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigma, self.bias = 0.0, nn.Parameter(torch.zeros(5))
+
+    def table(self) -> Tensor:
+        return 4 * self.bias.tanh().detach()
+
+
+class KeepsAnAttribute(Tables):
+    kept: Tensor
+
+    def train(self, mode: bool = True) -> "KeepsAnAttribute":
+        nn.Module.train(self, mode)
+        if mode and "kept" in vars(self):
+            del self.kept
+        elif not mode:
+            self.kept = self.table()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + (self.table() if self.training else self.kept)  # type: ignore[no-any-return]
+
+
+class SetsNone(KeepsAnAttribute):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Any = None
+
+    def train(self, mode: bool = True) -> "SetsNone":
+        nn.Module.train(self, mode)
+        self.kept = None if mode else self.table()
+        return self
+
+
+class RegistersABuffer(KeepsAnAttribute):
+    def train(self, mode: bool = True) -> "RegistersABuffer":
+        nn.Module.train(self, mode)
+        if mode and "kept" in self._buffers:
+            del self.kept
+        elif not mode:
+            self.register_buffer("kept", self.table(), persistent=False)
+        return self
+
+
+class WritesABuffer(KeepsAnAttribute):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(5))
+
+    def train(self, mode: bool = True) -> "WritesABuffer":
+        nn.Module.train(self, mode)
+        if not mode:
+            self._buffers["kept"].copy_(self.table())  # type: ignore[union-attr]
+        return self
+
+
+class AnotherGain(Tables):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.tensor(3.0)
+
+    def train(self, mode: bool = True) -> "AnotherGain":
+        nn.Module.train(self, mode)
+        self.gain = torch.tensor(3.0 if mode else 1.0)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.gain + self.table()  # type: ignore[no-any-return]
+
+
+class ByEvalAlone(Tables):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = 3.0
+
+    def eval(self) -> "ByEvalAlone":
+        super().eval()
+        self.gain = 1.0
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.gain + self.table()  # type: ignore[no-any-return]
+
+
+TABLES = [KeepsAnAttribute, SetsNone, RegistersABuffer, WritesABuffer, AnotherGain, ByEvalAlone]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", TABLES)
+def test_what_eval_mode_computes_follows_the_weights(kind: type[Tables], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = kind(), torch.rand(4, 3, 8, 8)
+    fast = FastAttackModel(model, dtype=dtype)
+    near = 1e-4 if dtype == torch.float32 else 0.05
+    for value in (0.0, 3.0, -3.0):
+        with torch.no_grad():
+            model.bias.fill_(value)
+        weights = copy.deepcopy(model.state_dict())
+        output, wanted = gradient(copy.deepcopy(model).eval(), x)
+        for network, within in ((fast, near), (fast.view(full_precision=True), 1e-4)):
+            for _ in range(2):
+                found, ours = gradient(network, x)
+                torch.testing.assert_close(found, output, rtol=within, atol=within)
+                assert torch.cosine_similarity(ours.flatten(1), wanted.flatten(1)).min() > 0.98
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), output, rtol=1e-4, atol=1e-4)
+        assert all(model.state_dict()[name].equal(was) for name, was in weights.items())
+        assert model.training
+        assert all(part.training for part in model.modules())
+
+
+class Caches(Tables):
+    """A table in a dictionary, a noise in another one, and a hidden part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, Tensor] = {}
+        self.flags, self.hidden = {"sigma": 0.5}, [nn.Dropout(0.5)]
+
+    def train(self, mode: bool = True) -> "Caches":
+        nn.Module.train(self, mode)
+        self.flags["sigma"] = 0.5 if mode else 0.0
+        self.hidden[0].train(mode)
+        if mode:
+            self.cache.clear()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.net(x) + self.table()  # type: ignore[no-any-return]
+        if "table" not in self.cache:
+            self.cache["table"] = self.table()
+        output: Tensor = self.net(x + self.flags["sigma"]) + self.cache["table"]
+        return output
+
+
+def test_an_evaluation_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, x = Caches().train(), torch.rand(16, 3, 8, 8)
+    for value in (0.0, 3.0):
+        with torch.no_grad():
+            model.bias.copy_(value * torch.arange(5.0))
+        y = copy.deepcopy(model).eval()(x).argmax(1)
+        report = evaluate(model, (x, y), "quick", eps=1e-5, progress=False)
+        assert report.clean_accuracy == 1
+        compare(model, x, y, eps=0.03, repeats=1, progress=False)
+        assert (model.flags, model.cache, model.hidden[0].training) == ({"sigma": 0.5}, {}, True)
+        assert all(part.training for part in model.modules())

@@ -242,6 +242,33 @@ def test_another_checkpoint_is_audited_at_once_and_a_step_of_training_is_not(loo
     assert len(looks) == 2
 
 
+def test_a_pass_of_the_plain_model_in_between_puts_no_audit_off(looks: list[int]) -> None:
+    """As in TRADES: statistics of batch norms move, and the weights that the twin runs on do not."""
+    model, (x, _) = attackable_net().train(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    for _ in range(3):
+        leaf = x.clone().requires_grad_()
+        found = F.log_softmax(fast(leaf), 1)
+        wanted = model(x).softmax(1).detach()
+        F.kl_div(found, wanted, reduction="batchmean").backward()
+    assert len(looks) == 1
+
+
+def test_after_another_checkpoint_outputs_are_as_large_as_its_own() -> None:
+    model, (x, y) = attackable_net(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    usual = []
+    for factor in (100.0, 0.01):
+        with torch.no_grad():
+            list(model.parameters())[-1].mul_(factor)
+            list(model.parameters())[-2].mul_(factor)
+        for _ in range(SETTLED + 1):
+            input_gradient(fast, x, y)
+        (kind,) = fast._networks.kinds.values()
+        usual.append(kind.usual[0])
+    assert usual[1] < 0.1 * usual[0]
+
+
 def test_passes_of_few_samples_are_audited_the_more_often(looks: list[int]) -> None:
     fast, (x, y) = FastAttackModel(attackable_net(), dtype=torch.bfloat16), batch(2)
     for _ in range(SOON * 2 // SAMPLES + 1):
