@@ -103,6 +103,8 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
 
 def _taken_apart(tree: Any) -> tuple[_Form, list[Tensor]]:
     leaves, spec = flatten(tree)
+    if not _is_call(tree):  # a cache is for later calls, which no attack makes: as if the model had not kept it
+        leaves = [None if _is_cache(leaf) and hides_tensors(leaf) else leaf for leaf in leaves]
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors: list[Tensor] = [leaves[i] for i in places]
     ranks = tuple(t.ndim for t in tensors)
@@ -114,9 +116,19 @@ def _taken_apart(tree: Any) -> tuple[_Form, list[Tensor]]:
     return _Form(leaves, spec, places, (str(spec), ranks, others), constants, hiding, _is_fillable(tree)), tensors
 
 
+def _is_call(tree: Any) -> bool:
+    """Whether these are arguments ``(args, kwargs)``."""
+    return type(tree) is tuple and list(map(type, tree)) == [tuple, dict]
+
+
+def _is_cache(leaf: object) -> bool:
+    """Whether this is a cache of keys and values of the library transformers, which is slow to import."""
+    return any(kind.__name__ == "Cache" and kind.__module__.startswith("transformers.") for kind in type(leaf).__mro__)
+
+
 def _is_fillable(tree: Any) -> bool:
-    """Whether there is an empty list or dictionary among arguments ``(args, kwargs)``."""
-    if not (type(tree) is tuple and list(map(type, tree)) == [tuple, dict]):
+    """Whether there is an empty list or dictionary among arguments."""
+    if not _is_call(tree):
         return False
     stack = [*tree[0], *tree[1].values()]
     while stack:
@@ -133,7 +145,7 @@ _forms: dict[tuple[bool, int], _Form] = {}
 
 def _common(tree: Any) -> tuple[_Form, list[Tensor]] | None:
     """The commonest trees, whose forms are kept: one tensor, as an output or as the only argument."""
-    call = type(tree) is tuple and list(map(type, tree)) == [tuple, dict] and len(tree[0]) == 1 and not tree[1]
+    call = _is_call(tree) and len(tree[0]) == 1 and not tree[1]
     tensor = tree[0][0] if call else tree
     if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_complex():
         return None

@@ -37,6 +37,7 @@ from ..modules import (
     clone,
     copy_module,
     has_hooks,
+    has_own_switch,
     in_one_block,
     tensors_in_containers,
     to_eval_mode,
@@ -134,6 +135,8 @@ class _Builder:
 
     def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool) -> None:
         registered = set(map(id, source.parameters()))
+        if not has_own_switch(source):  # which may write into them on the way to eval mode
+            registered |= set(map(id, source.buffers()))
         held = CopyHeld(tensors_in_containers(source))
         network = copy_module(source, lambda t: alias(t) if id(t) in registered else held.note(t, clone(t)))
         pairs = zip(source.named_modules(), list(network.modules()), strict=True)

@@ -84,6 +84,7 @@ from .randomness import (
 from .refusals import refusals_borne
 from .restoring import Restore
 from .shell import Shell
+from .switching import has_own_switch
 from .transforms import is_transformed, outside_of_transforms
 
 __all__ = [
@@ -124,6 +125,7 @@ __all__ = [
     "generator_states",
     "has_float64",
     "has_hooks",
+    "has_own_switch",
     "held_by",
     "held_in",
     "holds_generator",

@@ -71,7 +71,7 @@ class Networks(BuiltLater, Audited):
         self.fuse_bn, self._live, self._engine, self._settled = fuse_bn, live, engine, settled
         self.state = state_on(device_of(source))
         self.generation = self.updates = self._lost = 0
-        self.findings: list[str] = []
+        self.findings, self._said = list[str](), set[str]()  # the latter once, however often networks are built
         self.unfinished = False
         self._lock = threading.RLock()
         self._freshness = Freshness(source)
@@ -295,4 +295,6 @@ class Networks(BuiltLater, Audited):
             self.notes.append(remarks.COUPLED)
             said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
-        return [(text, anchor) for text, anchor in said if anchor]
+        new = [(text, anchor) for text, anchor in said if anchor and text not in self._said]
+        self._said.update(text for text, _ in new)
+        return new

@@ -20,7 +20,7 @@ CURED = 4
 """In so many passes a lower scale cures most overflows."""
 
 SETTLED = 8
-"""After so many passes weights that have gone far since the last audit bring the next one forward."""
+"""After so many passes weights that have gone far again since the last audit bring the next one forward."""
 FAR_WEIGHTS = 0.5
 """By such a share of its size, a tensor has gone far."""
 _SMALL = 0.05  # tensors with smaller entries change nothing by changing
@@ -39,7 +39,7 @@ class Schedule:
         asked: for which gradients there has been an audit; of these outputs, in this dtype.
         weights: a few entries of each tensor at the last audit.
         seen: at how many updates these have been compared.
-        far: whether they have gone far before this pass, so that what was usual before tells nothing.
+        far: whether they had gone far before the last audit, so that what was usual before tells nothing.
         inputs: what the inputs of the last audit were like.
         hurry: after so many passes inputs of another kind bring the next audit forward, and then after twice as many.
         lost: how many samples the last pass has lost, to infinity, NaN or zero.
@@ -80,9 +80,10 @@ class Schedule:
             self.passes += 1
             changed = updates != self.updates
             due = self.passes >= self._wait(changed=changed) or self._are_others(inputs)
-            self.far = self._have_gone_far(updates, source)
-            if not (due or self.far):
+            far = self._have_gone_far(updates, source)
+            if not (due or far):
                 return False
+            self.far = far
             self.wait = PASSES
         self.asked.add(asks)
         self.passes, self.updates, self.seen, self.inputs = 0, updates, updates, inputs
@@ -131,7 +132,8 @@ class Schedule:
 
     def _have_gone_far(self, updates: int, source: nn.Module) -> bool:
         """Whether weights are others than at the last audit; another checkpoint, say. Looked at once per update."""
-        if self.weights is None or self.passes is None or self.passes < SETTLED or updates == self.seen:
+        wait = SETTLED if self.far else 0  # in steep training weights go far all the time
+        if self.weights is None or self.passes is None or self.passes < wait or updates == self.seen:
             return False
         self.seen = updates
         before, now = self.weights, _few_entries(source)

@@ -68,6 +68,33 @@ def test_an_empty_container_that_the_model_fills_is_an_error(make: Callable[[], 
     torch.testing.assert_close(fast(x, {"x": x}), fast.wrapped(x, {}))
 
 
+def test_a_cache_of_transformers_is_left_out_where_gradients_are_wanted() -> None:
+    """As with ``use_cache=False``: decoders hand one out by default."""
+    base = type("Cache", (), {"__module__": "transformers.cache_utils"})
+
+    class DynamicCache(base):  # type: ignore[misc, valid-type]
+        def __init__(self, keys: Tensor) -> None:
+            self.keys = keys
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            out = self.net(x)
+            return {"logits": out.sin(), "past_key_values": DynamicCache(out)}
+
+    net, (x, _) = Decoder().eval(), batch(5)
+    fast, leaf = FastAttackModel(net, **FLOAT32), x.clone().requires_grad_()
+    output = fast(leaf)
+    assert output["past_key_values"] is None
+    found, wanted = (torch.autograd.grad(weighed(o["logits"]), leaf)[0] for o in (output, net(leaf)))
+    assert (cosine(found, wanted) > 0.9999).all()
+    with torch.no_grad():
+        assert isinstance(fast(x)["past_key_values"], DynamicCache)
+
+
 def test_only_the_inputs_that_want_a_gradient_get_one() -> None:
     net = nn.Bilinear(4, 3, 5)
     a, b = torch.rand(2, 4), torch.rand(2, 3, requires_grad=True)

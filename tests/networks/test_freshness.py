@@ -1,6 +1,7 @@
 """Every kind of change of the wrapped model that the fast model follows by itself, and those it cannot notice."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -407,3 +408,25 @@ def test_a_rebuild_asks_for_the_options_again() -> None:
     input_gradient(fast, x, y)
     assert fast.dtype == torch.bfloat16
     assert fast._networks.precision.channels_last
+
+
+def test_one_warning_however_often_networks_are_built() -> None:
+    class Annealed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.temperature = nn.Linear(6, 3), 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer(x)
+            return (h - h.mean(0)) * self.temperature  # type: ignore[no-any-return]
+
+    model, x = Annealed().eval(), torch.rand(4, 6)
+    fast, found = FastAttackModel(model, dtype=torch.float32), []
+    for _ in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fast(x.clone().requires_grad_())
+        found.append(len(caught))
+        assert any("other samples" in note for note in fast._networks.notes)
+        model.temperature *= 0.9
+    assert found == [1, 0, 0]

@@ -245,6 +245,8 @@ def test_another_checkpoint_is_audited_at_once_and_a_step_of_training_is_not(loo
 def test_a_pass_of_the_plain_model_in_between_puts_no_audit_off(looks: list[int]) -> None:
     """As in TRADES: statistics of batch norms move, and the weights that the twin runs on do not."""
     model, (x, _) = attackable_net().train(), batch(12)
+    for _ in range(40):
+        model(x)
     fast = FastAttackModel(model, dtype=torch.bfloat16)
     for _ in range(3):
         leaf = x.clone().requires_grad_()
@@ -252,6 +254,17 @@ def test_a_pass_of_the_plain_model_in_between_puts_no_audit_off(looks: list[int]
         wanted = model(x).softmax(1).detach()
         F.kl_div(found, wanted, reduction="batchmean").backward()
     assert len(looks) == 1
+
+
+def test_the_first_pass_after_another_checkpoint_is_audited(looks: list[int]) -> None:
+    model, (x, y) = attackable_net(), batch(12)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
+    for number in range(1, 4):
+        input_gradient(fast, x, y)
+        assert len(looks) == min(number, 2), "in steep training weights go far in every step"
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.flip(0))
 
 
 def test_after_another_checkpoint_outputs_are_as_large_as_its_own() -> None:
