@@ -116,6 +116,11 @@ def names_in(code: CodeType) -> Iterator[str]:
             yield from names_in(constant)
 
 
+def defaults_of(function: FunctionType) -> tuple[Any, ...]:
+    """The defaults of its arguments, which it has in every call that does not give them."""
+    return *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()
+
+
 def functions_in(attribute: Any) -> list[FunctionType]:
     """The functions that an attribute of a class runs: those of decorators, and at last the one that was decorated."""
     found, seen = list[FunctionType](), list[Any]()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import ALL_HOOKS, ATOMS, HOOKS, functions_in, inside_of
+from .classes import ALL_HOOKS, ATOMS, HOOKS, defaults_of, functions_in, inside_of
 
 
 def refuse_what_reaches_back(module: nn.Module) -> None:
@@ -67,12 +67,12 @@ _CAPTURING = (types.FunctionType, types.MethodType, functools.partial, functools
 
 
 def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclosed: bool = True) -> Iterator[object]:
-    """What a function reaches besides its arguments: closures, and the globals that its own code reads.
+    """What a function reaches besides what it is handed: closures, defaults, and the globals that its own code reads.
 
     Args:
         function: or a partial of one, or one with a cache; a deep copy takes other objects along, and bound methods.
         others: what an object that is none of these reaches.
-        enclosed: whether modules in closures count.
+        enclosed: whether modules in closures and defaults count.
     """
     seen, stack = set[int](), [function]
     while stack:
@@ -88,6 +88,7 @@ def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclos
             stack.append(cached)
         elif isinstance(inner, types.FunctionType):
             values = [cell.cell_contents for cell in inner.__closure__ or () if _filled(cell)]
+            values += defaults_of(inner)
             if enclosed:
                 yield from (value.__self__ if isinstance(value, types.MethodType) else value for value in values)
             yield from (inner.__globals__.get(name) for name in _read(inner.__code__, "LOAD_GLOBAL"))

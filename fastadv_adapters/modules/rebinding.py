@@ -1,4 +1,7 @@
-"""Functions that have enclosed the original of a copy, made to run on the copy: a deep copy leaves functions alone."""
+"""Functions that have enclosed the original of a copy, or have it as a default, made to run on the copy.
+
+A deep copy leaves functions alone.
+"""
 
 import copy
 import functools
@@ -8,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from .classes import inside_of, is_bound_as_it_was, things_of
+from .classes import ATOMS, defaults_of, inside_of, is_bound_as_it_was, things_of
 
 Memo = dict[int, Any]
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+_CONTAINERS = (list, tuple, dict)
 
 
 def rebind(parts: list[tuple[nn.Module, nn.Module]], memo: Memo) -> None:
@@ -82,6 +86,8 @@ def _rebound(value: Any, memo: Memo) -> Any:
         return functools.partial(_rebound(value.func, memo), *arguments, **keywords)
     if isinstance(value, types.MethodType):
         return types.MethodType(_rebound(value.__func__, memo), copy.deepcopy(value.__self__, memo))
+    if type(value) in _CONTAINERS and id(value) not in memo and _reaches(value, memo, set()):
+        return _container_rebound(value, memo)
     if not isinstance(value, types.FunctionType):
         made = copy.deepcopy(value, memo)
         if _is_object(value) and made is not value:
@@ -91,22 +97,39 @@ def _rebound(value: Any, memo: Memo) -> Any:
         return memo[id(value)]
     if "_torchdynamo_orig_callable" in vars(value):  # by torch.compile; the copy runs what was compiled
         return _rebound(vars(value)["_torchdynamo_orig_callable"], memo)
-    return _with_cells(value, memo) if value.__closure__ else value
+    return _remade(value, memo) if _reaches(value, memo, set()) else value
 
 
-def _with_cells(function: types.FunctionType, memo: Memo) -> types.FunctionType:
-    cells = function.__closure__ or ()
-    own = [types.CellType() if _reaches(cell, memo, set()) else cell for cell in cells]
-    if all(ours is theirs for ours, theirs in zip(own, cells, strict=True)):
-        return function
-    name, defaults = function.__name__, function.__defaults__
-    made = types.FunctionType(function.__code__, function.__globals__, name, defaults, tuple(own))
-    made.__kwdefaults__ = function.__kwdefaults__
+def _container_rebound(value: Any, memo: Memo) -> Any:
+    """One that only functions hold: what else is in it stays the caller's."""
+    if isinstance(value, tuple):
+        return tuple(_rebound_or_same(item, memo) for item in value)
+    made = memo[id(value)] = type(value)()  # first: it may hold itself
+    if isinstance(value, dict):
+        made.update({key: _rebound_or_same(item, memo) for key, item in value.items()})
+    else:
+        made.extend(_rebound_or_same(item, memo) for item in value)
+    return made
+
+
+def _remade(function: types.FunctionType, memo: Memo) -> types.FunctionType:
+    """The same function, with what it has enclosed, and the defaults of its arguments, as they are in the copy."""
+    cells, defaults = function.__closure__, function.__defaults__
+    own = None if cells is None else tuple(types.CellType() if _reaches(c, memo, set()) else c for c in cells)
+    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, own)
+    vars(made).update(vars(function))
     memo[id(function)] = made  # first: it may enclose itself
-    for ours, theirs in zip(own, cells, strict=True):
+    for ours, theirs in zip(own or (), cells or (), strict=True):
         if ours is not theirs:
             ours.cell_contents = _rebound(theirs.cell_contents, memo)
+    made.__defaults__ = defaults and tuple(_rebound_or_same(value, memo) for value in defaults)
+    keywords = function.__kwdefaults__
+    made.__kwdefaults__ = keywords and {key: _rebound_or_same(value, memo) for key, value in keywords.items()}
     return made
+
+
+def _rebound_or_same(value: Any, memo: Memo) -> Any:
+    return _rebound(value, memo) if _reaches(value, memo, set()) else value
 
 
 def _reaches(value: Any, memo: Memo, seen: set[int]) -> bool:
@@ -131,7 +154,9 @@ def _called_by(value: Any) -> list[Any]:
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, types.FunctionType):
-        return list(value.__closure__ or ())
+        return [*(value.__closure__ or ()), *defaults_of(value)]
+    if type(value) in _CONTAINERS:
+        return [held for held in (value.values() if isinstance(value, dict) else value) if type(held) not in ATOMS]
     return list(vars(value).values()) if _is_object(value) and callable(value) else []
 
 

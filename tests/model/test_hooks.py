@@ -336,6 +336,30 @@ def test_hooks_that_reach_the_model_through_their_owner_are_refused(kind: Any) -
         FastAttackModel(model)
 
 
+def by_default(model: Any) -> Any:
+    return lambda module, inputs, output, model=model: model[1](inputs[0])
+
+
+def by_keyword(model: Any) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Tensor, *, layer: Any = model[1]) -> None:
+        layer.last = output
+
+    return hook
+
+
+def by_default_of_another(model: Any) -> Any:
+    run = by_default(model)
+    return lambda module, inputs, output, run=run: run(module, inputs, output)
+
+
+@pytest.mark.parametrize("make", [by_default, by_keyword, by_default_of_another])
+def test_hooks_that_have_the_model_as_a_default_are_refused(make: Any) -> None:
+    model = small()
+    model[1].register_forward_hook(make(model))
+    with pytest.raises(ValueError, match="expected hooks that reach their module through their arguments"):
+        FastAttackModel(model)
+
+
 def test_hooks_around_saving_do_not_take_their_owner_along() -> None:
     class Saver:
         def __init__(self, model: nn.Module) -> None:

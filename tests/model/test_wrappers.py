@@ -1,5 +1,6 @@
 """Models that come inside something else: DataParallel, DistributedDataParallel, torch.compile, averaged copies."""
 
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -228,6 +229,54 @@ def test_functions_that_have_enclosed_the_model_run_on_the_copy(make: Callable[[
     fast(x)
     assert calls
     assert net.get_submodule("layer") not in calls, "the original is not run"
+
+
+class Defaults(nn.Module):
+    """Functions that have layers as the defaults of their arguments, or in a list that they have enclosed."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+        layers = [self.layer, self.norm]
+        self.rows = {"eps": 0.5}
+
+        def keyword(x: Tensor, *, norm: Any = self.norm, rows: Any = self.rows) -> Tensor:
+            return norm(self.layer(x)) * rows["eps"]  # type: ignore[no-any-return]
+
+        def method(run: Any, x: Tensor, layers: Any = (self.layer, {"norm": self.norm})) -> Tensor:
+            return run.norm(layers[1]["norm"](layers[0](x)))  # type: ignore[no-any-return]
+
+        ways: dict[str, list[Any]] = {
+            "lambdas": [lambda x, layer=layer: layer(x).sin() for layer in layers],
+            "free": [lambda x, layer=layer: layer(x).cos() for layer in self._modules.values()],
+            "keyword": [keyword],
+            "functions": [lambda x, run=keyword: run(x)],
+            "container": [types.MethodType(method, self)],
+            "list": [lambda x: layers[1](layers[0](x))],
+        }
+        self.calls: Any = ways[way]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for call in self.calls:
+            x = call(x)
+        return x
+
+
+@pytest.mark.parametrize("way", ["lambdas", "free", "keyword", "functions", "container", "list"])
+def test_functions_that_have_the_model_as_a_default_run_on_the_copy(way: str) -> None:
+    net, x = Defaults(way), torch.rand(5, 4)
+    calls, mean = list[nn.Module](), net.norm.running_mean
+    for part in (net.layer, net.norm):
+        part.register_forward_hook(lambda module, *_: calls.append(module))
+    fast = FastAttackModel(net, **FLOAT32)
+    assert mean is not None
+    before = mean.clone()
+    calls.clear()
+    found = input_gradient(fast, x, x, lambda out, _: out.sin().sum())
+    assert torch.equal(mean, before)
+    assert calls
+    assert not {net.layer, net.norm} & set(calls), "the original is not run"
+    torch.testing.assert_close(found, input_gradient(net.eval(), x, x, lambda out, _: out.sin().sum()))
 
 
 def test_functions_that_do_not_are_not() -> None:
