@@ -10,15 +10,20 @@ from typing import Any
 from torch import nn
 
 from .classes import ALL_HOOKS, ATOMS, HOOKS, defaults_of, functions_in, inside_of
+from .methods import functions_beside, globals_of, named_by
 
 
 def refuse_what_reaches_back(module: nn.Module) -> None:
     """Raise ValueError where a copy's code would still run on, or write into, the original."""
     own = {id(m) for m in module.modules()}
+    kinds = set[type]()
     for name, part in module.named_modules():
         where = f"{type(part).__name__}" + (f" ({name})" if name else "")
         if inside_of(part) is None:
             _refuse_functions(part, where, own)
+        if type(part) not in kinds:
+            kinds.add(type(part))
+            _refuse_methods(part, where, own)
         for hook in (h for kind in HOOKS for h in vars(part)[kind].values()):
             if any(id(value) in own for value in _captured(hook, _read_by_methods(own))):
                 raise ValueError(
@@ -48,6 +53,16 @@ def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
                 f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
                 f"names a part of it as a global, or caches what it gives, and would run on the original from the "
                 f"copy. Make it a method of the class"
+            )
+
+
+def _refuse_methods(part: nn.Module, where: str, own: set[int]) -> None:
+    for first in ("forward", "__call__"):
+        for function, name, _ in named_by(type(part), first, own):
+            raise ValueError(
+                f"expected methods that reach the model through self alone, got {function} of {where}, in which {name} "
+                f"is a part of the model: a global, a variable of a closure or a default, which would run on the "
+                f"original from the copy. Assign it to an attribute in __init__, and use that"
             )
 
 
@@ -91,8 +106,9 @@ def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclos
             values += defaults_of(inner)
             if enclosed:
                 yield from (value.__self__ if isinstance(value, types.MethodType) else value for value in values)
-            yield from (inner.__globals__.get(name) for name in _read(inner.__code__, "LOAD_GLOBAL"))
-            stack += values
+            named = [inner.__globals__.get(name) for name in globals_of(inner.__code__)]
+            yield from named
+            stack += (*values, *(function for value in named for function in functions_beside(inner, value)))
         elif isinstance(inner, types.MethodType):
             if (
                 getattr(type(inner.__self__), getattr(inner, "__name__", ""), None) is not inner.__func__
@@ -104,12 +120,16 @@ def _captured(function: object, others: _Objects = lambda _: iter(()), *, enclos
 
 
 def _read_by_methods(own: set[int]) -> _Objects:
-    """What a hook that is a method, or an object, reads of its owner's attributes, which is no part of the model."""
+    """What a hook that is a method, or an object, reads of its owner's attributes, which is no part of the model.
+
+    Also what such hooks, the model's own included, name besides.
+    """
 
     def read(hook: object) -> Iterator[object]:
-        owner, names = hook, iter(["__call__"])
+        owner, names, first = hook, iter(["__call__"]), "__call__"
         if isinstance(hook, types.MethodType):
-            owner, names = hook.__self__, _names_read(hook.__func__)
+            owner, names, first = hook.__self__, _names_read(hook.__func__), getattr(hook, "__name__", "")
+        yield from (module for *_, module in named_by(type(owner), first, own))
         if id(owner) in own or not hasattr(owner, "__dict__"):
             return
         seen, stack = set[str](), list(names)

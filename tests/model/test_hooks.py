@@ -360,6 +360,43 @@ def test_hooks_that_have_the_model_as_a_default_are_refused(make: Any) -> None:
         FastAttackModel(model)
 
 
+NAMED: Any = small()
+
+
+def note(output: Tensor) -> None:
+    NAMED.last = output
+
+
+class Naming:
+    """Reaches the model as a global."""
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        note(output)
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.keep(module, inputs, output)
+
+    def spare(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        assert output is not None
+
+
+class NamingLinear(nn.Linear):
+    keep: Any = Naming.keep
+    spare: Any = Naming.spare
+
+
+def test_hooks_that_name_the_model_in_a_method_are_refused() -> None:
+    NAMED[1] = layer = NamingLinear(48, 32)
+    for hook in (Naming().keep, Naming(), layer.keep, lambda module, inputs, output: note(output)):
+        handle = NAMED[1].register_forward_hook(hook)
+        with pytest.raises(ValueError, match="expected hooks that reach their module through their arguments"):
+            FastAttackModel(NAMED)
+        handle.remove()
+    for hook in (Naming().spare, layer.spare):
+        NAMED[1].register_forward_hook(hook)
+    torch.testing.assert_close(gradient(FastAttackModel(NAMED, **FLOAT32), images()), gradient(NAMED, images()))
+
+
 def test_hooks_around_saving_do_not_take_their_owner_along() -> None:
     class Saver:
         def __init__(self, model: nn.Module) -> None:

@@ -1,0 +1,100 @@
+"""What the methods of a class reach besides ``self``, in globals, closures and defaults: in a copy, too, the original.
+
+Only what a forward or a hook runs counts: what other methods name, such as a training step, no copy ever runs.
+"""
+
+import dis
+import functools
+import itertools
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .classes import functions_in
+
+
+def named_by(kind: type, first: str, own: set[int]) -> Iterator[tuple[str, str, object]]:
+    """The functions that a method runs, names there by which they reach one of these objects, and the object.
+
+    Args:
+        kind: the class; PyTorch's own bases of it, and those of this package, reach nothing.
+        first: the name of the method.
+        own: the identities of the parts of a model.
+    """
+    bases = [base for base in kind.__mro__ if not _is_known(base)]
+    classes = tuple(base.__name__ for base in bases)
+    seen, waiting = set[str](), [first]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for function in _with_inner(f for base in bases for f in functions_in(vars(base).get(name))):
+            for found, value in _reached_by(function):
+                module = value.__self__ if isinstance(value, types.MethodType) else value
+                if id(module) in own:
+                    yield function.__qualname__, found, module
+            waiting += _asked_of_itself(function.__code__, classes)
+
+
+def _is_known(base: type) -> bool:
+    return base is object or base.__module__.partition(".")[0] in ("torch", __name__.partition(".")[0])
+
+
+def _with_inner(functions: Iterable[types.FunctionType]) -> Iterator[types.FunctionType]:
+    """These, functions that they have enclosed or as a default, and those of the same file that they name."""
+    seen, stack = set[int](), list(functions)
+    while stack:
+        function = stack.pop()
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        yield function
+        stack += (inner for _, value in _reached_by(function) for inner in functions_beside(function, value))
+
+
+def functions_beside(function: types.FunctionType, value: object) -> list[types.FunctionType]:
+    """The functions in this one if it is of the same file; a library's reach no model."""
+    inner = functions_in(value) if isinstance(value, types.FunctionType) else []
+    return [one for one in inner if one.__globals__ is function.__globals__]
+
+
+def _reached_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What this function reads of globals and its closure, and the defaults of its arguments, by name."""
+    code, defaults = function.__code__, function.__defaults__ or ()
+    yield from ((name, function.__globals__.get(name)) for name in globals_of(code))
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # it is empty
+            continue
+    yield from zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
+    yield from (function.__kwdefaults__ or {}).items()
+
+
+@functools.lru_cache(maxsize=4096)
+def globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """The globals that code reads, and the functions in it."""
+    found = [step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
+    return *found, *(name for inner in _codes_in(code) for name in globals_of(inner))
+
+
+@functools.lru_cache(maxsize=4096)
+def _asked_of_itself(code: types.CodeType, classes: tuple[str, ...], itself: str = "") -> tuple[str, ...]:
+    """The attributes that code asks its first argument for, or one of these classes, or ``super()``."""
+    itself = itself or "".join(code.co_varnames[:1])
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "PUSH_NULL")]
+    owners, found = {itself, *classes}, list[str]()
+    for before, step in itertools.pairwise(steps):
+        asked = before.argval[-1] if isinstance(before.argval, tuple) and before.argval else before.argval
+        of_super = step.opname.startswith("LOAD_SUPER") or (
+            "super" in code.co_names and before.opname.startswith("CALL")
+        )
+        of_itself = before.opname.startswith(("LOAD_", "STORE_FAST_LOAD")) and asked in owners
+        if step.opname.startswith(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER")) and (of_super or of_itself):
+            found.append(str(step.argval))
+    return *found, *(name for inner in _codes_in(code) for name in _asked_of_itself(inner, classes, itself))
+
+
+def _codes_in(code: types.CodeType) -> list[types.CodeType]:
+    return [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
