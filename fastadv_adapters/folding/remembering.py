@@ -47,7 +47,7 @@ class Remembering:
         use = self.use_of_memo
         if use.passes_without >= _PASSES or torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        with _Mode(use.memo) as mode:
+        with use.memo.staged(), _Mode(use.memo) as mode:
             result = super().__call__(*args, **kwargs)  # type: ignore[misc]
         use.passes_without = 0 if mode.pays else use.passes_without + 1
         return result

@@ -1,6 +1,8 @@
 """What modules compute from weights alone is kept between updates, followed in place, and right whatever code does."""
 
 import copy
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -12,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.profiler import ProfilerActivity, profile
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.folding import memo
+from fastadv_adapters.folding import kept as kept_results
 from fastadv_adapters.folding.memo import Memo
 from fastadv_adapters.folding.remembering import Remembering
 from tests.support.agreement import train_a_step
@@ -504,9 +506,112 @@ def test_running_out_of_memory_is_no_reason_to_keep_less(monkeypatch: pytest.Mon
 
     train_a_step(model, x.double())
     with monkeypatch.context() as patch:
-        patch.setattr(memo._Kept, "compute", exhausted)
+        patch.setattr(kept_results.Kept, "compute", exhausted)
         with pytest.raises(torch.OutOfMemoryError):
             fast.update()
     input_gradient(fast, x.double(), y)
     assert len(kept(fast)) == many
     equal(fast, model)
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+class WritesIntoItsClone(nn.Conv2d):
+    """A central-difference convolution; something may happen before it writes."""
+
+    between: Callable[[], None] = staticmethod(lambda: None)
+
+    def clone_of(self, weight: Tensor) -> Tensor:
+        return weight.clone()
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.clone_of(self.weight)
+        type(self).between()
+        weight[:, :, 1, 1] -= self.weight.sum((2, 3))
+        return F.conv2d(input, weight, self.bias, padding=1)
+
+
+class Cloning(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.clone()
+
+
+class ClonesInside(WritesIntoItsClone):
+    """By a module inside, whose call has returned when this one writes."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cloning = Cloning()
+        self.cloning.register_buffer("unused", torch.ones(1))
+
+    def clone_of(self, weight: Tensor) -> Tensor:
+        return self.cloning(weight)  # type: ignore[no-any-return]
+
+
+def convolutions(kind: type[nn.Conv2d], depth: int) -> nn.Module:
+    layers = [layer for _ in range(depth) for layer in (kind(8, 8, 3), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 5)).double().eval()
+
+
+@pytest.mark.parametrize("kind", [WritesIntoItsClone, ClonesInside])
+def test_what_a_call_makes_is_not_got_by_another_thread_before_it_returns(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = convolutions(kind, 1), torch.randn(2, 8, 6, 6).double()
+    network, found = network_of(fast := fast_of(model)), list[Tensor]()
+    memo_of(fast)._kept.clear()
+
+    def call() -> None:
+        with torch.no_grad():
+            found.append(network(x))
+
+    def call_in_another_thread() -> None:
+        monkeypatch.setattr(WritesIntoItsClone, "between", staticmethod(lambda: None))
+        other = threading.Thread(target=call)
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(WritesIntoItsClone, "between", staticmethod(call_in_another_thread))
+    call()
+    call()
+    for output in found:
+        torch.testing.assert_close(output, model(x))
+    assert len(found) == 3
+    assert kept(fast), "the sum is kept"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_threads_that_start_together(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x, y = convolutions(WritesIntoItsClone, 6), torch.randn(2, 8, 6, 6).double(), torch.arange(2)
+    fast, found, begin = fast_of(model), list[Tensor](), threading.Barrier(4)
+
+    def attack() -> None:
+        begin.wait()
+        found.extend(input_gradient(fast, x, y) for _ in range(3))
+
+    threads = [threading.Thread(target=attack) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12, "no thread has raised"
+    wanted = input_gradient(model, x, y)
+    for gradient in found:
+        torch.testing.assert_close(gradient, wanted)
+    assert len(kept(fast)) == 6
+    assert not memo_of(fast)._stages
+
+
+def test_a_call_that_raises_keeps_nothing_and_later_ones_keep() -> None:
+    model, x = convolutions(WritesIntoItsClone, 1), torch.randn(2, 8, 6, 6).double()
+    network = network_of(fast := fast_of(model))
+    memo_of(fast)._kept.clear()
+    with pytest.raises(RuntimeError, match="expected input"), torch.no_grad():
+        network(x[:, :7])
+    assert not kept(fast)
+    assert not memo_of(fast)._stages
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), model(x))
+    assert len(kept(fast)) == 1
