@@ -1,17 +1,18 @@
 """What can be asked of, and done to, any ``nn.Module``: the ground floor, which knows nothing of fast models.
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
-``reaching_back`` says what a copy must not have, ``rebinding`` and ``weak`` what it has anew, ``leaving_out`` what
-not; ``switching`` goes to eval mode in the model's own way; ``lending`` leaves a model as it was; ``restoring`` takes
-back what its passes leave in attributes; ``classes`` tells what a module is and changes its class in place;
-``precision`` says how a network computes, and ``processor`` which instructions a CPU has; ``extras`` imports what
-only some parts need; ``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies``
-leaves PyTorch's anomaly mode; ``checkpoints`` runs reentrant ones otherwise; ``batch_statistics`` makes a model
-compute as in training mode; ``modes`` tells which parts do so by themselves; ``randomness`` keeps the random state;
-``notices`` gives warnings; ``anchor`` is the parameter that tells the device, in a ``shell`` without others;
-``callers`` finds out which attack is asking, and ``answers`` whether it gets logits; ``axes`` tells which axis images
-lack; ``devices`` whether two are one; ``refusals`` bears that a model does not take what it is asked beside its call;
-``transforms`` sees and leaves those of ``torch.func``.
+``reaching_back`` says what a copy must not have, ``methods`` what code of classes names; ``rebinding`` and ``weak``
+say what it has anew, ``leaving_out`` what not; ``switching`` goes to eval mode in the model's own way; ``lending``
+leaves a model as it was; ``restoring`` takes back what its passes leave in attributes; ``classes`` tells what a
+module is and changes its class in place, ``process_wide`` which objects are not a model's; ``precision`` says how a
+network computes, and ``processor`` which instructions a CPU has; ``extras`` imports what only some parts need;
+``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's
+anomaly mode; ``checkpoints`` runs reentrant ones otherwise; ``batch_statistics`` makes a model compute as in training
+mode; ``modes`` tells which parts do so by themselves; ``randomness`` keeps the random state; ``notices`` gives
+warnings; ``anchor`` is the parameter that tells the device, in a ``shell`` without others; ``callers`` finds out
+which attack is asking, and ``answers`` whether it gets logits; ``axes`` tells which axis images lack; ``devices``
+whether two are one; ``refusals`` bears that a model does not take what it is asked beside its call; ``transforms``
+sees and leaves those of ``torch.func``.
 """
 
 from .anchor import Anchor

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .leaving_out import TRAINING, is_trainer
+from .process_wide import is_process_wide
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 ALL_HOOKS = tuple(key for key in vars(nn.Module()) if "_hooks" in key)
@@ -95,7 +96,7 @@ def is_data(value: object) -> bool:
     """Whether an object holds data and does nothing, as a configuration."""
     if not hasattr(value, "__dict__") or callable(value) or isinstance(value, (ModuleType, *TRAINING)):
         return False
-    if is_trainer(value):
+    if is_trainer(value) or is_process_wide(value):
         return False
     return not any(callable(item) for item in vars(value).values())
 

@@ -1,5 +1,6 @@
 """Lists of parameters, averages, optimizers and classes: steps of training need no new networks, and are followed."""
 
+import logging
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
+from fastadv_adapters.modules import held_by
 
 FLOAT32: Any = {"dtype": torch.float32}
 
@@ -144,6 +146,106 @@ def test_what_a_list_holds_is_right_after_deeper_changes(change: Callable[[nn.Mo
         torch.testing.assert_close(gradient(fast, x), gradient(net, x))
         change(net)
     torch.testing.assert_close(gradient(fast, x), gradient(net, x))
+
+
+# --- what a process has one of ---------------------------------------------------------------------------------------
+
+
+class Entry:
+    number = 0
+
+
+class Registry:
+    """Copied as itself, with objects that others put into it."""
+
+    def __init__(self) -> None:
+        self.name, self.entries = "REGISTRY", {"first": Entry()}
+
+    def add(self, number: int) -> None:
+        self.entries[f"entry {number}"] = Entry()
+
+
+class ByDeepCopy(Registry):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ByDeepCopy":
+        memo[id(self)] = self
+        return self
+
+
+class ByReduce(Registry):
+    def __reduce__(self) -> str:
+        return self.name
+
+
+class ByReduceOfConstant(Registry):
+    def __reduce_ex__(self, protocol: Any) -> str:
+        return "REGISTRY"
+
+
+class Logs(Registry):
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept, self.handlers = kept, logging.getLogger("fastadv-tests").handlers
+
+    def add(self, number: int) -> None:
+        logger = logging.getLogger(f"fastadv-tests.others.{number}")
+        logger.warning("a message is noted in caches of levels")
+
+
+def logs() -> dict[str, Any]:
+    log = logging.getLogger("fastadv-tests")
+    log.propagate = False
+    return {"log": log, "adapter": logging.LoggerAdapter(log, {}), "handler": logging.NullHandler()}
+
+
+@pytest.mark.parametrize("make", [ByDeepCopy, ByReduce, ByReduceOfConstant, "log", "adapter", "handler"])
+def test_what_a_process_has_one_of_is_not_looked_at(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = logs()[make] if isinstance(make, str) else make()
+    writes: Any = Logs(kept) if isinstance(make, str) else kept
+    net, x = Net(lambda net: {"kept": [kept]}).eval(), images()
+    fast = FastAttackModel(net, **FLOAT32)
+    gradient(fast, x)
+    networks = fast._networks
+    updates, network = networks.updates, networks.folded.network
+    for number in range(3):
+        writes.add(number)
+        torch.testing.assert_close(gradient(fast, x), gradient(net, x))
+    assert networks.updates == updates
+    assert networks.folded.network is network
+    assert not [held for held in held_by(net, set(map(id, net.modules()))) if isinstance(held, logging.Filterer)]
+
+
+class SharedSettings:
+    """Copied as itself, too, but a pass reads it."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedSettings":
+        return self
+
+
+class CopiedSettings(SharedSettings):
+    """Has objects inside, and a copy of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Entry()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CopiedSettings":
+        made = type(self)()
+        vars(made).update(vars(self))
+        return made
+
+
+@pytest.mark.parametrize("make", [SharedSettings, CopiedSettings])
+def test_settings_are_looked_at_however_they_are_copied(make: Any) -> None:
+    net, x = Net(lambda net: make(), lambda kept: kept.scale).eval(), images()
+    fast = FastAttackModel(net, **FLOAT32)
+    gradient(fast, x)
+    updates = fast._networks.updates
+    net.kept.scale = 3.0
+    torch.testing.assert_close(gradient(fast, x), gradient(net, x))
+    assert fast._networks.updates == updates + 1
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
