@@ -88,9 +88,12 @@ def unwrapped(model: Any) -> Any:
 
 
 def are_one(attacked: Any, model: nn.Module) -> bool:
-    """Whether these are the same model, wrapped or not: they share a parameter. A function may be anything."""
-    inner = attacked.wrapped if isinstance(attacked, FastAttackModel) else attacked
-    if not isinstance(inner, nn.Module):
+    """Whether these compute the same, wrapped or not: they are one, or alike with the same parameters.
+
+    A part of a model is another model. A function may be anything.
+    """
+    inner, whole = (unwrapped(one.wrapped if isinstance(one, FastAttackModel) else one) for one in (attacked, model))
+    if inner is whole or not isinstance(inner, nn.Module):
         return True
-    own = {id(parameter) for parameter in model.parameters()}
-    return inner is model or any(id(parameter) in own for parameter in inner.parameters())
+    own, others = ([id(parameter) for parameter in one.parameters()] for one in (inner, whole))
+    return own == others and model_hash(inner) == model_hash(whole) and settings_of(inner) == settings_of(whole)

@@ -66,7 +66,7 @@ class Torchattack(Attack):
         shared = setting.shared
         parts = list(adapter.attacks_in(attack))
         for part in parts:  # one fast copy serves all
-            if unwrapped(part.model) is setting.model:
+            if unwrapped(part.model) is unwrapped(setting.model):
                 part.model = adapter.view_for(part, shared, setting.options)
         counted = all(shares(part.model, setting.fast) for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)

@@ -12,7 +12,7 @@ import torchattacks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
-from fastadv_adapters import FastAttackModel, compare, evaluate
+from fastadv_adapters import FastAttackModel, SafePGD, compare, evaluate
 from fastadv_adapters.evaluation.confirming import Judge
 from fastadv_adapters.evaluation.identity import model_hash, settings_of
 from fastadv_adapters.evaluation.libraries import Foolbox, Function, Torchattack
@@ -171,6 +171,23 @@ def test_labels_are_no_targets() -> None:
             run()
     attack.set_mode_targeted_random(quiet=True)
     assert evaluate(model, data(), attack, eps=EPS, progress=False, options=FLOAT32, limit=4).samples
+
+
+@pytest.mark.filterwarnings("ignore:the fast model runs the module inside nn.DataParallel")
+def test_an_attack_on_a_part_of_the_model_is_on_another_one() -> None:
+    inner = net()
+    model = nn.Sequential(Normalize((0.1, 0.1, 0.1), (1.0, 1.0, 1.0)), inner).eval()
+    also = nn.Sequential(Normalize((0.2, 0.2, 0.2), (1.0, 1.0, 1.0)), inner).eval()  # of the same parameters
+    same = nn.Sequential(model[0], inner).eval()
+    for other in (inner, also, FastAttackModel(inner, **FLOAT32), nn.DataParallel(inner).eval()):
+        for attack in (torchattacks.FGSM(other, eps=EPS), SafePGD(other, eps=EPS, steps=1)):
+            report = evaluate(model, data(8), attack, eps=EPS, progress=False, options=FLOAT32)
+            assert [note for note in report.notes if "was made of another model" in note]
+    for own in (model, same, FastAttackModel(model, **FLOAT32), nn.DataParallel(model).eval()):
+        for judged in (model, nn.DataParallel(model).eval()):
+            attack = torchattacks.FGSM(own, eps=EPS)
+            report = evaluate(judged, data(8), attack, eps=EPS, progress=False, options=FLOAT32)
+            assert not [note for note in report.notes if "another model" in note]
 
 
 def test_the_judge_makes_no_graph() -> None:
