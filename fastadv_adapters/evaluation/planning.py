@@ -108,6 +108,7 @@ def plan_of(asked: Asked) -> Plan:
         batch_size=asked.batch_size,
         seed=asked.seed,
         classes=judge.classes(x[:2]),
+        shape=tuple(x.shape[1:]),
         random=judge.notice_randomness(x),
         options=asked.options or _own_options(fast),
     )

@@ -33,6 +33,7 @@ class Setting:
         batch_size: how many samples are attacked at once.
         seed: of all random numbers.
         classes: how many the model knows.
+        shape: of one image.
         random: whether the model draws random numbers.
         options: that were given for the fast model; they win over what suits an attack.
     """
@@ -45,6 +46,7 @@ class Setting:
     batch_size: int
     seed: int
     classes: int
+    shape: tuple[int, ...]
     random: bool
     options: FastAttackOptions
 

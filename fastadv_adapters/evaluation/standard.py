@@ -26,6 +26,9 @@ _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 _TARGETS = 4
 """The least number of classes that the targeted attacks know how to handle."""
 
+_AXES = 3
+"""Of an image to Square: channels, rows and columns."""
+
 
 @dataclass(frozen=True)
 class Reference(Attack):
@@ -47,8 +50,13 @@ class Reference(Attack):
         """The attack with this budget and AutoAttack's own settings.
 
         Raises:
-            ValueError: too few classes, or bounds other than 0 and 1.
+            ValueError: too few classes, bounds other than 0 and 1, or no images for an attack that paints squares.
         """
+        if self.key == "square" and len(setting.shape) != _AXES:
+            raise ValueError(
+                f"expected images of shape (C, H, W) for square of AutoAttack, got {setting.shape}: name the other "
+                f"attacks, apgd-ce and apgd-t say, or take the preset strong"
+            )
         if setting.bounds != (0.0, 1.0):
             raise ValueError(
                 f"expected bounds (0, 1) for {self.key} of AutoAttack, got {setting.bounds}: scale the images, and "
@@ -63,8 +71,9 @@ class Reference(Attack):
 
         def run(x: Tensor, y: Tensor) -> Tensor:
             attack.seed = int(torch.initial_seed() % 2**31)  # the evaluation has set it, sample by sample
-            found: Tensor = attack.perturb(x, y)
-            return found
+            whole = x.to(torch.float32)  # FAB and Square compute in it, and put results into tensors of x's dtype
+            found: Tensor = attack.perturb(whole, y)
+            return (x + (found - whole).to(x.dtype)).clamp(*setting.bounds) if x.dtype == torch.float64 else found
 
         return BatchStage(self.name, eps, setting, run, True)
 
