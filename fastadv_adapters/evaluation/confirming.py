@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import accept_classifier, is_random, undecided
-from ..modules import in_eval_mode
+from ..modules import HALF, in_eval_mode
 from .seeds import seed_of, seeded
 
 SIZE = 32
@@ -16,6 +16,11 @@ SIZE = 32
 
 WITHIN = 100
 """Two logits closer than so many units of rounding of the largest might change places in another batch."""
+
+WITHIN_HALF = 4
+"""Likewise in half precision. Its products add up in float32 and round once, to the logit that is written; what layers
+before round is nearly the same in any batch. A hundred units would be 0.8 of the largest logit in bfloat16, which
+hardly a candidate reaches: a few are 0.03 there, 0.004 in float16."""
 
 PASSES = 9
 """How often a model that draws random numbers is asked; the majority counts."""
@@ -55,7 +60,7 @@ class Judge:
         parameter = next(p for p in model.parameters() if p.is_floating_point())
         self.device, self._dtype = parameter.device, parameter.dtype
         self.passes = 1
-        self.clearance = WITHIN * torch.finfo(self._dtype).eps
+        self.clearance = (WITHIN_HALF if self._dtype in HALF else WITHIN) * torch.finfo(self._dtype).eps
 
     def classes(self, x: Tensor) -> int:
         """How many classes the model knows.

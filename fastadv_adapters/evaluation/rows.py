@@ -31,7 +31,7 @@ class Row:
         seconds: its share of the time that attacks took.
         denied: how many attacks claimed an adversarial within the budget that the plain model denies.
         borderline: whether the verdict is within rounding: the two largest logits of the deciding candidate agree to
-            about five digits.
+            about five digits (a model in float16 to about two and a half, one in bfloat16 to one and a half).
         outside: the attacks whose image was not within eps and bounds, so that it does not count, each once per budget.
     """
 

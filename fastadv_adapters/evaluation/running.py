@@ -157,8 +157,15 @@ def lengths(found: Tensor, x: Tensor, *, less_rounding: bool = False) -> Tensor:
     wide = widest_on(x.device)
     change = (found.to(wide) - x.to(wide)).abs().flatten(1)
     if less_rounding:
-        change = (change - torch.finfo(found.dtype).eps * found.to(wide).abs().flatten(1)).clamp(min=0)
+        change = (change - _half_units(found).to(wide).flatten(1)).clamp(min=0)
     return torch.stack([torch.linalg.vector_norm(change, order, 1) for order in (torch.inf, 2, 1)], 1)
+
+
+def _half_units(found: Tensor) -> Tensor:
+    """By how much rounding to its dtype may have moved each entry at most: half a unit in its last place."""
+    limits, values = torch.finfo(found.dtype), found.to(widest_on(found.device))
+    exponents = torch.frexp(values.abs().clamp(min=limits.tiny)).exponent
+    return torch.ldexp(torch.full_like(values, limits.eps / 4), exponents)  # of [0.5, 1): a unit is half of eps
 
 
 def _within(found: Tensor, x: Tensor, eps: float, setting: Setting) -> Tensor:
@@ -168,4 +175,5 @@ def _within(found: Tensor, x: Tensor, eps: float, setting: Setting) -> Tensor:
     length = lengths(found, x, less_rounding=True)[:, ("linf", "l2", "l1").index(setting.norm)]
     flat = found.flatten(1)
     inside = (flat >= lower - slack).all(1) & (flat <= upper + slack).all(1)
-    return inside & (length <= reach(eps, setting.bounds))
+    known = float(torch.tensor(eps, dtype=found.dtype))  # all that an attack in this dtype knows of eps
+    return inside & (length <= reach(max(eps, known), setting.bounds))

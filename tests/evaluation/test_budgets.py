@@ -4,6 +4,7 @@ import copy
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import foolbox
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fastadv_adapters import Report
 from fastadv_adapters.evaluation import Row
+from fastadv_adapters.evaluation.running import _half_units, _within
 from tests.evaluation.runs import EPS, data, evaluated, lines, net
 
 
@@ -152,3 +154,34 @@ def test_what_half_precision_rounds_is_within_eps(dtype: torch.dtype) -> None:
     farther = evaluated((x.to(dtype), y), [partial(shifted, eps=0.17)], **given)
     assert farther.outside
     assert farther.robust_accuracy == farther.clean_accuracy
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_torchattacks_in_half_precision_is_within_eps(dtype: torch.dtype) -> None:
+    """Its eps is rounded to the dtype of the images: 8 / 255 is larger in bfloat16."""
+    (x, y), model = data(), copy.deepcopy(net()).to(dtype)
+    attack = torchattacks.PGD(model, eps=8 / 255, alpha=8 / 255, steps=3)
+    report = evaluated((x.to(dtype), y), attack, model=model, eps=8 / 255, options={"dtype": dtype})
+    assert report.outside == {}
+    assert report.robust_accuracy < report.clean_accuracy
+
+
+@pytest.mark.parametrize(("length", "norm"), [(0.661, "l2"), (0.5, "l2"), (30.0, "l1"), (20.0, "l1")])
+def test_images_beyond_what_rounding_explains_do_not_count(length: float, norm: Any) -> None:
+    """An attack of this length in float32, whose images are then rounded to bfloat16."""
+    dtype, eps = torch.bfloat16, 0.5 if norm == "l2" else 20.0
+    x, change = torch.rand(16, 3, 32, 32).mul(0.4).add(0.55).to(dtype), torch.randn(16, 3, 32, 32).sign()
+    change *= length / torch.linalg.vector_norm(change.flatten(1), int(norm[1]), 1).view(-1, 1, 1, 1)
+    found = (x.float() + change).to(dtype)
+    inside = _within(found, x, eps, SimpleNamespace(norm=norm, bounds=(-1.0, 2.0)))  # type: ignore[arg-type]
+    assert inside.tolist() == 16 * [length <= eps]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_rounding_is_half_a_unit_at_most(dtype: torch.dtype) -> None:
+    wide = torch.float64 if dtype == torch.float32 else torch.float32  # float16 is rounded by way of it
+    exact = torch.cat([torch.rand(10_000, dtype=wide), 2.0 ** torch.arange(-20, 3)])
+    moved, allowed = (exact.double() - exact.to(dtype).double()).abs(), _half_units(exact.to(dtype)).double()
+    assert (moved <= allowed).all()
+    assert (allowed[:10_000] <= 2.01 * moved[:10_000].max()).all()
+    assert _half_units(torch.ones(1, dtype=dtype)).item() == torch.finfo(dtype).eps / 2

@@ -1,5 +1,6 @@
 """What an evaluation goes on with: the same model, attacks and settings, whatever it is called in."""
 
+import copy
 import functools
 import operator
 from pathlib import Path
@@ -270,3 +271,14 @@ def test_loaders_without_batches_and_with_a_sampler_of_their_own() -> None:
     assert len(evaluate(net(), loader, "safe-pgd-2", eps=EPS, progress=False, options=FLOAT32).samples) == len(x)
     few: Any = DataLoader(whole, batch_size=4, sampler=SequentialSampler(range(6)))
     assert len(evaluate(net(), few, "safe-pgd-2", eps=EPS, progress=False, options=FLOAT32).samples) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_samples_leave_early_on_a_model_in_half_precision(dtype: torch.dtype) -> None:
+    x, y = data()
+    model = copy.deepcopy(net()).to(dtype)
+    report = evaluate(model, (x.to(dtype), y), "safe-pgd-50", eps=16 * EPS, progress=False)
+    broken = [row for row in report.samples if row.broken_by == "safe-pgd-50"]
+    assert len(broken) > 20
+    assert sum((row.backward or 0) < 25 for row in broken) > 0.8 * len(broken)
+    assert report.borderline < 0.2 * len(x)
