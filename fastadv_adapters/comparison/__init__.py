@@ -12,6 +12,7 @@ from .budgets import MARGIN, Own, doubt_own, is_from, own_budget, reach
 from .comparing import compare
 from .device import describe_device, versions
 from .fidelity import row_cosines
+from .leaving import in_own_precision, lent_in_eval_mode
 from .memory import BytesKept, bytes_kept
 from .result import Comparison
 from .row import Row
@@ -32,7 +33,9 @@ __all__ = [
     "doubt_own",
     "expect_picture",
     "expect_writable",
+    "in_own_precision",
     "is_from",
+    "lent_in_eval_mode",
     "measure_in_turn",
     "own_budget",
     "reach",

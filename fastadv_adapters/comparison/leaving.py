@@ -1,17 +1,17 @@
 """A model is lent: whatever attacks do to it meanwhile, it is as before afterwards."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..modules import clone, differ, in_eval_mode, write
+from ..modules import autocast, clone, differ, in_eval_mode, write
 
 
 @contextmanager
 def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients for a while.
+    """The model in eval mode and without gradients for a while, in its own precision even inside of ``torch.autocast``.
 
     Afterwards modes, gradients, ``requires_grad``, buffers and attributes are what they were.
     """
@@ -24,7 +24,7 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
     try:
         for parameter in parameters:
             parameter.grad = None
-        with in_eval_mode(model):
+        with in_eval_mode(model), in_own_precision(model):
             yield
     finally:
         for held, old in zip(dicts, before, strict=True):
@@ -36,6 +36,15 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
             if parameter.requires_grad != required:  # one that was made in inference mode takes no flag
                 parameter.requires_grad_(required)
             parameter.grad = grad
+
+
+@contextmanager
+def in_own_precision(model: nn.Module) -> Iterator[None]:
+    """No autocast region of the caller lowers the model's passes; those of its own are as they are."""
+    with ExitStack() as stack:
+        for kind in {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}:
+            stack.enter_context(autocast(kind, None))
+        yield
 
 
 def _write_back(tensors: list[tuple[Tensor, Tensor]]) -> None:

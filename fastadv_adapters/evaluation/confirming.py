@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import accept_classifier, is_random, undecided
+from ..comparison import in_own_precision
 from ..modules import HALF, in_eval_mode
 from .seeds import seed_of, seeded
 
@@ -115,6 +116,6 @@ class Judge:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode and without gradients; afterwards each part is in the mode that it was in."""
-    with in_eval_mode(model), torch.inference_mode(False), torch.no_grad():  # the last enables gradients where it ends
-        yield
+    """A model in eval mode, in its own precision and without gradients; afterwards each part is in its mode again."""
+    with in_eval_mode(model), in_own_precision(model), torch.inference_mode(False), torch.no_grad():
+        yield  # (the last of these enables gradients where it ends)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import Norm
+from ..comparison import lent_in_eval_mode
 from ..modules import need
 from ..options import FastAttackOptions
 from .lookalikes import with_one_data
@@ -169,14 +170,18 @@ def _attack(
     write: Callable[[list[Finished]], None],
     written: Callable[[], set[int]] = set,
 ) -> None:
-    """Attack all samples that are not finished; ``written`` says which ones any process has finished since."""
+    """Attack all samples that are not finished; ``written`` says which ones any process has finished since.
+
+    Attacks may close over the plain model: it is lent to them in eval mode.
+    """
     todo = [index for index in range(plan.samples.count) if index not in finished]
     broken = sum(row.broken_by is not None for row in finished.values())
     show = asked.progress and together.rank == 0
     notes = plan.header.get("notes", [])
     begun = max(finished, default=-1) + 1  # they are begun in order
     counts = plan.samples.count, len(finished), broken
-    with Progress(*counts, begun=begun, notes=notes, source=asked.output, show=show) as shown:
+    bar = Progress(*counts, begun=begun, notes=notes, source=asked.output, show=show)
+    with lent_in_eval_mode(plan.setting.model), bar as shown:
         sink = Sink(together, write, shown.update, asked.callback)
         chunks: Any = together.chunks(todo)
         while chunks is not None:

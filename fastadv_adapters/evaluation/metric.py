@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import Norm, SafePGD
+from ..comparison import lent_in_eval_mode
 from ..model import FastAttackModel
 from .confirming import Judge
 
@@ -113,10 +114,10 @@ class RobustAccuracy(Metric):
         if not len(x):
             return
         held = self._held.settled()
-        judge = Judge(
-            held.fast.update().wrapped, held.seed
-        )  # up to date, whatever its options are: it is judged as it is
-        found = held.attack(x, y)
+        model = held.fast.update().wrapped  # up to date, whatever its options are: it is judged as it is
+        judge = Judge(model, held.seed)
+        with lent_in_eval_mode(model), torch.inference_mode(False), torch.enable_grad():  # torchmetrics disables it
+            found = held.attack(x, y)
         y = y.to(torch.int64)
         fell = judge.verdicts(found, y, "attacked").adversarial & found.flatten(1).isfinite().all(1)
         broken = judge.verdicts(x, y, "clean").adversarial | fell
