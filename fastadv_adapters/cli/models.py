@@ -3,6 +3,7 @@
 import os
 import pickle
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..modules import need
 from .locating import called, find
 
 _NAMED = 3  # keys that are named when some do not fit
+_PARALLEL = "module."  # in front of all keys of a model in DataParallel
 
 
 def device_named(name: str) -> torch.device:
@@ -60,8 +62,8 @@ def model_named(target: str, weights: Path | None, device: torch.device) -> nn.M
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    state = _state_in(path)
     own = model.state_dict()
+    state = _named_as(own, _state_in(path))
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         parts = [f"{word} {_some(keys)}" for word, keys in (("without", missing), ("with", unknown)) if keys]
@@ -110,9 +112,16 @@ def _state_in(path: Path) -> dict[str, Any]:
             f"expected {path} to hold a state_dict, alone or under 'state_dict', got {kind}: save "
             f"model.state_dict() alone"
         )
-    if all(key.startswith("module.") for key in state):  # saved from DataParallel or its kin
-        state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
+
+
+def _named_as(own: Collection[str], state: dict[str, Any]) -> dict[str, Any]:
+    """The same tensors without, or with, the prefix of DataParallel and its kin, if only so they fit the model."""
+    ways = [state, {f"{_PARALLEL}{key}": value for key, value in state.items()}]
+    if all(key.startswith(_PARALLEL) for key in state):
+        ways.append({key.removeprefix(_PARALLEL): value for key, value in state.items()})
+    most = max(len(set(own).intersection(way)) for way in ways)  # an error then names the keys that are really missing
+    return next(way for way in ways if len(set(own).intersection(way)) == most)
 
 
 def _some(keys: list[str]) -> str:

@@ -151,6 +151,12 @@ def _of_dataset(dataset: Any, order: Sequence[int], collate: Callable[[Any], Any
                 f"{type(error).__name__}: {error}: mend or leave out what is broken"
             ) from error
         x, y = _pair(pair)
+        rows = tuple(len(part) if part.ndim else 1 for part in (x, y))
+        if rows != (len(index), len(index)):
+            raise ValueError(
+                f"expected collate_fn to give a row for each of the {len(index)} samples {index[0]} to {index[-1]} of "
+                f"data, got {rows[0]} images and {rows[1]} labels: leave samples out of the data set, not in collate_fn"
+            )
         return x, y.to(x.device)  # labels of a data set are on the CPU, wherever its images are
 
     return Samples(len(order), read)

@@ -39,6 +39,17 @@ def raises():
 def other():
     return "a network"
 
+def parallel():
+    return nn.DataParallel(Net())
+
+class Holds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = Net()
+
+    def forward(self, x):
+        return self.module(x)
+
 def half(x):
     return x
 """

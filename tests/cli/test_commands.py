@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset,
 from fastadv_adapters import compare
 from fastadv_adapters.cli.data import ImageFolder, data_named, first_of
 from fastadv_adapters.cli.demo import trained
+from fastadv_adapters.cli.models import model_named
 from fastadv_adapters.cli.numbers import bounds, number, requirement, shape
 
 from .conftest import Run
@@ -98,6 +99,18 @@ def test_evaluate_and_report_write_the_same_numbers_and_hold_requirements(fastad
     assert unfinished.stdout.startswith("not finished, 11 of 12 samples: between ")
     assert "interval" not in unfinished.stdout
     assert unfinished.stderr == "falls short: not all samples are finished\n"
+
+
+@pytest.mark.parametrize("factory", ["Net", "parallel", "Holds"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
+def test_weights_saved_with_or_without_data_parallel(factory: str, prefix: str, folder: Path) -> None:
+    torch.save({f"{prefix}1.weight": torch.zeros(3, 12), f"{prefix}1.bias": torch.eye(3)[2]}, "w.pt")
+    arguments = f"networks_of_a_user.py:{factory}", Path("w.pt"), torch.device("cpu")
+    if (factory, prefix) != ("Net", "module.module."):
+        assert list(model_named(*arguments).state_dict().values())[1].tolist() == [0, 0, 1]
+        return
+    with pytest.raises(ValueError, match="expected weights with the keys of Net, got w.pt without 1.bias, 1.weight"):
+        model_named(*arguments)
 
 
 def test_weights_are_loaded(fastadv: Run, folder: Path) -> None:

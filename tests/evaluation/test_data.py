@@ -15,6 +15,7 @@ from torch.utils.data import (
     RandomSampler,
     SubsetRandomSampler,
     TensorDataset,
+    default_collate,
 )
 
 from fastadv_adapters.evaluation.data import look_at, samples_of
@@ -69,6 +70,16 @@ def test_labels_come_where_images_are() -> None:
 def test_what_never_ends_is_read_up_to_the_limit() -> None:
     endless = iter(lambda: (X[:6], Y[:6]), None)
     assert samples_of(endless, 10).count == 10
+
+
+def test_a_collate_function_that_drops_samples_is_named() -> None:
+    def kept(items: list[Any]) -> Any:
+        return default_collate([item for item in items if item[1] != 1])
+
+    samples = samples_of(DataLoader(SET, batch_size=4, collate_fn=kept), None)
+    with pytest.raises(ValueError, match=r"expected collate_fn to give a row for each of the 20 samples .* got 13"):
+        look_at(samples, (0, 1), lambda x: 3)
+    assert samples.read([0, 2])[1].tolist() == [0, 2]
 
 
 def test_a_loader_that_repeats_samples_is_refused() -> None:
