@@ -15,7 +15,7 @@ from ..modules import attributes_of, inside_of
 from .content import bytes_of
 from .stages import Attack
 
-_OF_A_PROCESS = re.compile("rank|device|gpu")
+OF_A_PROCESS = re.compile("rank|device|gpu")
 """In names of attributes: they tell a process from others, and not a model."""
 
 
@@ -28,7 +28,7 @@ def model_hash(model: nn.Module) -> str:
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(bytes_of(_dense(tensor)))
+        digest.update(bytes_of(dense(tensor)))
     return digest.hexdigest()
 
 
@@ -40,7 +40,7 @@ def settings_of(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, part in model.named_modules():
         for attribute, value in attributes_of(part).items():
-            if (text := _constant(value)) and not _OF_A_PROCESS.search(attribute):
+            if (text := _constant(value)) and not OF_A_PROCESS.search(attribute):
                 found[f"{name}.{attribute}".lstrip(".")] = text
     return found
 
@@ -54,7 +54,7 @@ def _constant(value: Any) -> str:
     if isinstance(value, numbers.Number):
         return repr(value)
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {hashlib.blake2b(bytes_of(_dense(value)), digest_size=16).hexdigest()}"
+        return f"{tuple(value.shape)} {hashlib.blake2b(bytes_of(dense(value)), digest_size=16).hexdigest()}"
     if isinstance(value, (list, tuple)):
         return ", ".join(filter(None, map(_constant, value)))
     if isinstance(value, dict):
@@ -62,8 +62,9 @@ def _constant(value: Any) -> str:
     return ""
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+def dense(tensor: Tensor) -> Tensor:
+    """The values of a tensor of any layout."""
+    return tensor.detach().todense() if tensor.layout != torch.strided else tensor.detach()
 
 
 def versions(attacks: Iterable[Attack]) -> dict[str, str]:

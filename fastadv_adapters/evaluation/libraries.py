@@ -1,7 +1,6 @@
 """Attacks of other libraries and callables in an evaluation, each on the view of the fast model that suits it."""
 
 import copy
-import inspect
 import numbers
 import re
 from collections.abc import Callable
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from ..comparison import Own, is_from, own_budget
 from ..model import FastAttackModel
 from ..modules import need
-from .identity import are_one, unwrapped
-from .safe import described
+from .calling import default_of, takes_model
+from .describing import code_of, described
+from .identity import are_one, model_hash, unwrapped
 from .stages import Attack, BatchStage, Setting, Stage
 
 _PASSING = re.compile(r" at 0x[0-9a-f]+|\bdevice=[^,)]*, |, \w+=tensor\(.*?\)(?=, \w+=|\)$)", re.DOTALL)
@@ -41,12 +41,19 @@ class Torchattack(Attack):
         """The class and its settings, as torchattacks prints them, and the normalisation that it takes off."""
         normal = self.attack.normalization_used or {}
         taken = "".join(f", {name}={value.flatten().tolist()}" for name, value in sorted(normal.items()))
-        return f"torchattacks {_PASSING.sub('', repr(self.attack))}{taken}"
+        return f"torchattacks {_PASSING.sub('', repr(self.attack))}{taken}{code_of(type(self.attack))}"
 
     @property
     def own(self) -> Own:
         """The budget of the attack that was given."""
         return own_budget(self.attack)
+
+    def transferred_from(self, model: nn.Module) -> str:
+        """The other models in it, but for that of LGV, which is trained on the way."""
+        adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
+        others = [part.model for part in adapter.attacks_in(self.attack) if not _copies(part)]
+        plain = [other.wrapped if isinstance(other, FastAttackModel) else other for other in others]
+        return "".join(f" of the model {model_hash(unwrapped(one))}" for one in plain if not are_one(one, model))
 
     def doubt(self, model: nn.Module) -> str | None:
         """Whether it was made of another model."""
@@ -91,7 +98,7 @@ class Foolbox(Attack):
     @property
     def description(self) -> str:
         """The class and its attributes."""
-        return f"foolbox {_of_foolbox(self.attack)}"
+        return f"foolbox {_of_foolbox(self.attack)}{code_of(type(self.attack))}"
 
     @property
     def own(self) -> Own:
@@ -123,11 +130,13 @@ class Function(Attack):
 
     @property
     def description(self) -> str:
-        """Where it is defined, and its eps if it has one or a default value of that name."""
+        """Where it is defined, its eps if it has one or a default value of that name, and its code."""
         eps = self.own.eps
-        found = _default(self.function, "eps") if eps is None else eps
+        found = default_of(self.function, "eps") if eps is None else eps
         text = described(self.function)
-        return text if "eps=" in text or not isinstance(found, numbers.Real) else f"{text}(eps={float(found):.6g})"
+        if "eps=" not in text and isinstance(found, numbers.Real):
+            text += f"(eps={float(found):.6g})"
+        return text + code_of(self.function)
 
     @property
     def own(self) -> Own:
@@ -144,24 +153,6 @@ class Function(Attack):
 def shares(model: Any, fast: FastAttackModel) -> bool:
     """Whether a model is a view of this fast model."""
     return isinstance(model, FastAttackModel) and model._networks is fast._networks
-
-
-def takes_model(function: Callable[..., Any]) -> bool:
-    """Whether a callable wants ``(model, x, y)``, and not ``(x, y)``."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len([p for p in positional if p.default is p.empty]) == 3
-
-
-def _default(function: Callable[..., Any], name: str) -> Any:
-    try:
-        parameter = inspect.signature(function).parameters.get(name)
-    except (TypeError, ValueError):  # nothing that shows how it is called
-        return None
-    return None if parameter is None else parameter.default
 
 
 def _copied(attack: Any) -> Any:

@@ -144,7 +144,7 @@ def _header(
         "norm": setting.norm,
         "bounds": setting.bounds,
         "eps": budgets,
-        "attacks": {attack.name: attack.description for attack in attacks},
+        "attacks": {attack.name: attack.description + attack.transferred_from(setting.model) for attack in attacks},
         "seed": setting.seed,
         "limit": asked.limit,
         "options": options_text({**setting.fast._given, **setting.options})

@@ -1,7 +1,5 @@
 """``SafePGD`` in an evaluation: a batch that is kept full."""
 
-import functools
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import LEAST_ROWS, Departed, Entrants, SafePGD, Streaming, stream_of
+from .describing import code_of, described
 from .identity import are_one
 from .rows import Case
 from .seeds import seed_of, seeded
@@ -43,7 +42,7 @@ class Safe(Attack):
     def description(self) -> str:
         """All settings."""
         settings = {**self.settings, "targeted": self.targeted}
-        return f"SafePGD({', '.join(f'{k}={described(v)}' for k, v in settings.items())})"
+        return f"SafePGD({', '.join(f'{k}={described(v)}{code_of(v)}' for k, v in settings.items())})"
 
     def doubt(self, model: nn.Module) -> str | None:
         """Whether it was made of another model."""
@@ -80,29 +79,6 @@ class Safe(Attack):
             passes=AVERAGED if setting.random else 1,
         )
         return SafeStage(self.name, eps, setting, attack, way, rivals)
-
-
-def described(value: Any) -> str:
-    """A setting as text that is the same in every process: a function by where it is defined."""
-    if not callable(value):
-        return repr(value)
-    if isinstance(value, functools.partial):
-        given = [described(item) for item in value.args]
-        given += [f"{name}={described(item)}" for name, item in sorted(value.keywords.items())]
-        return f"{described(value.func)}({', '.join(given)})"
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    kind = type(value)
-    own = {name: getattr(value, name, None) for name in _parameters(kind)}  # not what it counts
-    settings = ", ".join(f"{name}={v!r}" for name, v in own.items() if isinstance(v, (int, float, str, tuple)))
-    return f"{kind.__module__}.{kind.__qualname__}" + (f"({settings})" if settings else "")
-
-
-def _parameters(kind: type) -> list[str]:
-    try:
-        return list(inspect.signature(kind).parameters)
-    except (TypeError, ValueError):  # a class in C that does not show how it is made
-        return []
 
 
 @dataclass

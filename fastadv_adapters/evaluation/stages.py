@@ -94,6 +94,10 @@ class Attack(ABC):
         """What it says of a budget of its own."""
         return Own()
 
+    def transferred_from(self, model: nn.Module) -> str:
+        """The models that it attacks in the place of this one, for the description."""
+        return ""
+
     def doubt(self, model: nn.Module) -> str | None:
         """What is seldom meant about it, on this model."""
         return None

@@ -103,7 +103,7 @@ class Folder:
                 f"expected an empty output folder for resume=False, got {self.path} with an evaluation: choose another "
                 f"folder, or go on with resume=True"
             )
-        if found := difference(known, header):
+        if found := difference(*({k: part for k, part in h.items() if k != "notes"} for h in (known, header))):
             name, there, here = found
             raise ValueError(
                 f"expected the evaluation in {self.path} to have the same {name}, got {there!r} there and {here!r} "

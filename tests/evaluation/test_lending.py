@@ -13,7 +13,6 @@ from tests.evaluation.runs import EPS, FLOAT32, data, net, verdicts
 from tests.support.tools import attackable_net, fingerprint
 from tests.support.torchvision import hide_if_broken
 
-
 GIVEN = data()
 
 

@@ -1,0 +1,51 @@
+"""How a callable among the attacks wants to be called."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+_MODELS = ("model", "net", "network", "f")
+"""Names of a first parameter that is a model."""
+
+
+def takes_model(function: Callable[..., Any]) -> bool:
+    """Whether a callable wants ``(model, x, y)``, and not ``(x, y)``: by its first name, or by three without a default.
+
+    Raises:
+        TypeError: it takes neither.
+    """
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):  # nothing that shows how it is called
+        return False
+    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    with_model = required == 3 or (bool(positional) and positional[0].name in _MODELS)
+    try:
+        signature.bind(*range(3 if with_model else 2))
+    except TypeError:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"expected a callable (model, x, y) or (x, y) in attacks, got {name}{signature}: set all else before, with "
+            f"functools.partial(..., eps=eps) say"
+        ) from None
+    return with_model
+
+
+def default_of(function: Callable[..., Any], name: str) -> Any:
+    """The default value of a parameter; None if there is none."""
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):
+        return None
+    return None if parameter is None else parameter.default
+
+
+def parameters_of(kind: type) -> list[str]:
+    """What objects of a class are made with, by name."""
+    try:
+        return list(inspect.signature(kind).parameters)
+    except (TypeError, ValueError):  # a class in C that does not show how it is made
+        return []
