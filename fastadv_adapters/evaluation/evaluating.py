@@ -111,7 +111,7 @@ def _in_memory(asked: Asked, together: Sharing) -> Report:
                 images[index] = one.adversarial.cpu().clone(), one.clean.cpu() if index < SHOWN else None
 
     _attack(asked, plan, together, {}, keep)
-    return Report.of(plan.header, rows, lambda: images, plan.setting.fast._networks.findings[plan.failed :])
+    return Report.of(plan.header, rows, lambda among: images, plan.setting.fast._networks.findings[plan.failed :])
 
 
 def _in_folder(asked: Asked, together: Sharing, folder: Folder) -> Report:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..attack import NONE_RIGHT, doubt_accuracy, doubt_classes, wilson
 from ..comparison import write_whole
 from .pictures import draw_report, draw_triples
 from .rows import CLEAN, Row
-from .store import Folder
+from .store import SHOWN, Folder
 
 _VAIN = (
     "not within eps and bounds of the evaluation, which does not count as broken: make the attack with the same eps, "
@@ -26,7 +26,7 @@ _COARSE = (
 _COPIES = "counts, and the interval takes it for a new one"
 _CALLED, _DENIED = "that an attack called adversarial", "right by the plain model, which does not count as broken"
 
-Images = Callable[[], dict[int, tuple[Tensor, Tensor | None]]]
+Images = Callable[..., dict[int, tuple[Tensor, Tensor | None]]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,14 +38,14 @@ class Report:
     Attributes:
         header: settings, versions, attacks, and who model and data are.
         samples: a row per sample, in order of the index.
-        images: a function without arguments that returns index -> (adversarial, clean image or None); see
-            :meth:`adversarials`.
+        images: a function that returns index -> (adversarial, clean image or None), of all or of the
+            indices that it is given; see :meth:`adversarials`.
         findings: of audits that failed on the way.
     """
 
     header: dict[str, Any]
     samples: tuple[Row, ...]
-    images: Images = field(default=dict, compare=False)
+    images: Images = field(default=lambda among=None: {}, compare=False)
     findings: tuple[str, ...] = ()
 
     @classmethod
@@ -60,7 +60,10 @@ class Report:
         if header is None:
             raise ValueError(f"expected the folder of an evaluation, got {folder}: pass what was given as output")
         rows = place.rows()
-        images = lambda: {index: (image, clean) for index, image, clean in place.images()}  # noqa: E731
+
+        def images(among: Container[int] | None = None) -> dict[int, tuple[Tensor, Tensor | None]]:
+            return {index: (image, clean) for index, image, clean in place.images(among)}
+
         return cls.of(header, rows, images, place.findings())
 
     @classmethod
@@ -73,10 +76,12 @@ class Report:
         if not rows:
             raise ValueError("expected an evaluation with finished samples, got none: run it again, and it goes on")
 
-        def of_broken() -> dict[int, tuple[Tensor, Tensor | None]]:
+        def of_broken(among: Container[int] | None = None) -> dict[int, tuple[Tensor, Tensor | None]]:
             """A process that was killed may have left others, whose rows it did not write any more."""
-            found = images()
-            return {i: found[i] for i in found if i in rows and rows[i].broken_by not in (None, CLEAN)}
+            broken = {i for i, row in rows.items() if row.broken_by not in (None, CLEAN)}
+            wanted = broken if among is None else {i for i in broken if i in among}
+            found = images(wanted)
+            return {i: found[i] for i in found if i in wanted}
 
         return cls(header, tuple(rows[index] for index in sorted(rows)), of_broken, tuple(dict.fromkeys(findings)))
 
@@ -204,19 +209,19 @@ class Report:
             ValueError: there is none, images are no images, or the ending of ``path`` names no format.
             OSError: it cannot be written to.
         """
-        images = self.images()
-        rows = {row.index: row for row in self.samples}
+        rows = [row for row in self.samples if row.broken_by not in (None, CLEAN) and row.index < SHOWN][:n]
+        images = self.images({row.index for row in rows})
         shown = [
-            (rows[index], clean, images[index][0])
-            for index in sorted(images)
-            if (clean := images[index][1]) is not None
+            (row, clean, images[row.index][0])
+            for row in rows
+            if row.index in images and (clean := images[row.index][1]) is not None
         ]
         if not shown:
             raise ValueError(
                 "expected a broken sample whose images are kept, got none: only the first samples of the data are kept "
                 "for pictures, and only by the process that attacked them, or in the output folder"
             )
-        draw_triples(shown[:n], tuple(self.header["settings"]["bounds"]), path)
+        draw_triples(shown, tuple(self.header["settings"]["bounds"]), path)
 
     def adversarials(self) -> dict[int, Tensor]:
         """The adversarial, shape (...), of every broken sample that an attack has changed, by index in the data."""

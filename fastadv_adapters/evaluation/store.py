@@ -8,7 +8,7 @@ then renamed, before the lines of its samples are. At the end all lines are merg
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..modules import need
 from .rows import Row
 
 HEADER, MERGED = "header.json", "rows.jsonl"
+_ALL = "adversarials-all-"
 _UNFINISHED = ".unfinished"
 
 SHOWN = 64
@@ -27,6 +28,9 @@ SHOWN = 64
 
 WHOLE = 4096
 """How many adversarials a merged file holds at most."""
+
+MOST_BYTES = 2**28
+"""About how large they are together at most, for they are in memory when it is written."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +143,10 @@ class Folder:
         paths = sorted(self.path.glob("findings-*.jsonl"))
         return [json.loads(line) for path in paths for line in path.read_bytes().split(b"\n")[:-1]]
 
-    def images(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Adversarials by index, with the clean image if it was kept; some may come twice."""
-        load = need("safetensors.torch", extra="evaluate").load_file
+    def images(self, among: Container[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Adversarials by index, with the clean image if it was kept; some may come twice. All, or ``among`` these."""
         for path in sorted(self.path.glob("adversarials-*.safetensors")):
-            held = load(path)
-            clean = dict(zip(held["clean_index"].tolist(), held["clean"], strict=True))
-            for index, image in zip(held["index"].tolist(), held["adversarial"], strict=True):
-                yield index, image, clean.get(index)
+            yield from _images_in(path, among)
 
     def merge(self) -> None:
         """Bring lines into one file and adversarials into few, in order. Nobody else may be writing."""
@@ -157,16 +157,24 @@ class Folder:
             _write(self.path / MERGED, text.encode())
             for path in lines:
                 path.unlink(missing_ok=True)
-        loose = [path for path in shards if not path.name.startswith("adversarials-all-")]
-        if loose:
-            self._merge_images(loose)
+        if loose := [path for path in shards if not path.name.startswith(_ALL)]:
+            self._merge_images(loose, [path for path in shards if path.name.startswith(_ALL)])
 
-    def _merge_images(self, loose: list[Path]) -> None:
-        images = {index: (image, clean) for index, image, clean in self.images()}
-        order = sorted(images)
-        for number, first in enumerate(range(0, len(order), WHOLE)):
-            some = [(index, *images[index]) for index in order[first : first + WHOLE]]
-            _write(self.path / f"adversarials-all-{number:05}.safetensors", _packed(some))
+    def _merge_images(self, loose: list[Path], merged: list[Path]) -> None:
+        """Into files beside those that are merged already, which stay: a kill in between loses nothing."""
+        known = {index for path in merged for index in _indices_in(path)}
+        places = {index: path for path in loose for index in _indices_in(path)}  # of several the last
+        order = sorted(places.keys() - known)
+        following = 1 + max((int(path.stem.removeprefix(_ALL)) for path in merged), default=-1)
+        size = sum(path.stat().st_size for path in loose)
+        room = max(1, min(WHOLE, MOST_BYTES * len(places) // size))
+        for number, first in enumerate(range(0, len(order), room), start=following):
+            now = order[first : first + room]
+            some = {}
+            for path in dict.fromkeys(places[index] for index in now):
+                among = {index for index in now if places[index] == path}
+                some.update({found[0]: found for found in _images_in(path, among)})
+            _write(self.path / f"{_ALL}{number:05}.safetensors", _packed([some[index] for index in now]))
         for path in loose:
             path.unlink(missing_ok=True)
 
@@ -208,6 +216,22 @@ class Writer:
                 f"expected to write {len(finished)} samples to {self._folder.path}, got {error.strerror or error}: "
                 f"make room and run the same call again, which goes on from there"
             ) from error
+
+
+def _images_in(path: Path, among: Container[int] | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Of one file, read one by one."""
+    with need("safetensors", extra="evaluate").safe_open(path, framework="pt") as file:
+        images, clean = file.get_slice("adversarial"), file.get_slice("clean")
+        kept = {index: place for place, index in enumerate(file.get_tensor("clean_index").tolist())}
+        for place, index in enumerate(file.get_tensor("index").tolist()):
+            if among is None or index in among:
+                yield index, images[place], clean[kept[index]] if index in kept else None
+
+
+def _indices_in(path: Path) -> list[int]:
+    with need("safetensors", extra="evaluate").safe_open(path, framework="pt") as file:
+        found: list[int] = file.get_tensor("index").tolist()
+    return found
 
 
 def _packed(images: list[tuple[int, Tensor, Tensor | None]]) -> bytes:
