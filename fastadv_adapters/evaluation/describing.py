@@ -37,7 +37,7 @@ def described(value: Any) -> str:
         return f"{described(value.__self__)}.{value.__name__}"
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    if not callable(value) and type(value).__repr__ is not object.__repr__:
+    if not callable(value) and "__repr__" in {name for base in type(value).__mro__[:-1] for name in vars(base)}:
         return repr(value)
     kind = type(value)
     own = {name: setting for name, setting in _settings(value) if isinstance(setting, (int, float, str, tuple))}

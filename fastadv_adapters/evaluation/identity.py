@@ -64,7 +64,7 @@ def _constant(value: Any) -> str:
 
 def dense(tensor: Tensor) -> Tensor:
     """The values of a tensor of any layout."""
-    return tensor.detach().todense() if tensor.layout != torch.strided else tensor.detach()
+    return tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
 
 
 def versions(attacks: Iterable[Attack]) -> dict[str, str]:

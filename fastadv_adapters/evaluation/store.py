@@ -107,7 +107,8 @@ class Folder:
                 f"expected an empty output folder for resume=False, got {self.path} with an evaluation: choose another "
                 f"folder, or go on with resume=True"
             )
-        if found := difference(*({k: part for k, part in h.items() if k != "notes"} for h in (known, header))):
+        there, here = ({name: part for name, part in one.items() if name != "notes"} for one in (known, header))
+        if found := difference(there, here):
             name, there, here = found
             raise ValueError(
                 f"expected the evaluation in {self.path} to have the same {name}, got {there!r} there and {here!r} "

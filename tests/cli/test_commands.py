@@ -109,7 +109,7 @@ def test_weights_saved_with_or_without_data_parallel(factory: str, prefix: str, 
     if (factory, prefix) != ("Net", "module.module."):
         assert list(model_named(*arguments).state_dict().values())[1].tolist() == [0, 0, 1]
         return
-    with pytest.raises(ValueError, match="expected weights with the keys of Net, got w.pt without 1.bias, 1.weight"):
+    with pytest.raises(ValueError, match=r"expected weights with the keys of Net, got w.pt without 1.bias, 1.weight"):
         model_named(*arguments)
 
 

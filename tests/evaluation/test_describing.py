@@ -84,6 +84,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
         closed(torchattacks.PGD(net(), eps=0.1)),
         closed(torchattacks.PGD(net(), eps=0.2)),
     ),
+    "a closure over a sparse tensor": (closed(torch.eye(3).to_sparse()), closed((2 * torch.eye(3)).to_sparse())),
     "a default": (defaulted(0.1), defaulted(0.2)),
     "a partial of a tensor": (
         functools.partial(Holder.attack, Holder(torch.zeros(1))),

@@ -25,7 +25,7 @@ def closed_over(model: nn.Module, told: list[bool], *, stops: bool = False) -> C
         told.append(model.training)
         x = x.requires_grad_()
         loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if stops:
             raise StoppedError
         assert x.grad is not None
