@@ -38,7 +38,7 @@ def described(value: Any) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if not callable(value) and "__repr__" in {name for base in type(value).__mro__[:-1] for name in vars(base)}:
-        return repr(value)
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     kind = type(value)
     own = {name: setting for name, setting in _settings(value) if isinstance(setting, (int, float, str, tuple))}
     settings = ", ".join(f"{name}={setting!r}" for name, setting in own.items())
@@ -88,6 +88,9 @@ def _of_several(values: Iterable[Any], seen: set[int]) -> Iterator[str]:
 def _of_object(value: Any, seen: set[int], *, first: bool) -> Iterator[str]:
     if isinstance(value, nn.Module):
         yield model_hash(value.wrapped if isinstance(value, FastAttackModel) else value)
+        if first:  # an attack, and no model that one holds
+            yield from _of_class(type(value), seen)
+            yield from _of_several([item for name, item in _settings(value) if not _is_of_a_process(name)], seen)
     elif isinstance(value, functools.partial):
         yield from _of_several((value.func, value.args, value.keywords), seen)
     elif isinstance(value, MethodType):

@@ -42,7 +42,8 @@ class Safe(Attack):
     def description(self) -> str:
         """All settings."""
         settings = {**self.settings, "targeted": self.targeted}
-        return f"SafePGD({', '.join(f'{k}={described(v)}{code_of(v)}' for k, v in settings.items())})"
+        code = code_of(self.settings["loss"]) if callable(self.settings.get("loss")) else ""
+        return f"SafePGD({', '.join(f'{k}={described(v)}' for k, v in settings.items())}){code}"
 
     def doubt(self, model: nn.Module) -> str | None:
         """Whether it was made of another model."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.evaluation.libraries import Function, Torchattack
+from fastadv_adapters.evaluation.safe import Safe
 from tests.evaluation.runs import EPS, data, evaluated, net
 from tests.support.tools import attackable_net
 
@@ -58,6 +59,15 @@ class Holder:
         return x + self._size  # type: ignore[no-any-return]
 
 
+class Shifts(nn.Module):
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.size
+
+
 PAIRS: dict[str, tuple[Any, Any]] = {
     "a constant": (lambda x, y: x + 0.1, lambda x, y: x + 0.2),
     "an operator": (lambda x, y: x.sign(), lambda x, y: x.abs()),
@@ -91,6 +101,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
         functools.partial(Holder.attack, Holder(torch.ones(1))),
     ),
     "a bound method": (Holder(0.1).attack, Holder(0.2).attack),
+    "a module": (Shifts(0.1), Shifts(0.2)),
     "the class of an object": (
         made("class A:\n    def __call__(self, x, y):\n        return self.step(x)\n    def step(self, x):\n"
              "        return x + 1\nattack = A()"),
@@ -105,6 +116,13 @@ def test_attacks_that_differ_are_described_otherwise(name: str) -> None:
     one, other = (Function("a", attack).description for attack in PAIRS[name])
     assert one != other
     assert " at 0x" not in one + other
+
+
+def test_a_loss_of_ones_own_is_described_with_its_code_and_settings_without_any() -> None:
+    plain = Safe("a", {"alpha": 0.1, "steps": 3, "loss": "ce"}).description
+    assert plain == "SafePGD(alpha=0.1, steps=3, loss='ce', targeted=False)"
+    losses = [lambda outputs, y: outputs.sum(), lambda outputs, y: outputs.mean()]
+    assert len({Safe("a", {"loss": loss}).description for loss in losses}) == 2
 
 
 SAME: dict[str, tuple[Any, Any]] = {
