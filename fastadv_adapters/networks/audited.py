@@ -106,7 +106,8 @@ class Audited(ABC):
             return pulled
         inputs = glance_at(tensors, needs) if on_host else ()
         given = partial(self._given_for, kind, arguments, crossing, tensors, outputs)
-        due = schedule.is_due(self.updates, asks, self.source, inputs) or doubts
+        curing = crossing.can_overflow and not (on_host and pulled.spoilt is not None and not pulled.spoilt.any())
+        due = schedule.is_due(self.updates, asks, self.source, inputs, curing=curing) or doubts
         if due and not self.twin_is_current():  # weights have changed since the forward pass
             schedule.forget(asks)
             return pulled

@@ -67,7 +67,9 @@ class Schedule:
         """Whether there has been no audit of gradients like these: of these outputs, in this dtype."""
         return self.passes is None or asks not in self.asked
 
-    def is_due(self, updates: int, asks: Any, source: nn.Module, inputs: Sequence[Glance] = ()) -> bool:
+    def is_due(
+        self, updates: int, asks: Any, source: nn.Module, inputs: Sequence[Glance] = (), *, curing: bool = False
+    ) -> bool:
         """Whether the next backward pass is to be audited; counts it.
 
         Args:
@@ -75,12 +77,13 @@ class Schedule:
             asks: equal for passes that ask for the gradients of the same outputs.
             source: the wrapped model.
             inputs: what the inputs of this pass are like; nothing if that cannot be asked without waiting.
+            curing: whether this pass may have overflown, so that the next ones have a lower scale.
         """
         if self.passes is not None and asks in self.asked:
             self.passes += 1
             changed = updates != self.updates
             due = self.passes >= self._wait(changed=changed) or self._are_others(inputs)
-            far = self._have_gone_far(updates, source)
+            far = self._have_gone_far(updates, source, wait=SETTLED if self.far or curing else 0)
             if not (due or far):
                 return False
             self.far = far
@@ -130,9 +133,11 @@ class Schedule:
         self.hurry *= 2
         return True
 
-    def _have_gone_far(self, updates: int, source: nn.Module) -> bool:
-        """Whether weights are others than at the last audit; another checkpoint, say. Looked at once per update."""
-        wait = SETTLED if self.far else 0  # in steep training weights go far all the time
+    def _have_gone_far(self, updates: int, source: nn.Module, *, wait: int) -> bool:
+        """Whether weights are others than at the last audit; another checkpoint, say. Looked at once per update.
+
+        Not before so many passes: in steep training weights go far all the time, and some overflows are cured.
+        """
         if self.weights is None or self.passes is None or self.passes < wait or updates == self.seen:
             return False
         self.seen = updates
