@@ -1,9 +1,5 @@
 """The settings of ``SafePGD`` as attributes: kept by copies, and read when it is called."""
 
-import copy
-import io
-import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +9,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import SafePGD
 from fastadv_adapters.attack.losses import LOSSES, Loss, asked_of, resolve_loss
+from tests.support.copies import COPIES
 from tests.support.tools import attackable_net, batch
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -21,20 +18,6 @@ pytestmark = pytest.mark.usefixtures("untouched")
 def each(logits: Tensor, labels: Tensor) -> Tensor:
     """A callable that can be pickled."""
     return F.cross_entropy(logits, labels, reduction="none")
-
-
-def saved_and_loaded(value: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-COPIES: dict[str, Callable[[Any], Any]] = {
-    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
-    "torch.save": saved_and_loaded,
-    "deepcopy": copy.deepcopy,
-}
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """From copying to garbage: what a fast model does as an object among others."""
 
-import copy
 import gc
-import io
-import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +17,7 @@ from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
 from fastadv_adapters.networks import freshness
 from fastadv_adapters.torchattacks import accelerate
+from tests.support.copies import COPIES
 from tests.support.tools import (
     attackable_net,
     batch,
@@ -34,19 +32,7 @@ from tests.support.tools import (
 FLOAT32: Any = {"dtype": torch.float32}
 
 
-def saved_and_loaded(value: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-WAYS: dict[str, Callable[[Any], Any]] = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
-    "torch.save": saved_and_loaded,
-}
-copied = pytest.mark.parametrize("again", WAYS.values(), ids=WAYS.keys())
+copied = pytest.mark.parametrize("again", COPIES.values(), ids=COPIES.keys())
 
 
 # --- copies -----------------------------------------------------------------------------------------------------------
