@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastadv_adapters.boundary import DeviceState
+from fastadv_adapters.kernels import routing, shapes
 from fastadv_adapters.model import FastAttackModel
 from fastadv_adapters.networks import pair
 from tests.support.engines import use_engine
@@ -77,6 +78,15 @@ def chosen_engine(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.config.getoption("--engine") != "eager":
             use_engine(patch, request.config.getoption("--engine"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_inputs_are_like_large_ones() -> Iterator[None]:
+    """What is left to PyTorch on small inputs, to save time, is run on these too, for the sake of large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "SMALL", 0)
+        patch.setattr(routing, "LEAST", 0)
         yield
 
 

@@ -86,12 +86,12 @@ class Marked(Tensor):
         """Do without the batch norm; all else is done as on any other tensor."""
         named = kwargs or {}
         if func is F.batch_norm:
-            named = dict(zip(ARGUMENTS, args, strict=False)) | named
-            mean = named["running_mean"]
-            norm = mean.owner() if isinstance(mean, Marked) else None
-            if norm is not None and _is_own(norm, named):
-                return norm.in_place_of_norm(named["input"])
-            args = ()
+            mean = args[1] if len(args) > 1 else named["running_mean"]
+            norm = mean.owner() if type(mean) is Marked else None
+            if norm is not None:
+                named, args = dict(zip(ARGUMENTS, args, strict=False)) | named, ()
+                if _is_own(norm, named):
+                    return norm.in_place_of_norm(named["input"])
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **named)
 
@@ -105,7 +105,9 @@ def mark(norm: OwnCode, mean: Tensor) -> Tensor:
 
 def _is_own(norm: Any, named: dict[str, Any]) -> bool:
     """Whether this is the batch norm that was taken out: with the norm's own tensors, in eval mode."""
-    own = all(named.get(name) is getattr(norm, name) for name in ("running_mean", "running_var", "weight", "bias"))
+    tensors = {**norm._parameters, **norm._buffers}
+    owned = ((name, tensors[name] if name in tensors else getattr(norm, name)) for name in ARGUMENTS[1:5])
+    own = all(named.get(name) is tensor for name, tensor in owned)
     return own and not named.get("training") and named.get("eps", 1e-5) == norm.eps
 
 

@@ -65,26 +65,29 @@ class Spread:
         return _CONVOLVE[grad.ndim](spread, self.turned, None, ones, padding, self.dilation, len(weight))
 
 
-def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
-    """Whether a layer is of this kind, on a processor, with a frozen weight in the dtype that it runs in."""
+def may_fit(layer: nn.Module) -> bool:
+    """Whether a layer is of this kind, for some input."""
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or isinstance(layer.padding, str):
         return False
     if not 1 < layer.groups == layer.in_channels == layer.out_channels or max(layer.stride + layer.dilation) == 1:
         return False
+    geometry = zip(layer.kernel_size, layer.padding, layer.dilation, strict=True)
+    return all(int(pad) <= by * (entries - 1) for entries, pad, by in geometry)
+
+
+def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
+    """Whether a layer that may fit does so, on a processor, with a frozen weight in the dtype that it runs in."""
     if input.device.type != "cpu" or input.ndim != weight.ndim or weight.requires_grad or weight.dtype not in DTYPES:
         return False
-    if weight.dtype == torch.float32 and max(layer.dilation) == 1 and weight.ndim < 5:
+    if weight.dtype == torch.float32 and max(layer.dilation) == 1 and weight.ndim < 5:  # type: ignore[arg-type]
         return False  # PyTorch's own is faster
     if weight.dtype != runs_in(input) or type(weight) is not nn.Parameter:
-        return False
-    geometry = zip(layer.kernel_size, layer.padding, layer.dilation, strict=True)
-    if any(int(pad) > by * (entries - 1) for entries, pad, by in geometry):
         return False
     return is_onednn(layer, input, weight)
 
 
 def lay_out(layer: nn.Module, shape: torch.Size, weight: Tensor) -> Spread:
-    """What is kept of a layer for which :func:`fits` holds."""
+    """What is kept of a layer that :func:`fits`."""
     return Spread(layer.bias, layer.stride, layer.padding, layer.dilation, weight)  # type: ignore[arg-type]
 
 

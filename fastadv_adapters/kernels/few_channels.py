@@ -107,27 +107,31 @@ class Blocks:
         return turned.flatten(0, 2).contiguous(memory_format=torch.channels_last)
 
 
-def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
-    """Whether a layer is of this kind, channels-last on a processor, with a frozen weight in the dtype it runs in."""
-    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str) or not input.requires_grad:
+def may_fit(layer: nn.Module) -> bool:
+    """Whether a layer is of this kind, for some input."""
+    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
         return False
-    if layer.groups > 1 or 4 * weight.shape[1] > _AT_ONCE or layer.stride[0] != layer.stride[1]:
+    if layer.groups > 1 or 4 * layer.in_channels > _AT_ONCE or layer.stride[0] != layer.stride[1]:
         return False
     if max(layer.dilation) > 1 or max(*layer.kernel_size, *layer.stride) == 1:
         return False
-    small = max(*layer.kernel_size, *layer.stride) < 4
+    return all(int(pad) < kernel for kernel, pad in zip(layer.kernel_size, layer.padding, strict=True))
+
+
+def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
+    """Whether a layer that may fit does so, channels-last on a processor, with a frozen weight in its input's dtype."""
+    small = max(*layer.kernel_size, *layer.stride) < 4  # type: ignore[misc]
     if small and not calls.HAS_AVX512 and weight.shape[1] > 1:
         return False  # with vectors of 8 numbers PyTorch's own is faster
     if small and calls.HAS_AMX and weight.dtype == torch.bfloat16:
         return False  # and so it is with tiles
-    if input.device.type != "cpu" or input.ndim != 4 or weight.requires_grad or type(weight) is not nn.Parameter:
+    if input.device.type != "cpu" or input.ndim != 4 or not input.requires_grad:
+        return False
+    if weight.requires_grad or type(weight) is not nn.Parameter:
         return False
     if weight.dtype not in DTYPES or weight.dtype != runs_in(input):
         return False
-    reach = zip(layer.kernel_size, layer.padding, strict=True)
-    if any(int(pad) >= kernel for kernel, pad in reach) or not input.is_contiguous(memory_format=torch.channels_last):
-        return False
-    return is_onednn(layer, input, weight)
+    return input.is_contiguous(memory_format=torch.channels_last) and is_onednn(layer, input, weight)
 
 
 def lay_out(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Blocks:

@@ -139,7 +139,10 @@ class _Linear:
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply, by a weight that is laid out, if that is faster."""
-        laid_out = None if torch.compiler.is_compiling() else self.laid_out.find(self, input)  # type: ignore[arg-type]
+        laid_out = None
+        if not torch.compiler.is_compiling():
+            with torch._C.DisableTorchFunction():  # a mode would look at each attribute that is read here
+                laid_out = self.laid_out.find(self, input)  # type: ignore[arg-type]
         if laid_out is None:
             output: Tensor = super().forward(input)  # type: ignore[misc]
         elif torch.is_grad_enabled() and input.requires_grad:

@@ -96,6 +96,7 @@ class Prepacked:
         # One attribute: a thread that is late with old weights does not put them among the new ones.
         self._kept: tuple[Tensor | None, int, dict[Algorithm, Weights], Any] = None, 0, {}, None
         self._refused: set[Algorithm] = set()
+        self._may: bool | None = None
 
     def refuse(self) -> None:
         """Lay nothing out ahead from now on."""
@@ -103,7 +104,9 @@ class Prepacked:
 
     def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
-        way = self._way(layer, input, weight)
+        if self._may is None:
+            self._may = _is_large(layer) or depthwise.may_fit(layer) or few_channels.may_fit(layer)
+        way = self._way(layer, input, weight) if self._may else None
         if way is None or way in self._refused:
             return None
         kept_weight, version, kept, bias = self._kept
@@ -120,11 +123,11 @@ class Prepacked:
         return kept[way]
 
     def _way(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Algorithm | None:
-        if depthwise.fits(layer, input, weight):
+        if depthwise.may_fit(layer) and depthwise.fits(layer, input, weight):
             return "depthwise"
-        if few_channels.fits(layer, input, weight):
+        if few_channels.may_fit(layer) and few_channels.fits(layer, input, weight):
             return "few channels"
-        if not isinstance(layer, nn.Conv2d) or not _fits(layer, input, weight):
+        if not isinstance(layer, nn.Conv2d) or not _is_large(layer) or not _fits(layer, input, weight):
             return None
         return "winograd" if "winograd" not in self._refused and self.pays(layer, input.shape) else "laid out"
 
@@ -133,14 +136,18 @@ def is_laid_out(layer: nn.Module, precision: Precision) -> bool:
     """Whether the weight of a fast network's layer will be laid out here, whatever its own layout is."""
     if type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return False
-    large = layer.groups == 1 and layer.weight.numel() >= LEAST
     runs = precision.device.type == "cpu" and precision.channels_last and torch.backends.mkldnn.is_available()
-    return large and runs and precision.dtype in DTYPES
+    return _is_large(layer) and runs and precision.dtype in DTYPES
+
+
+def _is_large(layer: nn.Module) -> bool:
+    """Whether the weight of a layer is worth laying out, for some input."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.weight.numel() >= LEAST
 
 
 def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch would run oneDNN here, channels-last, on a large frozen weight that is in the right dtype."""
-    if input.device.type != "cpu" or weight.numel() < LEAST or layer.groups != 1 or input.ndim != 4:
+    """Whether PyTorch would run oneDNN here, channels-last, on a frozen weight that is in the right dtype."""
+    if input.device.type != "cpu" or input.ndim != 4:
         return False
     if weight.dtype not in DTYPES or weight.dtype != runs_in(input) or weight.requires_grad:
         return False

@@ -25,6 +25,9 @@ from .widening import NAMES, WIDER, WIDER_IN_FLOAT16
 MOST = 16
 """A module with more parts, itself included, calls too many other operators: a whole network, say."""
 
+LEAST = 2**16
+"""Of images with fewer entries the gradient of a mean takes less time than a look at each call."""
+
 _AT_FIRST = ("__init__", "reset_parameters", "extra_repr", "_init_weights", "init_weights")  # run in no pass
 
 _Operator = Callable[..., Any]
@@ -57,7 +60,8 @@ def route(network: nn.Module, precision: Precision) -> None:
         wide = names & coarse and with_checkpoints.isdisjoint(inside)
         if few or wide:
             become(part, _Routed)
-            vars(part).update(faster=faster if few else {}, wider=wider if wide else {})
+            only_means = names & slow <= {operator.__name__ for operator in _MEANS}
+            vars(part).update(faster=faster if few else {}, wider=wider if wide else {}, only_means=only_means)
 
 
 def _attributes_of(part: nn.Module, kind: type[nn.Module]) -> tuple[Iterable[str], ...]:
@@ -93,18 +97,30 @@ class _Mode(TorchFunctionMode):
 
 
 class _Routed:
-    """Mixin for a module in whose forward other operators are run."""
+    """Mixin for a module in whose forward other operators are run.
+
+    Attributes:
+        faster: what is run in the place of what because it is faster.
+        wider: likewise because it is more exact.
+        only_means: whether of the faster ones the module names none but means.
+    """
 
     faster: dict[_Operator, _Operator]
     wider: dict[_Operator, _Operator]
+    only_means: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module. A compiler chooses operators by itself, and without gradients PyTorch has fused modules."""
-        operators = {**self.wider, **self.faster} if torch.is_grad_enabled() else self.wider
+        pays = torch.is_grad_enabled() and not (self.only_means and args and _is_small(args[0]))
+        operators = {**self.wider, **self.faster} if pays else self.wider
         if torch.compiler.is_compiling() or not operators:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         with _Mode(operators):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def _is_small(input: Any) -> bool:
+    return isinstance(input, torch.Tensor) and input.numel() < LEAST
 
 
 def _named_by(kind: type[nn.Module]) -> set[str]:

@@ -15,6 +15,9 @@ from .prepacked import Prepacked, Weights
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+SMALL = 2**18
+"""Inputs with fewer entries are kept: their memory costs less than the time of a Function in Python, twice a pass."""
+
 
 def keep_shape_only(part: nn.Module, kind: type[nn.Module]) -> None:
     """Have a layer with frozen weights keep only the shape of its input, if its exact class ``kind`` is a convolution.
@@ -71,19 +74,25 @@ class _ShapeOnly:
         return output
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        is_own, packed = True, None
+        # A compiler decides by itself what is kept, and how weights are laid out.
+        if not torch.compiler.is_compiling():
+            with torch._C.DisableTorchFunction():  # a mode would look at each attribute that is read here
+                is_own, packed = self._choose(input, weight, bias)
+        if is_own:
+            output: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+            return output
+        return _Convolve.apply(input, weight, self, packed)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _choose(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[bool, Weights | None]:
+        """Whether PyTorch's own convolution is run; and if not, on which weights."""
         # Code that calls this by itself, or that has put something computed from the input in their place.
         if bias is not self.bias or weight.requires_grad or (bias is not None and bias.requires_grad):
-            other: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-            return other
-        # A compiler decides by itself what is kept, and how weights are laid out; a lone image has no batch axis; and a
-        # transform refuses this Function.
-        if torch.compiler.is_compiling() or input.ndim != weight.ndim or is_transformed():
-            return self.convolve(input, weight)
+            return True, None
+        if input.ndim != weight.ndim or is_transformed():  # a lone image has no batch axis; transforms refuse Functions
+            return True, None
         packed = self.prepacked.find(self, input, weight)  # type: ignore[arg-type]
-        if packed is None and _is_kept(input):
-            return self.convolve(input, weight)
-        output: Tensor = _Convolve.apply(input, weight, self, packed)  # type: ignore[no-untyped-call]
-        return output
+        return packed is None and (input.numel() < SMALL or _is_kept(input)), packed
 
 
 def _is_kept(input: Tensor) -> bool:

@@ -74,6 +74,21 @@ def test_the_same_bit_for_bit(
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("make", [Gate, Pooled])
+def test_the_means_of_small_images_are_pytorchs(
+    make: Callable[[], nn.Module], uses: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), make(), nn.Flatten()).eval(), torch.randn(2, 3, 9, 8)
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager", channels_last=True)
+    step(fast, x)
+    uses.clear()
+    entries = 2 * 8 * 7 * 6
+    for least in (entries, entries + 1):
+        monkeypatch.setattr(routing, "LEAST", least)
+        step(fast, x)
+        assert len(uses) == 1
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_to_write_it(name: str, uses: list[Tensor]) -> None:
     x = torch.randn(2, 8, 5, 4).contiguous(memory_format=torch.channels_last).requires_grad_()

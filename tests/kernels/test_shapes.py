@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison.memory import bytes_kept
 from fastadv_adapters.folding import build as folding
+from fastadv_adapters.kernels import shapes
 from tests.support.engines import use_engine
 from tests.support.tools import settle
 
@@ -77,6 +78,15 @@ def test_a_convolution_keeps_no_input_that_nobody_else_keeps(monkeypatch: pytest
     assert bytes_kept(FastAttackModel(net, **options), x) == (image + inner, {"SiLU": image + inner})
     monkeypatch.setattr(folding, "keep_shape_only", lambda part, kind: None)
     assert bytes_kept(FastAttackModel(net, **options), x).by_layer == {"Conv2d": image, "SiLU": image + inner}
+
+
+def test_small_inputs_are_kept_which_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = around(lambda: nn.Conv2d(4, 6, 3)).eval(), torch.rand(2, 4, 8, 8)
+    image, inner = 4 * 64, 6 * 36  # entries of a sample
+    fast = FastAttackModel(net, dtype=torch.float32, engine="eager", channels_last=False)
+    for small, kept in ((2 * image, {}), (2 * image + 1, {"Conv2d": 4 * image})):
+        monkeypatch.setattr(shapes, "SMALL", small)
+        assert bytes_kept(fast, x).by_layer == {"SiLU": 4 * (image + inner)} | kept
 
 
 def test_behind_what_keeps_its_output_convolutions_are_pytorchs_own() -> None:
