@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree  # private by name, see boundary/packi
 from .attack import LossFunction, LossName, Norm
 from .attack import safe_pgd as pgd
 from .model import FastAttackModel
-from .modules import has_float64, needs_exact_gradients, reads_decisions
+from .modules import has_float64, in_eval_mode, needs_exact_gradients, reads_decisions
 from .options import FastAttackOptions, check_options, refuse_options
 
 try:
@@ -191,6 +191,24 @@ class SafePGD(Attack):  # type: ignore[misc]
         self.random_start, self.restarts, self.loss = random_start, restarts, loss
         self.early_stop, self.generator, self.classes = early_stop, generator, classes
         self._attack_on(targeted=False)  # a wrong setting is an error here, not at the first call
+
+    def __call__(self, inputs: Tensor, labels: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Attack a batch, and leave the mode of each part of the model, and the normalisation, as they were.
+
+        torchattacks sets whole models to a mode, and after an error it would take normalised images for raw ones.
+        """
+        applied = self._normalization_applied
+        try:
+            with in_eval_mode(self.model):
+                found: Tensor = super().__call__(inputs, labels, *args, **kwargs)
+                return found
+        finally:
+            self.__dict__["_normalization_applied"] = applied  # past torchattacks' __setattr__, as in _attack_on
+
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torchattacks; the mode of each part of the model is left as it was."""
+        with in_eval_mode(self.model):
+            return super().save(*args, **kwargs)
 
     def forward(self, images: Tensor, labels: Any = None) -> Tensor:
         """Attack a batch.

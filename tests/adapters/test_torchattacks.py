@@ -308,6 +308,40 @@ class TestSafePGD:
         with pytest.raises(ValueError, match=text):
             SafePGD(small_net(), **settings)
 
+    @pytest.mark.parametrize("fast", [False, True])
+    def test_a_refused_call_leaves_the_normalisation_as_it_was(
+        self, fast: bool, problem: tuple[nn.Module, Tensor, Tensor]
+    ) -> None:
+        net, x, _ = problem
+        images = 0.5 + 0.5 * x  # normalised ones lie within [0, 1] too: raw ones for all that anybody can see
+        normalised = (images - 0.5) / 0.5
+        y = net(normalised).argmax(1)
+        attack = SafePGD(FastAttackModel(net, **FLOAT32) if fast else net, eps=16 / 255, steps=5, random_start=False)
+        attack.set_normalization_used(mean=[0.5] * 3, std=[0.5] * 3)
+        before = attack(normalised, y)
+        assert float((before - normalised).abs().max()) > 16 / 255 + 1e-5
+        with pytest.raises(ValueError, match="expected labels below the number of classes"):
+            attack(normalised, y + 10)
+        assert torch.equal(attack(normalised, y), before)
+
+    def test_the_mode_of_each_part_is_left_as_it_was(self) -> None:
+        net, (x, y) = small_net().train(), batch(4)
+        next(part for part in net.modules() if isinstance(part, nn.BatchNorm2d)).eval()
+        modes = [part.training for part in net.modules()]
+        assert True in modes
+        assert False in modes
+        attack = SafePGD(net, steps=1)
+        attack(x, y)
+        assert [part.training for part in net.modules()] == modes
+        with pytest.raises(ValueError, match="expected x within bounds"):
+            attack(x + 2, y)
+        assert [part.training for part in net.modules()] == modes
+        attack.save(loader(x, y), verbose=False, return_verbose=True)
+        assert [part.training for part in net.modules()] == modes
+        attack.set_mode_targeted_least_likely(quiet=True)
+        attack(x, y)
+        assert [part.training for part in net.modules()] == modes
+
     def test_wrong_inputs(self, problem: tuple[nn.Module, Tensor, Tensor]) -> None:
         net, x, y = problem
         attack = SafePGD(net, eps=BUDGET)
