@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..boundary import Packed
+from ..modules import accept_flag
 from .directions import Ascent, Reversed, auto_ascent, check_classes, cross_entropy_ascent, margin_ascent, others, own
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -126,10 +127,10 @@ def resolve_loss(loss: LossName | LossFunction | Loss, targeted: bool = False) -
         class stands in the place of the true class's.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or ``targeted`` is no bool.
         TypeError: neither a name nor a callable.
     """
-    fallback = Reversed(margin_ascent) if targeted else margin_ascent
+    fallback = Reversed(margin_ascent) if accept_flag("targeted", targeted) else margin_ascent
     if isinstance(loss, Loss):
         return loss
     if callable(loss):

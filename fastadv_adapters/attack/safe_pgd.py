@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from ..modules import LeftOut, notify, widest_on
+from ..modules import LeftOut, accept_flag, notify, widest_on
 from .balls import Norm, accept_norm, ball_around
 from .checks import (
     accept_bounds,
@@ -143,7 +143,7 @@ class SafePGD(LeftOut):
     @property
     def loss(self) -> Loss:
         """What is maximised, in the direction that ``targeted`` asks for at present."""
-        return self._losses[bool(self.targeted)]
+        return self._losses[self.targeted]
 
     @loss.setter
     def loss(self, loss: LossName | LossFunction | Loss) -> None:
@@ -244,8 +244,11 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "alpha": lambda alpha: None if alpha is None else accept_size("alpha", alpha),
     "steps": partial(accept_count, "steps", least=0),
     "norm": accept_norm,
+    "random_start": partial(accept_flag, "random_start"),
     "restarts": partial(accept_count, "restarts", least=1),
+    "targeted": partial(accept_flag, "targeted"),
     "bounds": accept_bounds,
+    "early_stop": partial(accept_flag, "early_stop"),
     "generator": accept_generator,
     "classes": accept_classes,
 }

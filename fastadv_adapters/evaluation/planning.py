@@ -21,6 +21,7 @@ from ..attack import (
 )
 from ..comparison import doubt_own
 from ..model import FastAttackModel
+from ..modules import accept_flag
 from ..options import FastAttackOptions
 from .attacks import attacks_of
 from .confirming import SIZE, Judge
@@ -53,6 +54,8 @@ class Asked:
         _budgets(self.eps)
         accept_norm(self.norm)
         accept_bounds(self.bounds)
+        accept_flag("resume", self.resume)
+        accept_flag("progress", self.progress)
         accept_count("batch_size", self.batch_size, least=1)
         accept_count("seed", self.seed, least=0)
         if self.limit is not None:

@@ -14,6 +14,7 @@ from foolbox.models import Model
 
 from ..attack import accept_inputs, accept_size, resolve_loss
 from ..boundary import watch_gradients
+from ..modules import accept_flag
 from .models import in_full_precision
 
 T = TypeVar("T")
@@ -34,10 +35,12 @@ class _SafeSteps(BaseGradientDescent):
         """Run the attack as every foolbox attack is run, after a look at what came in.
 
         Raises:
-            TypeError, ValueError: labels, budgets or inputs that cannot be attacked; the text says why.
+            TypeError, ValueError: labels, budgets or inputs that cannot be attacked, or a ``random_start`` that is
+                no bool; the text says why.
         """
         for epsilon in epsilons if isinstance(epsilons, Iterable) else [epsilons]:
             accept_size("epsilons", epsilon)
+        accept_flag("random_start", self.random_start)
         x = ep.astensor(inputs).raw
         device = getattr(model, "device", x.device)
         accept_inputs(x, _classes(get_criterion(criterion)).raw, device, (model.bounds.lower, model.bounds.upper))

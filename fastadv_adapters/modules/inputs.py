@@ -146,11 +146,17 @@ def accept_engine(engine: object) -> None:
         raise ValueError(f"expected engine to be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
 
 
+def accept_flag(name: str, flag: Any) -> bool:
+    """A setting that is on or off; a ValueError if it is anything else, as the text "False" is, which counts as on."""
+    if not isinstance(flag, bool):
+        raise ValueError(f"expected {name} to be True or False, got {flag!r}")
+    return flag
+
+
 def accept_options(decisions: object, logits_dtype: object, loss_scale: object, **flags: object) -> None:
     """Raise ValueError for an option that does not exist, or a flag that is not True or False."""
     for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise ValueError(f"expected {name} to be True or False, got {flag!r}")
+        accept_flag(name, flag)
     if decisions not in DECISIONS:
         raise ValueError(f"expected decisions to be one of {', '.join(map(repr, DECISIONS))}, got {decisions!r}")
     if logits_dtype not in LOGITS_DTYPES:

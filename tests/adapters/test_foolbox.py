@@ -209,6 +209,11 @@ class Never(fb.criteria.Criterion):
             "unexpected keyword argument 'fuse'",
         ),
         (lambda m, x, y: attack(m, x, y, epsilons=-0.1), ValueError, "expected epsilons to be finite and at least 0"),
+        (
+            lambda m, x, y: SafeLinfPGD(random_start=0)(FastPyTorchModel(m, (0, 1)), x, y, epsilons=0.1),  # type: ignore[arg-type]
+            ValueError,
+            "expected random_start to be True or False, got 0",
+        ),
         (lambda m, x, y: attack(m, x, y + 10), ValueError, "expected labels below 10, the number of classes, got 1"),
         (lambda m, x, y: attack(m, x, y - 11), ValueError, "expected labels of at least 0"),
         (lambda m, x, y: attack(m, x, y[:2]), ValueError, r"expected y of shape \(12,\)"),

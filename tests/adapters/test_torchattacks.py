@@ -302,6 +302,8 @@ class TestSafePGD:
             ({"norm": "l3"}, "expected norm"),
             ({"loss": "mse"}, "expected loss"),
             ({"steps": -1}, "expected steps to be at least 0, got -1"),
+            ({"early_stop": "False"}, "expected early_stop to be True or False, got 'False'"),
+            ({"random_start": 0}, "expected random_start to be True or False, got 0"),
         ],
     )
     def test_wrong_settings(self, settings: dict[str, Any], text: str) -> None:

@@ -115,6 +115,9 @@ def test_a_loss_is_read_as_an_object_and_may_be_set_as_one(problem: tuple[nn.Mod
         ("bounds", (1, 0), ValueError, "expected bounds"),
         ("generator", 0, TypeError, "expected generator"),
         ("classes", 1, TypeError, "expected classes"),
+        ("targeted", "False", ValueError, "expected targeted to be True or False, got 'False'"),
+        ("early_stop", 0, ValueError, "expected early_stop to be True or False, got 0"),
+        ("random_start", None, ValueError, "expected random_start to be True or False, got None"),
     ],
 )
 def test_a_wrong_setting_is_an_error_when_it_is_set(name: str, value: Any, kind: type[Exception], text: str) -> None:
@@ -123,6 +126,13 @@ def test_a_wrong_setting_is_an_error_when_it_is_set(name: str, value: Any, kind:
     with pytest.raises(kind, match=text):
         setattr(attack, name, value)
     assert repr(attack) == before
+    with pytest.raises(kind, match=text):
+        SafePGD(nn.Linear(2, 2), **{"eps": 0.1, name: value})
+
+
+def test_a_loss_for_targets_that_are_neither_or_both_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected targeted to be True or False, got 'False'"):
+        resolve_loss("ce", "False")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,7 @@ class Pair(nn.Linear):
         ({"eps": -1}, ValueError, r"expected eps to be finite and at least 0"),
         ({"norm": "l3"}, ValueError, r"expected norm to be one of"),
         ({"bounds": (1, 0)}, ValueError, r"expected bounds \(lower, upper\)"),
+        ({"progress": "no"}, ValueError, r"expected progress to be True or False, got 'no'"),
         ({"attack": "PGD"}, TypeError, r"expected attack to be of torchattacks or foolbox, or a callable"),
         ({"attack": SafePGD(linear(), eps=0.1)}, TypeError, r"that takes any model, got a SafePGD, which holds one"),
         (

@@ -322,6 +322,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no budget": ({"eps": []}, "expected at least one budget"),
     "batch size": ({"batch_size": 0}, "expected batch_size to be at least 1"),
+    "resume": ({"resume": "no"}, "expected resume to be True or False, got 'no'"),
+    "progress": ({"progress": "no"}, "expected progress to be True or False, got 'no'"),
     "options twice": ({"options": FLOAT32}, "expected no options for a model that is fast already"),
     "one-hot rows": (
         {"given": (data(8)[0], nn.functional.one_hot(data(8)[1], 10).float())},
