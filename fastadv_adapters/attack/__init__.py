@@ -20,6 +20,7 @@ from .doubts import (
     doubt_classes,
     doubt_images,
     doubt_logits,
+    doubt_steps,
     is_random,
 )
 from .flow import Departed, Entrants, Streaming
@@ -57,6 +58,7 @@ __all__ = [
     "doubt_classes",
     "doubt_images",
     "doubt_logits",
+    "doubt_steps",
     "is_random",
     "resolve_loss",
     "step_sizes",

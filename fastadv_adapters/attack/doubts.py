@@ -15,6 +15,9 @@ LOADED = "were the weights loaded"
 STEP = 0.1 / 255
 """A tenth of what two neighbouring bytes are apart, as a share of the bounds."""
 
+SHORT = 0.1
+"""Steps that all together go no further than this share of eps are hardly meant."""
+
 SPAN = 0.1
 """Images that take up no more than this share of the bounds are hardly meant."""
 
@@ -32,6 +35,8 @@ SUM = 1e-2
 def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinates: int) -> str | None:
     """A note if any image is within the budget of any other, as with 8 in the place of 8/255, or none is.
 
+    There is none if bounds have no end: they tell no units.
+
     Args:
         eps: the budget.
         norm: of the budget.
@@ -39,6 +44,8 @@ def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinate
         coordinates: how many values an image has.
     """
     lower, upper = bounds
+    if not math.isfinite(upper - lower):
+        return None
     across = (upper - lower) * {"linf": 1.0, "l2": math.sqrt(coordinates), "l1": float(coordinates)}[norm]
     if eps >= across:
         return (
@@ -53,10 +60,20 @@ def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinate
     return None
 
 
+def doubt_steps(eps: float, alpha: float | None, steps: int) -> str | None:
+    """A note if steps of one size go next to nowhere, as with 2/255 in the place of 2, or 0."""
+    if alpha is None or steps == 0 or alpha * steps >= eps * SHORT:
+        return None
+    return (
+        f"steps of alpha {alpha:g}, all {steps} together, go less than a tenth of eps {eps:g}: alpha is in units of "
+        f"the images, as eps is"
+    )
+
+
 def doubt_images(x: Tensor, bounds: tuple[float, float]) -> str | None:
     """A note if images (N, ...) take up next to nothing of the bounds, as those that end at 1 within 0 and 255."""
     least, largest, (lower, upper) = float(x.detach().amin()), float(x.detach().amax()), bounds
-    if not 0 < largest - least < SPAN * (upper - lower):
+    if not math.isfinite(upper - lower) or not 0 < largest - least < SPAN * (upper - lower):
         return None
     return (
         f"values of images lie within {least:.4g},{largest:.4g}, and bounds are {lower:g},{upper:g}: eps and bounds "

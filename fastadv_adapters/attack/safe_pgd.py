@@ -20,7 +20,7 @@ from .checks import (
     accept_targets,
 )
 from .cycles import can_cycle
-from .doubts import doubt_budget
+from .doubts import doubt_budget, doubt_steps
 from .looking import Settings, Start
 from .losses import Loss, LossFunction, LossName, asked_of, resolve_loss
 from .objectives import AnotherClass, HigherLoss, Objective
@@ -93,7 +93,7 @@ class SafePGD(LeftOut):
         TypeError, ValueError: a setting, the model or an input is not as described.
 
     Warns:
-        FastAttackWarning: once, if ``eps`` seems to be in other units than the images are.
+        FastAttackWarning: once, if ``eps`` or ``alpha`` seems to be in other units than the images are.
     """
 
     def __init__(
@@ -202,8 +202,9 @@ class SafePGD(LeftOut):
             return found.x
 
     def _doubt(self, coordinates: int) -> None:
-        """Warn once of a budget in other units than the images are in."""
+        """Warn once of a budget, or of steps, in other units than the images are in."""
         doubt = doubt_budget(self.eps, self.norm, self.bounds, coordinates) if coordinates else None
+        doubt = doubt or doubt_steps(self.eps, self.alpha, self.steps)
         if doubt and not self._doubted:
             self._doubted = True
             notify(f"SafePGD: {doubt}", "budget-units")

@@ -8,7 +8,7 @@ on, ``progress`` tells what is being done. The benchmarks use the same clock.
 """
 
 from .attacking import refuse_class, refuse_labels_for_targets
-from .budgets import MARGIN, Own, doubt_own, is_from, own_budget, reach
+from .budgets import MARGIN, Own, doubt_own, extent, is_from, own_budget, reach
 from .comparing import compare
 from .device import describe_device, versions
 from .fidelity import row_cosines
@@ -33,6 +33,7 @@ __all__ = [
     "doubt_own",
     "expect_picture",
     "expect_writable",
+    "extent",
     "in_own_precision",
     "is_from",
     "lent_in_eval_mode",

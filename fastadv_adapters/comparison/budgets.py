@@ -142,7 +142,13 @@ def doubt_own(name: str, own: Own, budgets: Sequence[float], norm: Norm) -> list
 
 def reach(eps: float, bounds: tuple[float, float]) -> float:
     """How long a change may measure that is within eps, up to rounding."""
-    return eps * (1 + MARGIN) + ROUNDING * (bounds[1] - bounds[0])
+    return eps * (1 + MARGIN) + ROUNDING * extent(bounds)
+
+
+def extent(bounds: tuple[float, ...]) -> float:
+    """From the lower to the upper bound; 0 if there is no end, and shares of it say nothing."""
+    apart = bounds[1] - bounds[0]
+    return apart if math.isfinite(apart) else 0.0
 
 
 def _same(first: float, second: float) -> bool:

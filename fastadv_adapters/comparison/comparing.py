@@ -157,7 +157,7 @@ class _Study:
     def doubt_distance(self) -> list[str]:
         """A note if the attack on the plain model goes farther than the budget that is reported."""
         budget, farthest = self.budget, self._effects["plain"].distance.nan_to_num(0, posinf=0).max().item()
-        rounding = torch.finfo(self.x.dtype).eps * max(map(abs, budget.bounds))
+        rounding = torch.finfo(self.x.dtype).eps * (float(self.x.abs().max()) + budget.eps)
         if not budget.stated or farthest <= reach(budget.eps, budget.bounds) + rounding:
             return []
         return [

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..comparison import write_picture
+from ..comparison import extent, write_picture
 from ..modules import need
 from .rows import CLEAN, Row
 
@@ -38,8 +38,8 @@ def draw_triples(
 ) -> None:
     """Draw clean image, perturbation and adversarial, a row for each sample, and beside it what became of it.
 
-    Values between the bounds go from black to white. In a perturbation grey is none, and its largest change is black
-    or white.
+    Values between the bounds (of the images themselves, if bounds have no end) go from black to white. In a
+    perturbation grey is none, and its largest change is black or white.
 
     Raises:
         ValueError: what is shown are no images.
@@ -49,7 +49,7 @@ def draw_triples(
             f"expected images of shape (C, H, W) or (H, W), got {tuple(shown[0][1].shape)}: draw others yourself, from "
             f"adversarials()"
         )
-    lower, upper = bounds
+    lower, upper = bounds if extent(bounds) else _ends(shown)
     changes = [adversarial.double() - clean.double() for _, clean, adversarial in shown]
     peaks = [float(change.abs().max()) for change in changes]
     labels = [label_of(row, peak) for (row, _, _), peak in zip(shown, peaks, strict=True)]
@@ -65,6 +65,12 @@ def draw_triples(
     for axis, title in zip(axes[0][1:], ("clean", "perturbation", "adversarial"), strict=True):
         axis.set_title(title, fontsize=9)
     write_picture(path, figure)
+
+
+def _ends(shown: Sequence[tuple[Row, Tensor, Tensor]]) -> tuple[float, float]:
+    """The least and the largest value of all images."""
+    extremes = [e for _, *images in shown for image in images for e in image.double().aminmax()]
+    return float(min(extremes)), float(max(extremes))
 
 
 def label_of(row: Row, largest: float) -> str:

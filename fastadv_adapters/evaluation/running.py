@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..comparison import MARGIN, reach
+from ..comparison import MARGIN, extent, reach
 from ..modules import widest_on
 from .confirming import SIZE
 from .data import Samples, Seen, hash_of
@@ -171,7 +171,7 @@ def _half_units(found: Tensor) -> Tensor:
 def _within(found: Tensor, x: Tensor, eps: float, setting: Setting) -> Tensor:
     """Which candidates lie within the budget and the bounds, up to rounding."""
     lower, upper = setting.bounds
-    slack = MARGIN * (upper - lower)
+    slack = MARGIN * extent(setting.bounds)
     length = lengths(found, x, less_rounding=True)[:, ("linf", "l2", "l1").index(setting.norm)]
     flat = found.flatten(1)
     inside = (flat >= lower - slack).all(1) & (flat <= upper + slack).all(1)

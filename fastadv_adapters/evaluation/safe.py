@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attack import LEAST_ROWS, Departed, Entrants, SafePGD, Streaming, stream_of
+from ..attack import LEAST_ROWS, Departed, Entrants, SafePGD, Streaming, doubt_steps, stream_of
 from .describing import code_of, described
 from .identity import are_one
 from .rows import Case
@@ -46,9 +46,12 @@ class Safe(Attack):
         return f"SafePGD({', '.join(f'{k}={described(v)}' for k, v in settings.items())}){code}"
 
     def doubt(self, model: nn.Module) -> str | None:
-        """Whether it was made of another model."""
-        if self.made_of is None or are_one(self.made_of, model):
+        """Whether it was made of another model, or its steps are in other units than its budget."""
+        if self.made_of is None or self.given is None:
             return None
+        if are_one(self.made_of, model):
+            short = doubt_steps(self.given[0], self.settings["alpha"], self.settings["steps"])
+            return None if short is None else f"{self.name}: {short}"
         return (
             f"{self.name} was made of another model, a {type(self.made_of).__name__}; here it attacks the model that "
             f"is evaluated. To transfer its images, pass a callable (model, x, y) that runs it"

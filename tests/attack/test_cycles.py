@@ -89,6 +89,7 @@ def test_results_are_the_same_bit_for_bit(norm: Norm, targeted: bool, dtype: tor
     assert with_rest < without if norm == "linf" else with_rest <= without
 
 
+@pytest.mark.filterwarnings("ignore:SafePGD. steps of alpha:fastadv_adapters.FastAttackWarning")
 @pytest.mark.parametrize("x_dtype", [torch.float16, torch.float64], ids=str)
 def test_the_iterates_are_compared_and_not_their_copies_in_half_precision(x_dtype: torch.dtype) -> None:
     net, x, y = mixed(16)

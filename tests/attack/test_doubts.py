@@ -1,13 +1,14 @@
 """What is doubted of an accuracy, and how sure a share is."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from fastadv_adapters import FastAttackWarning, SafePGD
-from fastadv_adapters.attack import doubt_accuracy, wilson
+from fastadv_adapters.attack import doubt_accuracy, doubt_images, wilson
 
 
 def test_the_interval_is_that_of_wilson() -> None:
@@ -57,7 +58,13 @@ def test_a_model_that_knows_something_is_hardly_ever_doubted(count: int, classes
 
 @pytest.mark.parametrize(
     ("eps", "bounds", "said"),
-    [(8.0, (0.0, 1.0), "8/255, not 8"), (8 / 255, (0.0, 255.0), "8, not 8/255"), (8 / 255, (0.0, 1.0), None)],
+    [
+        (8.0, (0.0, 1.0), "8/255, not 8"),
+        (8 / 255, (0.0, 255.0), "8, not 8/255"),
+        (8 / 255, (0.0, 1.0), None),
+        (8.0, (-math.inf, math.inf), None),
+        (8 / 255, (0.0, math.inf), None),
+    ],
 )
 def test_safe_pgd_doubts_a_budget_in_other_units_once(
     eps: float, bounds: tuple[float, float], said: str | None, recwarn: pytest.WarningsRecorder
@@ -67,3 +74,32 @@ def test_safe_pgd_doubts_a_budget_in_other_units_once(
         attack(torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64))
     texts = [str(warning.message) for warning in recwarn if issubclass(warning.category, FastAttackWarning)]
     assert [said in text and "#budget-units" in text for text in texts if said] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "doubted"),
+    [
+        ({"alpha": 2 / 255}, True),
+        ({"alpha": 0}, True),
+        ({"alpha": 2}, False),
+        ({"alpha": 0.09, "steps": 10}, False),  # short steps, and enough of them
+        ({"alpha": None}, False),
+        ({"alpha": 0, "steps": 0}, False),
+        ({"alpha": 0, "eps": 0}, False),
+    ],
+)
+def test_safe_pgd_doubts_steps_in_other_units(
+    settings: dict[str, float], doubted: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    given: dict[str, Any] = {"eps": 8.0, "steps": 4, "bounds": (0, 255), **settings}
+    attack = SafePGD(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval(), **given)
+    for _ in range(2):
+        attack(torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64))
+    texts = [str(warning.message) for warning in recwarn if issubclass(warning.category, FastAttackWarning)]
+    assert ["less than a tenth of eps 8" in text and "#budget-units" in text for text in texts] == [True] * doubted
+
+
+@pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.0, math.inf), (-math.inf, 255.0)])
+def test_images_say_nothing_of_bounds_without_an_end(bounds: tuple[float, float]) -> None:
+    assert doubt_images(torch.rand(4, 3), bounds) is None
+    assert doubt_images(torch.rand(4, 3), (0.0, 255.0)) is not None

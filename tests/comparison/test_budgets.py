@@ -1,5 +1,6 @@
 """The budget of an attack that is brought along: read off it, reported, and not hidden by another one."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -177,6 +178,8 @@ def test_another_budget_than_that_of_the_attack_is_an_error(attack: Any, setting
 def test_images_outside_of_the_budget_that_is_reported_are_noted() -> None:
     """Of an attack that does not say what its budget is, the call may say something wrong."""
     (note,) = compare(MODEL, X, Y, attack=unsaid, eps=0.1, repeats=1, progress=False).notes
+    assert note.startswith("images of the attack are up to 0.2 away in linf, which is outside of eps 0.1")
+    (note,) = compare(MODEL, X, Y, attack=unsaid, eps=0.1, bounds=(0, math.inf), repeats=1, progress=False).notes
     assert note.startswith("images of the attack are up to 0.2 away in linf, which is outside of eps 0.1")
     half, x = linear().bfloat16(), X.bfloat16()
     assert compare(half, x, Y, attack=partial(brighter, eps=0.2), repeats=1, progress=False).notes == [], "it rounds"

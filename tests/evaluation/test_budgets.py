@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 import torchattacks
 from torch import Tensor
 
-from fastadv_adapters import Report
+from fastadv_adapters import Report, SafePGD
 from fastadv_adapters.evaluation import Row
 from fastadv_adapters.evaluation.running import _half_units, _within
 from tests.evaluation.runs import EPS, data, evaluated, lines, net
@@ -47,6 +48,24 @@ def test_images_outside_of_eps_do_not_count_and_are_told_apart(tmp_path: Path) -
     assert written["outside"] == {"PGD": attacked}
     assert [row["outside"] for row in written["samples"]] == [list(row.outside) for row in report.samples]
     assert Report.load(tmp_path).samples == report.samples
+
+
+@pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.0, math.inf)])
+def test_images_outside_of_eps_or_bounds_do_not_count_if_bounds_have_no_end(bounds: tuple[float, float]) -> None:
+    report = evaluated(attacks=pgd(16 * EPS), bounds=bounds)
+    attacked = round(report.clean_accuracy * len(report.samples))
+    assert report.outside == {"PGD": attacked}
+    assert len(report.notes) == 2, "of the budget, and of images outside of it"
+    x = torch.zeros(1, 3, 8, 8)
+    setting: Any = SimpleNamespace(norm="linf", bounds=bounds)
+    assert _within(x - EPS, x, EPS, setting).item() is (bounds[0] < 0)
+
+
+def test_steps_in_other_units_are_told() -> None:
+    given: dict[str, Any] = {"eps": EPS, "steps": 2, "random_start": False}
+    (note,) = evaluated(attacks=SafePGD(net(), alpha=EPS / 255, **given)).notes
+    assert note.startswith("SafePGD: steps of alpha")
+    assert evaluated(attacks=SafePGD(net(), alpha=EPS, **given)).notes == []
 
 
 def test_the_same_budget_is_nothing_to_be_told() -> None:

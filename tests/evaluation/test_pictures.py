@@ -1,14 +1,17 @@
 """Pictures say what they show: texts in them are read from SVG."""
 
+import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
 from torch import Tensor
 
+from fastadv_adapters.evaluation import pictures
 from fastadv_adapters.evaluation.pictures import _edges
 from tests.evaluation.runs import EPS, data, evaluated
 
@@ -34,6 +37,20 @@ def test_each_row_of_triples_says_what_became_of_the_sample(tmp_path: Path) -> N
         assert f"class {row.label}, seen as {row.prediction}" in texts
         assert f"broken by {row.broken_by}" in texts
         assert f"within eps {row.eps:.4g}" in texts
+
+
+def test_images_are_seen_though_bounds_have_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Tensor]()
+    original = pictures._as_image
+
+    def watched(image: Tensor) -> Any:
+        seen.append(image)
+        return original(image)
+
+    monkeypatch.setattr(pictures, "_as_image", watched)
+    evaluated(bounds=(0, math.inf)).triples(tmp_path / "triples.svg", 3)
+    assert min(float(image.min()) for image in seen) == 0
+    assert max(float(image.max()) for image in seen) == 1
 
 
 def test_counts_are_drawn_at_whole_numbers(tmp_path: Path) -> None:
