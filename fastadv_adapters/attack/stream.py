@@ -235,7 +235,7 @@ class Stream(Looking):
             apart = (top[:, 0] - top[:, 1]) / logits.abs().amax(1).clamp_min(torch.finfo(logits.dtype).tiny)
             margins.append(torch.where(adversarial, apart, -1.0)[:count])
             flow.found = best.take(rows[:count])
-        return torch.stack(margins).median(0).values
+        return torch.stack(margins).sort(0).values[(len(margins) - 1) // 2]  # deterministic on CUDA, unlike median
 
     def _settled(self, network: FastAttackModel, flow: Flow) -> Flow:
         """Judge the best candidates of those who have no start left; who is in doubt waits for full precision."""
