@@ -72,8 +72,8 @@ class Loss:
         logits = logits.detach()
         if self.closed is not None:
             return self.closed(logits, labels, progress)
-        values, (gradient,) = self.differentiated(Packed(logits), labels, len(labels))
-        direction = torch.zeros_like(logits) if gradient is None else gradient
+        values, gradients = self.differentiated(Packed(logits), labels, len(labels))
+        direction: Any = gradients[0]  # never None: of one tensor, that is an error
         if self.fallback is not None:
             largest = direction.abs().amax(1, keepdim=True)
             usable = (largest > 0) & largest.isfinite()
@@ -89,14 +89,16 @@ class Loss:
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_(t.is_floating_point() or t.is_complex()) for t in outputs.tensors]
             values = self.rate(outputs.rebuild(leaves), targets, samples)
-            if not values.requires_grad:
-                raise ValueError(
-                    f"expected a loss that can be differentiated by the logits, got values of {self.name} without "
-                    f"a gradient. Compute them from the logits alone, without argmax or detach()"
-                )
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            found = iter(torch.autograd.grad(values.sum(), wanted, allow_unused=True))
-        return values.detach(), [next(found) if leaf.requires_grad else None for leaf in leaves]
+            has = values.requires_grad and len(wanted) > 0  # of parameters of the loss alone, perhaps
+            found = torch.autograd.grad(values.sum(), wanted, allow_unused=True) if has else ()
+        if all(gradient is None for gradient in found):
+            raise ValueError(
+                f"expected a loss that can be differentiated by the logits, got values of {self.name} without "
+                f"a gradient. Compute them from the logits alone, without argmax or detach()"
+            )
+        each = iter(found)
+        return values.detach(), [next(each) if leaf.requires_grad else None for leaf in leaves]
 
 
 def asked_of(loss: LossName | LossFunction | Loss) -> LossName | LossFunction | Loss:

@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastadv_adapters import SafePGD
 from fastadv_adapters.attack.losses import Loss, LossFunction, LossName, resolve_loss
+from fastadv_adapters.boundary import Packed
+from tests.support.tools import batch
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LOGITS = torch.tensor([[1.0, 4.0, 2.0, 0.5, -1.0], [3.0, -2.0, 0.0, 2.5, 1.0]], dtype=torch.float64)
@@ -156,6 +159,30 @@ def test_a_loss_that_is_not_one_value_per_sample_is_an_error(function: Any, got:
 def test_a_loss_without_gradient_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"differentiated by the logits, got values of accuracy without a gradient"):
         resolve_loss(accuracy).ascent(LOGITS, LABELS)
+
+
+class WithoutOutputs(nn.Module):
+    """A loss with a parameter that forgets the outputs, so that its values have a gradient, and the outputs none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, outputs: Any, targets: Tensor) -> Tensor:
+        return self.scale * targets.double()
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_loss_that_forgets_the_outputs_is_an_error(classes: bool) -> None:
+    net, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10)).eval(), batch(4)
+    attack = SafePGD(net, eps=0.1, steps=1, loss=WithoutOutputs(), classes=classes)
+    with pytest.raises(ValueError, match="differentiated by the logits, got values of WithoutOutputs without a grad"):
+        attack(x, y)
+
+
+def test_outputs_that_are_no_numbers_with_a_gradient_are_an_error() -> None:
+    with pytest.raises(ValueError, match="differentiated by the logits, got values of own without a gradient"):
+        Loss("own", WithoutOutputs()).differentiated(Packed(LABELS), LABELS, 2)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
