@@ -91,12 +91,17 @@ def accelerate(attack: AttackT, **options: "Unpack[FastAttackOptions]") -> Attac
 
 
 def attacks_in(attack: Attack) -> Iterator[Attack]:
-    """The attack and all attacks inside it, each once."""
+    """The attack and all attacks inside it, each once; also those that were put into a MultiAttack's list later."""
     seen: set[int] = set()
-    for part in (attack, *attack._attacks.values()):
+    waiting = [attack]
+    while waiting:
+        part = waiting.pop(0)
         if id(part) not in seen:
             seen.add(id(part))
             yield part
+            listed = getattr(part, "attacks", ())  # which torchattacks looks through when it is set alone
+            later = listed if isinstance(listed, (list, tuple)) else ()
+            waiting += [*part._attacks.values(), *(one for one in later if isinstance(one, Attack))]
 
 
 def view_for(attack: Attack, fast: FastAttackModel, options: FastAttackOptions) -> FastAttackModel:

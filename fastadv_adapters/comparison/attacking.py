@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..attack import SafePGD, ball_around
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
-from .budgets import Budget, is_from
+from .budgets import Budget, is_from, parts_of
 
 Run = Callable[[Tensor, Tensor], Tensor]
 """Images (N, ...) and labels (N,) to adversarial images."""
@@ -52,7 +52,7 @@ def refuse_class(attack: Any, argument: str) -> None:
 
 def refuse_labels_for_targets(attack: Any, argument: str) -> None:
     """Raise ValueError for an attack of torchattacks to which labels are targets; ``argument`` as above."""
-    if any(part.attack_mode == "targeted(label)" for part in (attack, *attack._attacks.values())):
+    if any(part.attack_mode == "targeted(label)" for part in parts_of(attack)):
         raise ValueError(
             f"expected an attack in {argument} that takes labels for the true classes, got a {attack.attack} in the "
             f"mode of set_mode_targeted_by_label, whose targets the true labels would be: choose another mode, such as "
@@ -120,8 +120,7 @@ class _Torchattacks(Attacker):
 
     def _copy(self) -> Any:
         """Another attack with the same settings on the same models."""
-        inside = (self._attack, *self._attack._attacks.values())
-        return copy.deepcopy(self._attack, {id(part.model): part.model for part in inside})
+        return copy.deepcopy(self._attack, {id(part.model): part.model for part in parts_of(self._attack)})
 
 
 class _Foolbox(Attacker):

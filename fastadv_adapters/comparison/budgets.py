@@ -65,8 +65,8 @@ def own_budget(attack: Any) -> Own:
 
     A default value ``eps`` of a function is none: that of an optimiser, say, has this name too.
     """
-    inside = list(getattr(attack, "_attacks", {}).values()) if is_from("torchattacks", attack) else []
-    if is_from("torchattacks", attack) and any(one.normalization_used is not None for one in (attack, *inside)):
+    _, *inside = parts = parts_of(attack)
+    if is_from("torchattacks", attack) and any(one.normalization_used is not None for one in parts):
         return Own()  # of normalised images, for which its eps is in other units
     if inside and not hasattr(attack, "eps"):  # a MultiAttack
         first, *others = {own_budget(one) for one in inside}
@@ -83,6 +83,15 @@ def own_budget(attack: Any) -> Own:
 def is_from(library: str, attack: Any) -> bool:
     """Whether this is an attack object of torchattacks or foolbox."""
     return any(b.__name__ == "Attack" and b.__module__.split(".")[0] == library for b in type(attack).__mro__)
+
+
+def parts_of(attack: Any) -> list[Any]:
+    """An attack of torchattacks and all attacks inside it, each once; any other attack alone."""
+    if not is_from("torchattacks", attack):
+        return [attack]
+    from ..torchattacks import attacks_in
+
+    return list(attacks_in(attack))
 
 
 def budget_for(attack: Any, eps: float | None, norm: Norm | None, bounds: tuple[float, float]) -> Budget:

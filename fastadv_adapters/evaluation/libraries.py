@@ -157,7 +157,8 @@ def shares(model: Any, fast: FastAttackModel) -> bool:
 
 def _copied(attack: Any) -> Any:
     """A copy of an attack and of those inside it, on the same models."""
-    inside = [attack, *getattr(attack, "_attacks", {}).values()]
+    adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
+    inside = adapter.attacks_in(attack)
     models = {id(part.model): part.model for part in inside if isinstance(getattr(part, "model", None), nn.Module)}
     return copy.deepcopy(attack, dict(models))
 

@@ -111,6 +111,24 @@ def test_autoattack_and_multiattack_as_a_whole(problem: tuple[nn.Module, Tensor,
     assert robust(net, inside, x, y) <= before + 1
 
 
+def test_attacks_that_were_put_into_a_multiattack_later_are_made_fast_too(
+    problem: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    net, x, y = problem
+    later, inner = torchattacks.PGDL2(net, steps=2), torchattacks.MultiAttack([torchattacks.FGSM(net)] * 2)
+    multi = torchattacks.MultiAttack([torchattacks.FGSM(net), torchattacks.FGSM(net)])
+    inner.attacks[1] = later
+    multi.attacks.append(inner)
+    later.set_model_training_mode(True)
+    with pytest.raises(RuntimeError, match="got PGDL2 set to training mode"):
+        accelerate(multi)
+    later.set_model_training_mode(False)
+    accelerate(multi, dtype=torch.float32)
+    parts = (multi, inner, *inner.attacks, *multi.attacks)
+    assert all(isinstance(part.model, FastAttackModel) for part in parts)
+    assert multi(x, y).shape == x.shape
+
+
 def test_a_fast_model_in_training_mode_is_a_clear_error(problem: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = problem
     attack = torchattacks.PGD(net)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from digits import grey_digits
 from fastadv_adapters import compare
 from fastadv_adapters.comparison import Own, doubt_own, own_budget
+from fastadv_adapters.comparison.attacking import attacker_for
+from fastadv_adapters.comparison.budgets import Budget
 from fastadv_adapters.foolbox import SafeLinfPGD
 from fastadv_adapters.torchattacks import SafePGD
 
@@ -173,6 +175,19 @@ def test_the_budget_that_compare_reports_is_that_of_the_attack(
 def test_another_budget_than_that_of_the_attack_is_an_error(attack: Any, settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=f"expected {text}"):
         compare(MODEL, X, Y, attack=attack, **settings)
+
+
+def test_attacks_that_were_put_into_a_multiattack_later_are_looked_at_too() -> None:
+    model, other = linear(), linear()
+    multi = torchattacks.MultiAttack([torchattacks.FGSM(model), torchattacks.FGSM(model)])
+    multi.attacks.append(torchattacks.PGD(other, eps=EPS / 2, steps=1))
+    assert own_budget(multi) == Own(), "of several budgets"
+    budget = Budget(EPS, "linf", (0, 1))
+    copied: Any = attacker_for(multi, model, budget).on_plain(model)
+    assert [part.model for part in copied.attacks] == [model, model, other]
+    multi.attacks[2].set_mode_targeted_by_label(quiet=True)
+    with pytest.raises(ValueError, match="takes labels for the true classes"):
+        attacker_for(multi, model, budget)
 
 
 def test_images_outside_of_the_budget_that_is_reported_are_noted() -> None:

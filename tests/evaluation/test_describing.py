@@ -14,7 +14,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.evaluation.libraries import Function, Torchattack
+from fastadv_adapters.evaluation.libraries import Function, Torchattack, _copied
 from fastadv_adapters.evaluation.safe import Safe
 from tests.evaluation.runs import EPS, data, evaluated, net
 from tests.support.tools import attackable_net
@@ -179,6 +179,15 @@ class Own(torchattacks.FGSM):  # type: ignore[misc]
 class Changed(torchattacks.FGSM):  # type: ignore[misc]
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return images + 0.001
+
+
+def test_attacks_that_were_put_into_a_multiattack_later_are_copied_on_their_models() -> None:
+    model, other = net(), attackable_net()
+    multi = torchattacks.MultiAttack([torchattacks.FGSM(model), torchattacks.FGSM(model)])
+    multi.attacks.append(torchattacks.PGD(other))
+    copied = _copied(multi)
+    assert copied.attacks[2] is not multi.attacks[2]
+    assert [part.model for part in copied.attacks] == [model, model, other]
 
 
 def test_the_code_of_an_attack_class_of_ones_own_counts() -> None:
