@@ -1,7 +1,9 @@
 """Attacks of foolbox made fast as a whole: they run on a fast copy of whatever model they are called with."""
 
+import copy
 import inspect
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import foolbox
@@ -103,7 +105,7 @@ class _Accelerated:
         return model
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _accelerated, (_made_into(self._plain, self), self._options)
+        return partial(accelerate, **self._options), (_made_into(self._plain, self),)
 
 
 def suits(kind: type[Attack], device: torch.device, options: FastAttackOptions) -> dict[str, Any]:
@@ -151,11 +153,8 @@ def _module_in(model: Model) -> nn.Module:
 
 
 def _made_into(kind: Any, attack: Any) -> Any:
-    """An attack of this class with the settings of the other one."""
+    """An attack of this class with the settings of the other one, and lists of its own, which some are fed."""
     made = kind.__new__(kind)
-    vars(made).update(vars(attack))
+    kept = (list, dict, set)
+    vars(made).update({name: copy.copy(v) if isinstance(v, kept) else v for name, v in vars(attack).items()})
     return made
-
-
-def _accelerated(attack: Attack, options: FastAttackOptions) -> Attack:
-    return accelerate(attack, **options)

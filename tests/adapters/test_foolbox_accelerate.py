@@ -6,6 +6,7 @@ import pickle
 import weakref
 from typing import Any, cast
 
+import eagerpy as ep
 import foolbox as fb
 import pytest
 import torch
@@ -177,6 +178,16 @@ class Spoilt(nn.Module):
             h.register_hook(lambda grad: grad + mask)
         out: Tensor = self.net[1:](h)
         return out
+
+
+def test_what_an_accelerated_attack_is_fed_is_not_fed_to_the_given_one(problem: Any) -> None:
+    net, x, _ = problem
+    given = A.DatasetAttack()
+    fast = accelerate(given)
+    fast.feed(plain(net), ep.astensor(x))
+    assert (len(fast.raw_inputs), len(given.raw_inputs)) == (1, 0)
+    given.feed(plain(net), ep.astensor(x))
+    assert (len(fast.raw_inputs), len(given.raw_inputs)) == (1, 1)
 
 
 @pytest.mark.parametrize("wrapper", [False, True])
