@@ -37,7 +37,7 @@ class Past:
     @classmethod
     def beginning(cls, x: Tensor) -> "Past":
         """Of the first iterates."""
-        past = cls.fresh(x, 0)
+        past = cls.fresh(x)
         past.kept[0], past.kept[_ANCHOR] = x, x
         return past
 
@@ -46,13 +46,13 @@ class Past:
         return Past(self.kept.index_select(1, index), self.hits.index_select(1, index), self.age)
 
     @classmethod
-    def fresh(cls, x: Tensor, age: int) -> "Past":
-        """Of samples that begin among others of that age: nothing is kept."""
+    def fresh(cls, x: Tensor) -> "Past":
+        """Of samples that begin, maybe among others: nothing is kept."""
         kept = x.new_full((4, *x.shape), torch.nan)
-        return cls(kept, torch.zeros(3, len(x), dtype=torch.bool, device=x.device), age)
+        return cls(kept, torch.zeros(3, len(x), dtype=torch.bool, device=x.device))
 
     def join(self, other: "Past") -> "Past":
-        """That of these samples and then of others, of the same age."""
+        """That of these samples and then of others, which take over the age of these."""
         return Past(torch.cat([self.kept, other.kept], 1), torch.cat([self.hits, other.hits], 1), self.age)
 
     def forget(self, index: Tensor) -> None:

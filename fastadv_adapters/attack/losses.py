@@ -177,7 +177,7 @@ def auto(logits: Tensor, labels: Tensor) -> Tensor:
     and its sign alone says whether a candidate is adversarial; the cross entropy has the first only of large logits.
     """
     check_classes(logits, 2, "auto")
-    return others(logits, labels).amax(1) - own(logits, labels)
+    return margin(logits, labels)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Stream(Looking):
         spoilt = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         pool = Pool(entrants.index, Targets(Packed(tree)), ball, ball.start(), Best.none(x.clone()), spoilt)
         if self.settings.stops_cycles:
-            pool.past = Past.fresh(pool.x, 0)
+            pool.past = Past.fresh(pool.x)
         flow = Flow.of(pool, x)
         self._begin(flow, torch.arange(len(x), device=x.device))
         return flow
