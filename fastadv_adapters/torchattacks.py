@@ -4,6 +4,7 @@ torchattacks is by Kim 2020, https://arxiv.org/abs/2010.01950.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -204,16 +205,21 @@ class SafePGD(Attack):  # type: ignore[misc]
         """
         applied = self._normalization_applied
         try:
-            with in_eval_mode(self.model):
+            with self._model_in_eval_mode():
                 found: Tensor = super().__call__(inputs, labels, *args, **kwargs)
-                return found
-        finally:
+        except BaseException:
             self.__dict__["_normalization_applied"] = applied  # past torchattacks' __setattr__, as in _attack_on
+            raise
+        return found
 
     def save(self, *args: Any, **kwargs: Any) -> Any:
         """As in torchattacks; the mode of each part of the model is left as it was."""
-        with in_eval_mode(self.model):
+        with self._model_in_eval_mode():
             return super().save(*args, **kwargs)
+
+    def _model_in_eval_mode(self) -> AbstractContextManager[None]:
+        """A fast model always is."""
+        return nullcontext() if isinstance(self.model, FastAttackModel) else in_eval_mode(self.model)
 
     def forward(self, images: Tensor, labels: Any = None) -> Tensor:
         """Attack a batch.

@@ -14,7 +14,6 @@ from ..model import FastAttackModel
 from ..modules import (
     HALF,
     FastAttackWarning,
-    accept_flag,
     accept_model,
     device_of,
     is_in_hardware,
@@ -100,7 +99,6 @@ def compare(
         ValueError: values out of range, no logits, a model that cannot be wrapped, an attack on another model.
     """
     accept_model(model)
-    accept_flag("progress", progress)
     refuse_class(attack, "attack")
     budget, device = budget_for(attack, eps, norm, bounds), device_of(model)
     with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:

@@ -7,6 +7,8 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..modules import accept_flag
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -15,6 +17,7 @@ class Progress:
     """A line on standard error that says what is being done; nothing if that is no terminal, or without rich."""
 
     def __init__(self, wanted: bool) -> None:
+        accept_flag("progress", wanted)
         self._status = None
         if wanted and sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("rich"):
             from rich.console import Console
