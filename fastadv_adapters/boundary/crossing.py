@@ -33,7 +33,7 @@ class Rows:
     Attributes:
         ends: the last matrix layers; None if half precision reaches the outputs.
         at_ends: whether what these give has a row per sample, whose gradient reaches that sample alone.
-        at_outputs: likewise, for each output.
+        at_outputs: likewise, for each output; empty if it could not be found out.
         higher: by how much, as a power of two, gradients that are scaled together may be scaled higher than others.
         float16: whether the model's own code runs a part of it in float16, whatever the network runs in.
     """
@@ -49,7 +49,7 @@ class Rows:
         """Whether each sample has a scale of its own, wherever gradients come in."""
         if self.ends is not None and self.ends.cut:
             return self.at_ends
-        return all(self.at_outputs or ())
+        return self.at_outputs is None or (self.at_outputs != () and all(self.at_outputs))
 
     def apart(self, given: Sequence[bool], *, cut: bool) -> bool:
         """Whether gradients may be scaled sample by sample.
@@ -61,7 +61,9 @@ class Rows:
         if cut:
             return self.at_ends
         known = self.at_outputs
-        return known is None or all(row for row, come_in in zip(known, given, strict=False) if come_in)
+        if not known:
+            return known is None
+        return all(row for row, come_in in zip(known, given, strict=False) if come_in)
 
 
 @dataclass(frozen=True)

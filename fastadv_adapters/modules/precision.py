@@ -32,6 +32,12 @@ _CAST_AHEAD: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
+def own_dtype(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module's floating-point weights, which it takes its inputs in; None if they have several."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
 def widen(value: Any) -> Any:
     """A tensor in half precision as one in float32; anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value

@@ -253,9 +253,8 @@ class Networks(BuiltLater, Audited):
             if not self.choice.settle(samples):
                 self._run_in_full()
             verdict = check(self.followed, self._trace, self.precision, arguments, needs)
-            if verdict is None:
+            if verdict.refused is not None:
                 self.twin.try_out(arguments)
-                return
             said = self._adopt(verdict)
             self._let_end(remember(self.kinds, key, verdict.kind(self.precision.dtype, settled=samples > 1)))
         for text, anchor in said:  # last, since a warning may be an error

@@ -11,6 +11,10 @@ DIFFERS = (
     "the fast network differs from the wrapped model even if nothing is folded: {} (is the model random in a way that "
     "no seed of PyTorch, Python or NumPy controls?); such calls run on the model's twin, no faster"
 )
+UNCHECKED = (
+    "the fast network was compared with nothing, since copies of the wrapped model raised {} in the self-check; such "
+    "calls run on the model's twin, no faster"
+)
 AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
 AGAIN = "; run the attack again, for its loss was computed from these outputs"
 WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"

@@ -42,6 +42,7 @@ class Verdict:
         samples_coupled: whether one sample's output depends on another sample.
         rows: where half precision ends, and what has a row per sample.
         in_training: the parts that the wrapped model in eval mode has in training mode.
+        refused: what the wrapped model's own copies raised, so that there was nothing to compare with.
     """
 
     plan: Trace | None
@@ -56,14 +57,18 @@ class Verdict:
     samples_coupled: bool = False
     rows: Rows = field(default_factory=Rows)
     in_training: list[str] = field(default_factory=list)
+    refused: str | None = None
 
     def kind(self, dtype: torch.dtype, *, settled: bool) -> Kind:
         """What is known from now on of calls of this kind, which run in this dtype."""
-        return Kind(dtype, self.rows, coupled=self.samples_coupled, settled=settled, full=self.unexplained)
+        full = self.unexplained or self.refused is not None
+        return Kind(dtype, self.rows, coupled=self.samples_coupled, settled=settled, full=full)
 
     def said(self) -> list[tuple[str, str]]:
         """What to say of it, each with its place in the docs; without one it is only noted."""
         found = []
+        if self.refused is not None:
+            found.append((remarks.UNCHECKED.format(self.refused), "not-folded"))
         if self.layout_error is not None:
             found.append((remarks.NOT_CHANNELS_LAST.format(self.layout_error), "not-channels-last"))
         if self.half_error is not None:
@@ -81,7 +86,7 @@ class Verdict:
 
 def check(
     source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed, needs: Sequence[bool]
-) -> Verdict | None:
+) -> Verdict:
     """Compare throw-away copies of the fast network with one of ``source`` on at most four samples of a call.
 
     All runs start from the same random state, which is restored afterwards; no counter or buffer of the networks in
@@ -95,7 +100,7 @@ def check(
         needs: which of their tensors want a gradient.
 
     Returns:
-        What was found; None if the model itself refuses the input: its own error is the one to show.
+        What was found. If the model itself refuses the input, which the verdict says, its own error is the one to show.
     """
     with ieee_float32(precision.device), without_anomaly_mode():
         return _check(source, plan, precision, arguments, needs)
@@ -103,7 +108,7 @@ def check(
 
 def _check(
     source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed, needs: Sequence[bool]
-) -> Verdict | None:
+) -> Verdict:
     full = replace(precision, dtype=precision.base)
     in_half = any(p.dtype in HALF for p in source.parameters())
     few_or_all = few(arguments.tensors, needs), arguments.tensors  # it may take batches of one size only
@@ -113,8 +118,8 @@ def _check(
         reference = trial.plain(looks=True)
         if not isinstance(reference, str):
             break
-    else:
-        return None
+    if isinstance(reference, str):
+        return replace(verdict, rows=Rows(at_outputs=()), refused=reference)
     single = trial.full
     found = trial.fast(plan, single)
     if isinstance(found, str) and precision.channels_last:

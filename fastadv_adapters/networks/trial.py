@@ -33,6 +33,7 @@ from ..modules import (
     generator_states,
     in_one_block,
     is_out_of_memory,
+    own_dtype,
     random_state_kept,
     refusals_borne,
     thaw,
@@ -255,7 +256,8 @@ class Trial:
         thaw(copied, self.source)
         if self.full.dtype == torch.float64:
             copied = copied.double()
-        return EagerEngine(copied.float() if self.in_half else copied, self.full, convert=False)
+        copied = copied.float() if self.in_half else copied
+        return EagerEngine(copied, self.full, convert=False, native=own_dtype(copied))
 
     def _outcome(self, engine: EagerEngine, draws: int = 0, *, looks: bool = False) -> Outcome:
         """Outputs, and input gradients under fixed weights of the outputs; or the text of what was raised.

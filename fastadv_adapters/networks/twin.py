@@ -19,6 +19,7 @@ from ..modules import (
     differ,
     in_one_block,
     is_out_of_memory,
+    own_dtype,
     random_state_kept,
     same_memory,
     tensors_in_containers,
@@ -61,10 +62,9 @@ class Twin:
         ]
         pairs = [(vars(theirs), vars(ours)) for theirs, ours in parts]
         self._attributes = [(t, o, k) for t, o in pairs for k, v in t.items() if isinstance(v, Tensor)]
-        dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
         self._restore = Restore(network, source)
-        native = dtypes.pop() if len(dtypes) == 1 else None
-        self.engine = EagerEngine(network, replace(precision, dtype=torch.float32), convert=False, native=native)
+        full = replace(precision, dtype=torch.float32)
+        self.engine = EagerEngine(network, full, convert=False, native=own_dtype(source))
 
     def follow(self) -> None:
         """Alias again what was replaced or moved in the source, and copy the rest over what the network has written."""

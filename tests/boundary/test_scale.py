@@ -251,15 +251,14 @@ def test_no_pass_loses_what_float16_of_the_models_own_does_not_hold(make: Any, d
     assert fast.gradient_stats.zero == 0
 
 
-def test_what_overflows_at_an_input_in_float16_lowers_the_scale() -> None:
+def test_no_pass_overflows_at_an_input_in_float16_that_the_plain_gradient_does_not() -> None:
     net, (x, y) = steep().eval(), batch()
     with torch.no_grad():
         head_of(net).weight.mul_(100)
     fast, truth = FastAttackModel(net, dtype=torch.float32), input_gradient(net, x, y, ramp)
     for _ in range(3):
-        found = input_gradient(fast, x.half(), y, ramp)
-    assert 0 < fast.gradient_stats.nonfinite < 3 * len(x)
-    assert (cosine(found, truth) > 0.95).all()
+        assert (cosine(input_gradient(fast, x.half(), y, ramp), truth) > 0.95).all()
+    assert fast.gradient_stats.nonfinite == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -398,3 +398,71 @@ def test_the_outcome_does_not_hang_on_the_look_at_samples(monkeypatch: pytest.Mo
     input_gradient(fast, x, y)
     (kind,) = fast._networks.kinds.values()
     assert kind.rows.at_outputs == (False,)
+
+
+# --- inputs that are not in the model's dtype -------------------------------------------------------------------------
+
+
+class BranchesOnData(nn.Module):
+    """Does not trace as a whole, and adds the layer's output, which the trace of the stem alone does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem[0](x)
+        out: Tensor = self.stem[1](hidden)
+        return (out + hidden if bool(x.detach().isfinite().all()) else out).square().mean((2, 3))
+
+
+DTYPES = [
+    (torch.float32, torch.float64, torch.float32),
+    (torch.float32, torch.float16, torch.float32),
+    (torch.float32, torch.float32, torch.float64),
+    (torch.float64, torch.float32, torch.float32),
+]
+
+
+@pytest.mark.parametrize(("own", "given", "asked"), DTYPES, ids=str)
+def test_inputs_in_another_dtype_than_the_models_are_checked(
+    own: torch.dtype, given: torch.dtype, asked: torch.dtype
+) -> None:
+    net, (x, y) = BranchesOnData().eval(), batch()
+    net.stem[1].running_var.fill_(0.1)  # type: ignore[operator]
+    wanted, truth = net(x), input_gradient(net, x, y % 4)
+    fast = FastAttackModel(net.to(own), dtype=asked)
+    with pytest.warns(FastAttackWarning, match="folded into 0 layers only"):
+        found = input_gradient(fast, x.to(given), y % 4)
+    assert (cosine(found, truth) > 0.9999).all()
+    torch.testing.assert_close(fast.view(decisions="fast")(x.to(given)), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_samples_that_see_each_other_are_noticed_in_another_dtype_too() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
+    with pytest.warns(FastAttackWarning, match="one loss scale serves the whole call"):
+        input_gradient(FastAttackModel(net, **FLOAT32), torch.rand(4, 4).double(), torch.tensor([0, 1, 2, 0]))
+
+
+class CastsToFloat32(nn.Module):
+    """What cannot be made wider."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.norm(self.conv(x)).relu().mean((2, 3)).float())
+        return logits
+
+
+def test_what_cannot_be_checked_runs_on_the_twin_and_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (x, y) = CastsToFloat32().eval(), batch()
+    fast, truth = FastAttackModel(net, dtype=torch.float64), input_gradient(net, x, y)
+    with pytest.warns(FastAttackWarning, match=r"compared with nothing, since .* same dtype.*twin.*#not-folded"):
+        assert torch.allclose(input_gradient(fast, x, y), truth, atol=1e-6)
+    monkeypatch.setattr(networks, "check", None)
+    assert torch.allclose(input_gradient(fast, x, y), truth, atol=1e-6)
+    (kind,) = fast._networks.kinds.values()
+    assert kind.full
+    assert not kind.apart, "whether samples see each other is not known either"
