@@ -6,13 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
-_building = threading.RLock()
-
 
 class BuiltLater:
     """What networks are until they are used: their source, and the options to build them with."""
 
     source: nn.Module
+    _lock: threading.RLock
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "BuiltLater":
+        """Give it its lock before all else: one thread may build what another one is about to use."""
+        made = super().__new__(cls)
+        made._lock = threading.RLock()
+        return made
 
     @classmethod
     def blank(cls) -> "BuiltLater":
@@ -24,13 +29,14 @@ class BuiltLater:
 
     def __getattr__(self, name: str) -> Any:
         """Build copied or unpickled networks at the first use: before, their copy of the source may not be whole."""
-        with _building, torch.inference_mode(False):
+        with self._lock, torch.inference_mode(False):
             if "_unbuilt" in vars(self):
                 state = dict(vars(self))
                 try:
                     self.__init__(self.source, **vars(self).pop("_unbuilt"))  # type: ignore[misc]
                 except BaseException:
-                    vars(self).clear()
+                    for made in vars(self).keys() - state.keys():
+                        del vars(self)[made]
                     vars(self).update(state)
                     raise
             if name in vars(self):

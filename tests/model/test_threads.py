@@ -1,7 +1,10 @@
 """Several threads, each with its own attack, on one fast model; and fast models made while other threads work."""
 
+import copy
+import pickle
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +15,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from fastadv_adapters import FastAttackModel, SafePGD, watch_gradients
+from fastadv_adapters import FastAttackModel, SafePGD, folding, watch_gradients
 from fastadv_adapters.foolbox import FastPyTorchModel
 from tests.support.tools import attackable_net, batch, fingerprint, input_gradient, small_net
 
@@ -113,6 +116,32 @@ def test_fast_models_are_made_in_threads_while_others_run_models_and_step_optimi
         return all(torch.equal(nets[2](x), output) for _ in range(60))
 
     assert at_the_same_time([lambda: make(nets[0]), lambda: make(nets[1]), train]) == [True] * 3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])
+def test_a_thread_that_comes_while_another_builds_a_copy_waits_for_it(
+    copied: Callable[[FastAttackModel], FastAttackModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, (x, y) = FastAttackModel(small_net(), **FLOAT32), batch(2)
+    wanted, other = input_gradient(fast, x, y), copied(fast)
+    building, theirs, found = threading.Event(), folding.trace, list[Tensor]()
+
+    def slow(model: nn.Module) -> Any:
+        building.set()
+        time.sleep(0.3)
+        return theirs(model)
+
+    def late() -> None:
+        building.wait()
+        found.append(input_gradient(other, x, y))
+
+    monkeypatch.setattr("fastadv_adapters.networks.pair.trace", slow)
+    threads = [threading.Thread(target=work, daemon=True) for work in (late, lambda: input_gradient(other, x, y))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert torch.equal(found[0], wanted)
 
 
 def test_a_watch_sees_the_passes_of_its_own_thread_only() -> None:
