@@ -37,7 +37,6 @@ from ..modules import (
     clone,
     copy_module,
     has_hooks,
-    has_own_switch,
     in_one_block,
     tensors_in_containers,
     to_eval_mode,
@@ -110,7 +109,8 @@ def build_fast(source: nn.Module, trace: Trace | None, precision: Precision, *, 
     """Copy a module into a fast network.
 
     Args:
-        source: what is copied, and followed by the refreshes.
+        source: what is copied, and followed by the refreshes; a copy in eval mode if the model goes there in its own
+            way, for what its ``eval()`` computes is of all its norms, and of weights in its own dtypes.
         trace: says what folds; None folds nothing.
         precision: of the fast network.
         lays_out_ahead: whether large weights may be left in their own layout, for passes that lay them out once.
@@ -134,11 +134,10 @@ class _Builder:
     """One copy in the making: each part of it beside the original, by name."""
 
     def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool) -> None:
-        registered = set(map(id, source.parameters()))
-        if not has_own_switch(source):  # which may write into them on the way to eval mode
-            registered |= set(map(id, source.buffers()))
+        registered = {*map(id, source.parameters()), *map(id, source.buffers())}
         held = CopyHeld(tensors_in_containers(source))
-        network = copy_module(source, lambda t: alias(t) if id(t) in registered else held.note(t, clone(t)))
+        own = lambda t: alias(t) if id(t) in registered else held.note(t, clone(t))  # noqa: E731
+        network = copy_module(source, own, switches=False)
         pairs = zip(source.named_modules(), list(network.modules()), strict=True)
         self.parts = {name: (part, original) for (name, original), part in pairs}
         self.trace, self.precision, self.lays_out_ahead = trace, precision, lays_out_ahead

@@ -49,18 +49,23 @@ def thaw(copied: nn.Module, source: nn.Module) -> None:
                     own.requires_grad_(tensor.requires_grad)
 
 
-def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:
+def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor], *, switches: bool = True) -> nn.Module:
     """A copy in eval mode that shares nothing with ``module`` but what ``tensor_for`` shares, and owners of hooks.
 
     Every tensor that can be reached is replaced by ``tensor_for(tensor)``, stored activations and the recomputed
     weights of weight norm too, on which a plain ``copy.deepcopy`` raises. Mode flags are set one by one, for ``eval()``
     of a user's class may write into weights (merged adapters do); it is called if it does not.
 
+    Args:
+        module: the original.
+        tensor_for: makes each tensor of the copy.
+        switches: whether its own ``eval()`` may be called; a copy of a copy in eval mode has what that computes.
+
     Raises:
         ValueError: the module cannot be copied without reaching back into the original.
     """
     copied = _copied_as_it_is(module, tensor_for)
-    if switches_attributes(module):
+    if switches and switches_attributes(module):
         _switching.add(copied)
     to_eval_mode(copied)
     return copied
@@ -73,7 +78,7 @@ _switching: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 def to_eval_mode(copied: nn.Module) -> None:
     """Put a copy into eval mode, again after an update: what the model's own ``eval()`` computes is of its weights."""
     if copied in _switching:
-        with torch.no_grad(), refusals_borne():  # it may miss what a fast network has otherwise
+        with torch.no_grad():
             copied.eval()
     for part in copied.modules():
         part.training = False

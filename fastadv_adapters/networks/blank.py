@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..modules import clone, copy_module, thaw
+from ..modules import clone, copy_module, thaw, to_eval_mode
 
 _RANGES = {"running_mean": (-0.5, 0.5), "running_var": (0.5, 2.0), "weight": (0.5, 1.5), "bias": (-0.5, 0.5)}
 
@@ -27,6 +27,7 @@ def filled_in(source: nn.Module) -> nn.Module | None:
             if tensor is not None and bool((tensor == tensor.flatten()[0]).all()):
                 numbers = torch.rand(tensor.shape, generator=generator, device="cpu") * (high - low) + low
                 tensor.detach().copy_(numbers)
+    to_eval_mode(copied)  # once more, for a table may be computed of them
     return copied
 
 

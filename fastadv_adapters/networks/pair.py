@@ -1,6 +1,5 @@
 """The two networks behind a fast model: the full-precision twin and the fast network, kept up to date in place."""
 
-import threading
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from .fast import Fast
 from .freshness import Change, Freshness
 from .judging import Judges
 from .kinds import Kind, remember
+from .pattern import pattern_of, switched
 from .paying import Choice
 from .samples import few
 from .selfcheck import Verdict, check
@@ -73,7 +73,6 @@ class Networks(BuiltLater, Audited):
         self.generation = self.updates = self._lost = 0
         self.findings, self._said = list[str](), set[str]()  # the latter once, however often networks are built
         self.unfinished = False
-        self._lock = threading.RLock()
         self._freshness = Freshness(source)
         with torch.no_grad():
             self._rebuild()
@@ -105,6 +104,8 @@ class Networks(BuiltLater, Audited):
             return
         self._freshness.take(change)  # first: what changes meanwhile is seen the next time
         self.twin.follow()
+        if self._pattern and self._pattern.follow():
+            self._copy_fast()
         for dtype, network in self._networks.items():
             network.follow(later=self._live and dtype != self.precision.dtype)
         if self._can_overflow():  # in others the exponent is never lowered
@@ -121,10 +122,10 @@ class Networks(BuiltLater, Audited):
         self.choice = Choice(self._dtype, self.precision.dtype, device, self._settled)
         self._settled = None  # of this structure
         self.precision = replace(self.precision, dtype=self.choice.dtype)
-        self.kinds = {}
+        self.kinds, self.notes = {}, []
         self.looked = self.writes = False
-        self.notes: list[str] = []
         self.twin = Twin(self.source, self.precision, live=self._live)
+        self._pattern = pattern_of(self.source, self.twin, self.precision)
         self._trace: Trace | None = trace(self.source) if self.fuse_bn else None
         self._copy_fast()
 
@@ -152,8 +153,7 @@ class Networks(BuiltLater, Audited):
         return self._networks[dtype].caught_up(self._lock)
 
     def _made(self, dtype: torch.dtype) -> Fast:
-        # Without live following everything is of the last update, which the twin holds: it stands for the source.
-        source = self.source if self._live else self.twin.engine.network
+        source = self._pattern.network if self._pattern else self.source
         gave_up = weakref.WeakMethod(self._gave_up)  # the engine is not to keep its owner alive
 
         def told(reason: str, runs: RunBy = "eager") -> None:
@@ -169,8 +169,9 @@ class Networks(BuiltLater, Audited):
 
     @property
     def followed(self) -> nn.Module:
-        """A model with the weights of the last update: the source, or if that has changed since then, the twin's."""
-        return self.source if self._live or self._freshness.change() is Change.NONE else self.twin.engine.network
+        """A model with the weights of the last update: the source, or if that has changed since then, the pattern."""
+        changed = not self._live and self._freshness.change() is not Change.NONE
+        return self._pattern.network if self._pattern and changed else switched(self.source)
 
     @property
     def opaque(self) -> dict[str, str]:
@@ -252,7 +253,7 @@ class Networks(BuiltLater, Audited):
                 self.look_once(arguments, needs)
             if not self.choice.settle(samples):
                 self._run_in_full()
-            verdict = check(self.followed, self._trace, self.precision, arguments, needs)
+            verdict = check(self.followed, self._trace, self.precision, arguments, needs, self.source)
             if verdict.refused is not None:
                 self.twin.try_out(arguments)
             said = self._adopt(verdict)

@@ -85,7 +85,12 @@ class Verdict:
 
 
 def check(
-    source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed, needs: Sequence[bool]
+    source: nn.Module,
+    plan: Trace | None,
+    precision: Precision,
+    arguments: Packed,
+    needs: Sequence[bool],
+    wrapped: nn.Module,
 ) -> Verdict:
     """Compare throw-away copies of the fast network with one of ``source`` on at most four samples of a call.
 
@@ -93,21 +98,27 @@ def check(
     use moves.
 
     Args:
-        source: the wrapped model.
+        source: the wrapped model, or a copy of it in eval mode.
         plan: what is to be folded.
         precision: of the fast network.
         arguments: of the call.
         needs: which of their tensors want a gradient.
+        wrapped: the wrapped model itself, in the modes that it is in.
 
     Returns:
         What was found. If the model itself refuses the input, which the verdict says, its own error is the one to show.
     """
     with ieee_float32(precision.device), without_anomaly_mode():
-        return _check(source, plan, precision, arguments, needs)
+        return _check(source, plan, precision, arguments, needs, wrapped)
 
 
 def _check(
-    source: nn.Module, plan: Trace | None, precision: Precision, arguments: Packed, needs: Sequence[bool]
+    source: nn.Module,
+    plan: Trace | None,
+    precision: Precision,
+    arguments: Packed,
+    needs: Sequence[bool],
+    wrapped: nn.Module,
 ) -> Verdict:
     full = replace(precision, dtype=precision.base)
     in_half = any(p.dtype in HALF for p in source.parameters())
@@ -143,7 +154,7 @@ def _check(
     if trial.in_half:
         native = Trial(source, arguments, tensors, needs, full, in_half=False).plain()
         _check_widening(verdict, trial, native, reference)
-    in_training = left_in_training(source)
+    in_training = left_in_training(wrapped)
     if in_training and difference(trial.with_training(in_training), reference) is not None:
         verdict.in_training = in_training
     tried = _check_scale(verdict, trial, half, found, precision.dtype)

@@ -37,6 +37,7 @@ from ..modules import (
     random_state_kept,
     refusals_borne,
     thaw,
+    to_eval_mode,
 )
 from .coupling import Seen, look, reach_others
 from .half import Half, weights_for
@@ -107,6 +108,7 @@ class Trial:
             if tensor.is_floating_point():
                 signs = wave(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape).to(tensor.dtype)
                 tensor.detach().mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
+        to_eval_mode(engine.network)  # once more, for a table may be computed of them
         return self._outcome(engine)
 
     def lowered(self) -> bool:
@@ -255,8 +257,9 @@ class Trial:
         copied = in_one_block(copy_module(self.source, clone))
         thaw(copied, self.source)
         if self.full.dtype == torch.float64:
-            copied = copied.double()
-        copied = copied.float() if self.in_half else copied
+            copied = _widened(copied.double(), torch.float64)
+        elif self.in_half:
+            copied = _widened(copied.float(), torch.float32)
         return EagerEngine(copied, self.full, convert=False, native=own_dtype(copied))
 
     def _outcome(self, engine: EagerEngine, draws: int = 0, *, looks: bool = False) -> Outcome:
@@ -287,3 +290,11 @@ class Trial:
         with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)
             yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
+
+
+def _widened(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The same network with its tensors in attributes in the dtype of its weights, as a fast network has them."""
+    for part in network.modules():
+        held = {name: tensor for name, tensor in vars(part).items() if isinstance(tensor, Tensor)}
+        vars(part).update({name: t.to(dtype) for name, t in held.items() if t.is_floating_point()})
+    return network

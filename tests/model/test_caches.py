@@ -166,6 +166,19 @@ def test_what_was_kept_of_old_weights_is_forgotten(kind: type[Table], dtype: tor
             torch.testing.assert_close(exact(x), output, rtol=nearer, atol=nearer)
 
 
+@pytest.mark.parametrize("kind", [InADictionary, InADataObject])
+def test_a_network_that_is_made_after_a_pass_of_the_twin_keeps_nothing_of_it(kind: type[Table]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), kind()), torch.rand(4, 3, 8, 8)
+    model.append(nn.Flatten()).append(nn.Linear(288, 5))
+    fast = FastAttackModel(model, dtype=torch.bfloat16, auto_update=False)
+    for value in (0.0, 3.0):
+        with torch.no_grad():
+            model[2].bias.fill_(value)  # type: ignore[operator]
+            for network in (fast.update().view(decisions="exact"), fast):
+                torch.testing.assert_close(network(x), copy.deepcopy(model).eval()(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recording_reads_none_of_old_weights(kind: type[Table], monkeypatch: pytest.MonkeyPatch) -> None:
     use_engine(monkeypatch, "cudagraph")

@@ -1,6 +1,7 @@
 """A model whose own ``train()`` does more than set flags is attacked as it is in eval mode."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -217,7 +218,41 @@ class ByEvalAlone(Tables):
         return self.net(x) * self.gain + self.table()  # type: ignore[no-any-return]
 
 
-TABLES = [KeepsAnAttribute, SetsNone, RegistersABuffer, WritesABuffer, AnotherGain, ByEvalAlone]
+class KeepsNumbers(Tables):
+    """No tensor, which would be followed."""
+
+    kept: Any = None
+
+    def train(self, mode: bool = True) -> "KeepsNumbers":
+        nn.Module.train(self, mode)
+        self.kept = None if mode else self.keep()
+        return self
+
+    def keep(self) -> Any:
+        return self.table().tolist()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + (self.table() if self.kept is None else torch.as_tensor(self.kept))  # type: ignore[no-any-return]
+
+
+class KeepsAList(KeepsNumbers):
+    def keep(self) -> Any:
+        return [self.table()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + (self.table() if self.kept is None else self.kept[0])  # type: ignore[no-any-return]
+
+
+TABLES = [
+    KeepsAnAttribute,
+    SetsNone,
+    RegistersABuffer,
+    WritesABuffer,
+    AnotherGain,
+    ByEvalAlone,
+    KeepsNumbers,
+    KeepsAList,
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -242,6 +277,82 @@ def test_what_eval_mode_computes_follows_the_weights(kind: type[Tables], dtype: 
         assert all(model.state_dict()[name].equal(was) for name, was in weights.items())
         assert model.training
         assert all(part.training for part in model.modules())
+
+
+class Merged(nn.Module):
+    """A convolution and its batch norm in one kernel for eval mode, as RepVGG's blocks."""
+
+    kernel: Tensor | None
+    shift: Tensor | None
+    norm: Any
+
+    def __init__(self, *, in_buffers: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.last = nn.Linear(8, 5)
+        if in_buffers:
+            self.register_buffer("kernel", None)
+            self.register_buffer("shift", None)
+        self.kernel = self.shift = None
+
+    def train(self, mode: bool = True) -> "Merged":
+        super().train(mode)
+        self.kernel = self.shift = None
+        if not mode:
+            with torch.no_grad():
+                scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
+                self.kernel = self.conv.weight * scale.view(-1, 1, 1, 1)
+                self.shift = self.norm.bias - self.norm.running_mean * scale
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)) if self.kernel is None else F.conv2d(x, self.kernel, self.shift)
+        logits: Tensor = self.last(x.relu().mean((2, 3)))
+        return logits
+
+
+class Turned(nn.Module):
+    """A product of two weights for eval mode, of which a fast network has but one in half precision."""
+
+    merged: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(192, 16, bias=False), nn.Linear(16, 5)
+        self.turn = nn.Parameter(torch.eye(192) + 0.1 * torch.randn(192, 192))
+
+    def train(self, mode: bool = True) -> "Turned":
+        super().train(mode)
+        with torch.no_grad():
+            self.merged = None if mode else self.layer.weight @ self.turn
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight @ self.turn if self.merged is None else self.merged
+        logits: Tensor = self.last(F.linear(x.flatten(1), weight).relu())
+        return logits
+
+
+@pytest.mark.parametrize("auto_update", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [lambda: Merged(in_buffers=True), lambda: Merged(in_buffers=False), Turned])
+def test_what_eval_mode_computes_is_of_the_models_own_tensors(
+    make: Callable[[], nn.Module], dtype: torch.dtype, auto_update: bool
+) -> None:
+    torch.manual_seed(0)
+    model, x = make(), torch.rand(8, 3, 8, 8)
+    fast = FastAttackModel(model, dtype=dtype, auto_update=auto_update)
+    near = 1e-4 if dtype == torch.float32 else 0.05
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(3):
+        output = gradient(copy.deepcopy(model).eval(), x)[0]
+        torch.testing.assert_close(gradient(fast.update(), x)[0], output, rtol=near, atol=near)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), output, rtol=1e-4, atol=1e-4)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(3 * x + 1), torch.arange(8) % 5).backward()
+            optimizer.step()
 
 
 class Caches(Tables):
