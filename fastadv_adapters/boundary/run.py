@@ -11,7 +11,10 @@ from .packing import Packed
 
 
 class UnbalancedFoldError(RuntimeError):
-    """A folded layer was called without its batch norm, or the other way round; the args are the layers' names."""
+    """A layer was called without the batch norm that it is folded or centred for, or the other way round.
+
+    The args are names of layers.
+    """
 
 
 class Tape(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ from .following import (
 )
 from .fused import fuse
 from .inplace import run_in_place
-from .parts import Affine, Balance, Joined, OwnCode, Skipped, mark, swap
+from .parts import Affine, Balance, Joined, OwnCode, Skipped, count, mark, swap
 from .remembering import remember
 from .scales import channels_of
 from .tracing import STOCK_NORMS, Trace
@@ -73,6 +74,7 @@ class Folded:
         balances: name of each folded layer -> its balance: a trace shows one branch, a later call may take another.
         in_place: names of activations that run in place where their sequence of layers calls them.
         centred: names of layers out of whose bias the mean of a stream is taken.
+        streams: name of the first of these in each stream -> the balances of all its layers and batch norms.
     """
 
     network: nn.Module
@@ -81,6 +83,7 @@ class Folded:
     balances: dict[str, Balance] = field(default_factory=dict)
     in_place: list[str] = field(default_factory=list)
     centred: list[str] = field(default_factory=list)
+    streams: dict[str, list[Balance]] = field(default_factory=dict)
 
     def end_at(self, layers: Iterable[str]) -> None:
         """Let half precision end at these layers; linear ones keep their weights in full precision from now on."""
@@ -93,15 +96,17 @@ class Folded:
                         refresh.widen()
 
     def balanced(self) -> AbstractContextManager[None]:
-        """Run the network inside; raises UnbalancedFoldError if a fold was not right for this run."""
-        return self._weighed() if self.balances else nullcontext()
+        """Run the network inside; raises UnbalancedFoldError if a fold or a stream was not right for this run."""
+        return self._weighed() if self.balances or self.streams else nullcontext()
 
     @contextmanager
     def _weighed(self) -> Iterator[None]:
-        for balance in self.balances.values():
+        for balance in chain(self.balances.values(), *self.streams.values()):
             balance.more = 0
         yield
-        if wrong := [name for name, balance in self.balances.items() if balance.more]:
+        wrong = [name for name, balance in self.balances.items() if balance.more]
+        wrong += [name for name, parts in self.streams.items() if len({balance.more for balance in parts}) > 1]
+        if wrong:
             raise UnbalancedFoldError(*wrong)
 
 
@@ -175,6 +180,7 @@ class _Builder:
                 part.bias = nn.Parameter(own, requires_grad=False)
                 self.result.centred.append(name)
                 layers[name] = (original, part.bias)
+            self.result.streams[stream.writers[0]] = [count(self.parts[n][0]) for n in (*stream.writers, *norms)]
             follow.centred.append(Centred(stream, {n: (norm, parts[id(norm)]) for n, norm in norms.items()}, layers))
 
     def _treat(self, name: str, part: _BatchNorm, original: _BatchNorm, trace: Trace) -> str:

@@ -57,6 +57,9 @@ def find_stream(graph: fx.Graph, writes: Name, reads: Name, passes: Callable[[fx
     seen_elsewhere |= {name for name in known if known.count(name) > 1}  # called twice, with two means
     seen_elsewhere |= {name for names in sums.values() for name in names if names.count(name) > 1}
     read = {reads(user): sums[node] for node in sums for user in node.users if reads(user)}
+    # What is not compensated in one sum may be in no other.
+    while more := {n for names in read.values() if seen_elsewhere.intersection(names) for n in names} - seen_elsewhere:
+        seen_elsewhere |= more
     kept = {norm: names for norm, names in read.items() if not seen_elsewhere.intersection(names)}
     centred = {name for names in kept.values() for name in names}
     return Stream([name for name in known if name in centred], kept)

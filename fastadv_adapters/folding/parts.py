@@ -17,7 +17,8 @@ from .own_forward import ARGUMENTS
 class Balance(threading.local):
     """How often a folded layer was called more than its batch norm, in this thread's present run.
 
-    Infinitely often if what it was called with is such that the batch norm does not fold.
+    Infinitely often if what it was called with is such that the batch norm does not fold. Of a part of a stream: how
+    often that was called.
     """
 
     more: float = 0
@@ -45,6 +46,17 @@ class Joined:
         # On a sequence, or without a batch, a batch norm normalises another dimension than that of the outputs.
         self.balance.more += 1 if input.ndim == self.weight.ndim else math.inf
         return super().forward(input, *args, **kwargs)  # type: ignore[misc]
+
+
+class _Counted:
+    """Mixin for a layer or a batch norm of a centred stream, all of which are called equally often."""
+
+    balance: Balance
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, and count."""
+        self.balance.more += 1
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
 class Affine:
@@ -126,3 +138,10 @@ def swap(part: nn.Module, affine: ScaleAndShift | None, *, has_own_code: bool) -
         become(part, OwnCode)
     if has_own_code or affine is not None:
         vars(part)["scale_and_shift"] = affine
+
+
+def count(part: nn.Module) -> Balance:
+    """Count the calls of a part of a stream."""
+    become(part, _Counted)
+    balance = vars(part)["balance"] = Balance()
+    return balance

@@ -69,8 +69,12 @@ class Trace:
         return replace(self, streams=[])
 
     def without_layers(self, layers: Collection[str]) -> "Trace":
-        """The same trace with these layers not joined to a batch norm."""
-        return replace(self, producer={n: layer for n, layer in self.producer.items() if layer not in layers})
+        """The same trace with these layers not joined to a batch norm, and in no stream to be centred."""
+        return replace(
+            self,
+            producer={n: layer for n, layer in self.producer.items() if layer not in layers},
+            streams=[stream for stream in self.streams if set(stream.writers).isdisjoint(layers)],
+        )
 
     def without(self, kinds: tuple[type[nn.Module], ...], module: nn.Module) -> "Trace":
         """The same trace with no layer of these kinds joined to a batch norm."""

@@ -44,6 +44,8 @@ class Fast:
         self._name, self._give_up = engine, give_up
         self.ends: set[str] = set()
         self._behind, self._used = False, True
+        if trace is not None and not precision.half:
+            trace = trace.without_streams()  # float32 has digits enough for a mean
         self.folded = build_fast(source, trace, precision, lays_out_ahead=keeps and engine != "compile")
         if not keeps:
             lay_nothing_out(self.folded.network)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel
+from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.folding import Folded, build_fast, trace
+from fastadv_adapters.modules import Precision
 from tests.support.tools import cosine, input_gradient
 
 CLASSES = torch.arange(16) % 5
@@ -52,33 +54,53 @@ def images() -> Tensor:
     return torch.rand(16, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
+def in_float64(model: nn.Module) -> Folded:
+    """The network that half precision would run, in full precision, where nothing hides what is wrong with it."""
+    return build_fast(model.double(), trace(model), Precision(torch.device("cpu"), torch.float64, channels_last=False))
+
+
+def computes_the_same(folded: Folded, model: nn.Module) -> None:
+    x = images().double()
+    with folded.balanced():
+        found = input_gradient(folded.network, x, CLASSES)
+        torch.testing.assert_close(folded.network(x), model(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, input_gradient(model, x, CLASSES), rtol=1e-7, atol=1e-12)
+
+
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_centred_stream_is_the_same_function(dtype: torch.dtype, bias: bool) -> None:
     model, x = Stream(bias=bias), images()
-    exact = copy.deepcopy(model).double()
-    source = exact if dtype == torch.float64 else model
-    fast = FastAttackModel(source, dtype=dtype, engine="eager")
-    found = input_gradient(fast, x.to(next(source.parameters()).dtype), CLASSES)
+    exact = copy.deepcopy(model)
+    computes_the_same(in_float64(exact), exact)
+    fast = FastAttackModel(model, dtype=dtype, engine="eager")
+    found = input_gradient(fast, x, CLASSES)
     assert fast._networks.folded.centred == ["stem", "convolutions.0", "convolutions.1"]
-    least = {torch.bfloat16: 0.97, torch.float16: 0.99}.get(dtype, 0.999999)
     # The median: weights differ from one PyTorch to the next, and a sample may lie where a ReLU turns.
+    least = {torch.bfloat16: 0.97, torch.float16: 0.99}[dtype]
     assert cosine(found, input_gradient(exact, x.double(), CLASSES)).median() > least
     assert fast._networks.fast.precision.dtype == dtype
 
 
-def test_means_are_followed_in_place() -> None:
+def test_full_precision_has_digits_enough_for_a_mean() -> None:
     model, x = Stream(), images()
     fast = FastAttackModel(model, dtype=torch.float32)
-    input_gradient(fast, x, CLASSES)
-    addresses = [p.data_ptr() for p in fast._networks.folded.network.parameters()]
+    assert (cosine(input_gradient(fast, x, CLASSES), input_gradient(model, x, CLASSES)) > 0.9999).all()
+    assert fast._networks.folded.centred == []
+
+
+def test_means_are_followed_in_place() -> None:
+    model = Stream()
+    folded = in_float64(model)
+    addresses = [p.data_ptr() for p in folded.network.parameters()]
     with torch.no_grad():
         for norm in model.norms:
             norm.running_mean.add_(3.0)  # type: ignore[operator]
         model.stem.bias.mul_(1.1)  # type: ignore[union-attr]
-    found = input_gradient(fast, x, CLASSES)
-    assert (cosine(found, input_gradient(model, x, CLASSES)) > 0.9999).all()
-    assert [p.data_ptr() for p in fast._networks.folded.network.parameters()] == addresses
+        for refresh in folded.refreshes:
+            refresh()
+    computes_the_same(folded, model)
+    assert [p.data_ptr() for p in folded.network.parameters()] == addresses
 
 
 def hooked(model: Stream) -> None:
@@ -95,18 +117,70 @@ def read(model: Stream) -> None:
 
 @pytest.mark.parametrize("spoil", [hooked, shared, read], ids=lambda f: f.__name__)
 def test_what_others_see_is_left_alone(spoil: Callable[[Stream], None]) -> None:
-    model, x = Stream(), images()
+    model = Stream()
     spoil(model)
-    fast = FastAttackModel(model, dtype=torch.float32)
-    assert (cosine(input_gradient(fast, x, CLASSES), input_gradient(model, x, CLASSES)) > 0.9999).all()
-    assert "stem" not in fast._networks.folded.centred
+    folded = in_float64(model)
+    computes_the_same(folded, model)
+    assert "stem" not in folded.centred
 
 
 def test_a_stream_that_a_relu_reads_too_is_left_alone() -> None:
-    model, x = Stream(leak="relu"), images()
-    fast = FastAttackModel(model, dtype=torch.float32)
-    assert (cosine(input_gradient(fast, x, CLASSES), input_gradient(model, x, CLASSES)) > 0.9999).all()
+    model = Stream(leak="relu")
+    folded = in_float64(model)
+    computes_the_same(folded, model)
+    assert folded.centred == []
+
+
+class Fork(nn.Module):
+    """One batch norm reads a layer, another one its sum with a layer that a ReLU reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.norms, self.head = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2)), nn.Linear(8, 5)
+        for norm in self.norms:
+            norm.running_mean.normal_()  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.one(x), self.other(x)
+        seen = F.silu(self.norms[0](one)) + F.silu(self.norms[1](one + other)) + F.silu(other)
+        logits: Tensor = self.head(seen.mean((2, 3)))
+        return logits
+
+
+def test_a_layer_whose_mean_a_batch_norm_would_not_give_back_is_left_alone() -> None:
+    model = Fork().eval()
+    folded = in_float64(model)
+    computes_the_same(folded, model)
+    assert folded.centred == []
+
+
+class Early(nn.Module):
+    """Bright images leave early: past the first layer of a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = Stream(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_easy = x.mean() > 0.7
+        logits: Tensor = self.stream.head(F.silu(self.stream.stem(x)).mean((2, 3))) if is_easy else self.stream(x)
+        return logits
+
+
+def test_a_branch_that_calls_a_centred_layer_without_its_batch_norm_undoes_it() -> None:
+    model, x = Early(), images()
+    fast = FastAttackModel(model, dtype=torch.bfloat16, decisions="fast")
+    input_gradient(fast, x, CLASSES)
+    assert fast._networks.folded.centred[0] == "stream.stem"
+    bright = x / 2 + 0.5
+    with pytest.warns(FastAttackWarning, match="not folded into stream.stem, which the model also calls without"):
+        found = input_gradient(fast, bright, CLASSES)
+    assert cosine(found, input_gradient(model, bright, CLASSES)).min() > 0.99
     assert fast._networks.folded.centred == []
+    assert fast._networks.precision.dtype == torch.bfloat16
+    torch.testing.assert_close(fast(bright.requires_grad_()), model(bright), rtol=2e-2, atol=2e-2)
 
 
 def test_a_stream_that_a_convolution_reads_too_is_left_alone_and_what_that_writes_is_not() -> None:
@@ -129,17 +203,19 @@ def test_a_stream_that_a_convolution_reads_too_is_left_alone_and_what_that_write
     x = images()
     models = (Stages(seed).eval() for seed in range(20))  # in many all of the last ReLU is off
     model = next(model for model in models if input_gradient(model, x, CLASSES).flatten(1).any(1).all())
-    fast = FastAttackModel(model, dtype=torch.float32)
-    assert (cosine(input_gradient(fast, x, CLASSES), input_gradient(model, x, CLASSES)) > 0.9999).all()
-    assert fast._networks.folded.centred == ["second.stem", "second.convolutions.0", "second.convolutions.1"]
+    folded = in_float64(model)
+    computes_the_same(folded, model)
+    assert folded.centred == ["second.stem", "second.convolutions.0", "second.convolutions.1"]
 
 
 def test_a_flag_that_hands_the_stream_out_undoes_it() -> None:
     model, x = Stream(), images()
-    fast = FastAttackModel(model, dtype=torch.float32)
-    assert (cosine(input_gradient(fast, x, CLASSES), input_gradient(model, x, CLASSES)) > 0.9999).all()
+    fast = FastAttackModel(model, dtype=torch.float16)
+    input_gradient(fast, x, CLASSES)
+    assert fast._networks.folded.centred
     model.features = True
-    torch.testing.assert_close(fast(x.requires_grad_()), model(x), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(fast(x.requires_grad_()), model(x), rtol=1e-3, atol=1e-1)
+    assert fast._networks.folded.centred == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
