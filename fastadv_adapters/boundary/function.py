@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..modules import autocast, without_anomaly_mode, without_reentrant_checkpoints
 from .crossing import Crossing, Pulled
@@ -83,10 +84,11 @@ class Boundary(torch.autograd.Function):
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the network on its own graph, which stays inside this node."""
         needs = list(ctx.needs_input_grad[1:])
-        tape = call.record(tensors, needs)
-        output = tape.output
-        if call.exact_values:
-            output = call.twin.values([t.detach().clone() for t in tensors], call.crossing)  # the model may write
+        with forward_ad._set_fwd_grad_enabled(True):  # PyTorch disables it in here, and the model may use it
+            tape = call.record(tensors, needs)
+            output = tape.output
+            if call.exact_values:
+                output = call.twin.values([t.detach().clone() for t in tensors], call.crossing)  # the model may write
         call.output = output
         ctx.call, ctx.tape, ctx.needs = call, tape, needs
         ctx.save_for_backward(*tensors)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning, GradientStats, watch_gradients
@@ -398,3 +399,38 @@ def test_one_watch_takes_one_batch_size() -> None:
         input_gradient(fast, *batch(4))
         with pytest.raises(ValueError, match=r"expected passes of 4 samples inside .*, got one of 3"):
             input_gradient(fast, *batch(3))
+
+
+class Steepness(nn.Module):
+    """Divides its logits by how fast they grow along the diagonal, which forward-mode differentiation tells."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.way = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones_like(x)
+        if self.way == "jvp":
+            found: Any = torch.func.jvp(self.layers, (x,), (ones,))
+            logits, slopes = found
+        elif self.way == "dual":
+            with forward_ad.dual_level():
+                logits, slopes = forward_ad.unpack_dual(self.layers(forward_ad.make_dual(x, ones)))
+        else:
+            logits = self.layers(x)
+            total = lambda z: self.layers(z).sum(0)  # noqa: E731
+            options: Any = {"strategy": "forward-mode", "vectorize": True}
+            slopes = torch.autograd.functional.jacobian(total, x, **options).sum(2).T
+        divided: Tensor = logits / (1 + slopes.square())
+        return divided
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by PyTorch's own code for jvp, at first
+@pytest.mark.parametrize("decisions", ["exact", "fast"])
+@pytest.mark.parametrize("way", ["jvp", "dual", "jacobian"])
+def test_forward_mode_inside_the_model_is_what_it_is(way: str, decisions: Any) -> None:
+    model, x, y = Steepness(way).eval(), torch.rand(3, 6), torch.arange(3)
+    fast = FastAttackModel(model, decisions=decisions, **FLOAT32)
+    torch.testing.assert_close(fast(x.clone().requires_grad_()), model(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(input_gradient(fast, x, y), input_gradient(model, x, y), rtol=1e-4, atol=1e-6)
