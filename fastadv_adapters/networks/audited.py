@@ -185,10 +185,16 @@ class Audited(ABC):
         self.refresh()
         self.say(remarks.OLD_WEIGHTS, "old-weights")
 
-    def _others(self, kind: Kind) -> Iterator[Fast]:
-        """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32."""
+    def _others(self, kind: Kind, finding: Finding) -> Iterator[Fast]:
+        """Fast networks in what may be tried instead: the other half precision if it is no slower, and float32.
+
+        One with fewer digits has more range, so it is tried only if gradients or outputs left the range.
+        """
         tried = {kind.dtype, *kind.wanting}
-        halves = [d for d in HALF if d not in tried and is_in_hardware(d, self.precision.device)]
+        left_range = finding.zero > 0 or finding.overflown > 0
+        digits = torch.inf if left_range else torch.finfo(kind.dtype).eps
+        able = [d for d in HALF if torch.finfo(d).eps <= digits and is_in_hardware(d, self.precision.device)]
+        halves = [d for d in able if d not in tried]
         for dtype in (*halves, torch.float32):
             network = self.network_in(dtype)
             if kind.rows.ends is not None:

@@ -32,7 +32,7 @@ class Auditor:
         mine: the fast network that the call runs in.
         anew: makes another one like this, from the weights as they are; contiguous, if that is asked for.
         update: brings all up to date, and says that the weights had been changed unnoticed.
-        others: the fast networks in the dtypes that may be tried instead, best first; after the last the twin is left.
+        others: the fast networks that may be tried after this finding, best first; after the last the twin is left.
         tell: is told what was found to be too little, and which of these the kind of call runs in from now on; None if
             none of them is good enough.
         first: whether it is the first pass of its kind.
@@ -48,7 +48,7 @@ class Auditor:
     mine: Fast
     anew: Callable[..., Fast]
     update: Callable[[], None]
-    others: Callable[[], Iterator[Fast]]
+    others: Callable[[Finding], Iterator[Fast]]
     tell: Callable[[Finding, Fast | None], None]
     first: bool
     usual: list[float] = field(default_factory=list)
@@ -92,8 +92,8 @@ class Auditor:
                 return pulled
             else:
                 finding = judged[1]
-            values, problem = finding.off > 0, judged and judged[0]
-            chosen = next((o for o in self.others() if self._is_good(o, problem, overflown, values=values)), None)
+            problem, values, others = judged and judged[0], finding.off > 0, self.others(finding)
+            chosen = next((o for o in others if self._is_good(o, problem, overflown, values=values)), None)
             engine = self.twin if chosen is None else chosen.engine
             crossing = self.crossing if chosen is None else self._crossing(chosen)
             better = engine.bind(self.arguments).record(tensors, needs, crossing).pull(grads, keep=False)
@@ -133,7 +133,7 @@ class Auditor:
         if problem is None:
             return True
         outputs, gradients = self._run(other, problem)
-        if values and self._off(outputs, problem) > FAR:
+        if (values or other.precision.half) and self._off(outputs, problem) > FAR:
             return False
         finding = look(problem, gradients)
         return finding.good and (other.precision.half or not finding.cosine < COSINE_ABOVE)

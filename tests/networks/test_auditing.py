@@ -215,6 +215,42 @@ def test_each_dtype_that_was_too_little_is_named_and_not_tried_again(monkeypatch
     assert kind.dtype == torch.float32
 
 
+class Either(Cancels):
+    """A sample in eleven overflows in float16; outputs have too few digits in bfloat16."""
+
+    def forward(self, x: Tensor, *, safe: bool = False) -> Tensor:
+        lit = (x[:, 0, 0, :1] > 0.99) * 2e5
+        return super().forward(x) + lit.to(self.last(self.first(x.flatten(1))).dtype) * 1e-5
+
+
+def test_outputs_are_looked_at_before_another_half_precision_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audited, "is_in_hardware", lambda dtype, device: True)
+    model, (x, y) = Either(60.0).eval(), images(11)
+    x[:, 0, 0, 0] = (torch.arange(11) == 8).float()
+    fast = FastAttackModel(model, dtype=torch.float16)
+    with pytest.warns(FastAttackWarning, match=r"outputs of 1 samples overflow; it runs in torch\.float32 from now on"):
+        input_gradient(fast, x, y)
+    assert (cosine(input_gradient(fast, x, y), input_gradient(model, x, y)) > 0.9999).all()
+
+
+@pytest.mark.parametrize(("zero", "instead"), [(0, torch.float32), (3, torch.bfloat16)])
+def test_what_lacks_digits_gets_no_half_precision_with_fewer(
+    monkeypatch: pytest.MonkeyPatch, zero: int, instead: torch.dtype
+) -> None:
+    findings = iter([Finding(8, zero, 0.1)])
+
+    def look(problem: audit.Problem, found: Any) -> Finding:
+        problem.exact(problem.tensors)
+        return next(findings, Finding(8, 0, 1.0))
+
+    monkeypatch.setattr(auditing, "look", look)
+    monkeypatch.setattr(audited, "is_in_hardware", lambda dtype, device: True)
+    fast = FastAttackModel(small_net().eval(), dtype=torch.float16)
+    with pytest.warns(FastAttackWarning, match=rf"gradients in torch\.float16 .* in {instead} from now on"):
+        input_gradient(fast, *batch(12))
+    assert fast.dtype == instead
+
+
 def test_a_verdict_belongs_to_its_kind_of_call() -> None:
     model, (x, _) = Cancels().eval(), images()
     fast = FastAttackModel(model, dtype=torch.bfloat16)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.networks import Networks, audited
+from fastadv_adapters.networks.finding import Finding
 from tests.networks.test_auditing import CancelsLater, images_for_later
 from tests.support.tools import batch, cosine, input_gradient
 
@@ -41,27 +42,27 @@ def test_running_out_of_memory_while_another_is_made_leaves_the_kind_as_it_was(m
     assert (cosine(found, input_gradient(model, x, y)) > 0.97).all()
 
 
-class NotInBfloat16(CancelsLater):
-    """One of its operators has no kernel for bfloat16."""
+class NotInFloat16(CancelsLater):
+    """One of its operators has no kernel for float16."""
 
     raised = 0
 
     def forward(self, x: Tensor, *, safe: bool = False) -> Tensor:
         logits = super().forward(x, safe=safe)
-        lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
         if lowered:
-            NotInBfloat16.raised += 1
+            NotInFloat16.raised += 1
             raise RuntimeError('"forward_kernel" not implemented for this model')
         return logits
 
 
 def test_a_precision_in_which_it_raises_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audited, "is_in_hardware", lambda dtype, device: True)
-    model, (x, y) = NotInBfloat16().eval(), images_for_later(16)
-    fast = FastAttackModel(model, dtype=torch.float16)
+    model, (x, y) = NotInFloat16().eval(), images_for_later(16)
+    fast = FastAttackModel(model, dtype=torch.bfloat16)
     with pytest.warns(FastAttackWarning, match="audit-failed"):
         found = input_gradient(fast, x, y)
-    assert NotInBfloat16.raised > 0, "bfloat16 was tried"
+    assert NotInFloat16.raised > 0, "float16 was tried"
     assert only_kind(fast).dtype == torch.float32
     assert (cosine(found, input_gradient(model, x, y)) > 0.97).all()
 
@@ -86,7 +87,8 @@ def test_a_kind_that_comes_later_to_another_half_precision_ends_there_too(monkey
     for head in ("one", "two"):
         fast(x.clone().requires_grad_(), head=head).sum().backward()
         kind = list(fast._networks.kinds.values())[-1]
-        (other,) = [network for network in fast._networks._others(kind) if network.precision.dtype == torch.bfloat16]
+        others = fast._networks._others(kind, Finding(8, 1, 1.0))
+        (other,) = [network for network in others if network.precision.dtype == torch.bfloat16]
         assert head in other.ends
 
 
