@@ -14,7 +14,7 @@ from torch import Tensor
 from ..boundary import LossScale, Packed, scale, state_on
 from .finding import LOW, MOST, NEAR, SAMPLES, Finding
 from .nearness import cosines
-from .samples import batched
+from .samples import are_rows, as_rows, batched, length_of
 
 MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
 TRIED_STEP = 0.01  # of the range of the inputs, by which a step is tried
@@ -68,23 +68,24 @@ class Problem:
         pairs = [(o, g) for o, g in zip(outputs, self.grads, strict=True) if g is not None and o.requires_grad]
         wanted = [leaf for leaf, need in zip(leaves, self.needs, strict=True) if need]
         # Gradients of confident samples come in at 1e-38 and below, which full precision does not bear either.
-        way: LossScale = "per-sample" if self.apart else "per-call"  # samples that reach each other share a scale
+        apart = self.apart and are_rows(wanted)  # samples that reach each other, or are in one row, share a scale
+        way: LossScale = "per-sample" if apart else "per-call"
         shift = state_on(wanted[0].device).shift_for(way, [g for _, g in pairs], wanted)
         scaled = [scale(g, shift, way).to(o.dtype) for o, g in pairs]
         return list(torch.autograd.grad([o for o, _ in pairs], wanted, scaled, materialize_grads=True))
 
-    def gain(self, direction: Tensor) -> Tensor:
-        """For each sample, how far a small step along these signs takes the loss; () if there are no rows."""
+    def gain(self, place: int, direction: Tensor) -> Tensor:
+        """For each sample, how far a step of this input along these signs takes the loss; () if there are no rows."""
+        samples = length_of(self.wanted(self.tensors)[place])
         with torch.no_grad():
-            after = self.run(_stepped(self, direction)).tensors
-        return self._loss(after) - self._loss(self.values)
+            after = self.run(_stepped(self, place, direction)).tensors
+        return self._loss(after, samples) - self._loss(self.values, samples)
 
-    def _loss(self, outputs: Sequence[Tensor]) -> Tensor:
+    def _loss(self, outputs: Sequence[Tensor], samples: int) -> Tensor:
         """For each sample, how far the outputs have gone along the gradient that came in; () if there are no rows."""
         pairs = [(g.double(), o.double()) for o, g in zip(outputs, self.grads, strict=True) if g is not None]
         terms = [(g * o).where(g != 0, 0.0) for g, o in pairs]  # a class may be left out, by -inf
-        samples = len(self.wanted(self.tensors)[0])
-        if all(t.ndim and len(t) == samples for t in terms):
+        if all(length_of(t) == samples > 0 for t in terms):
             return torch.stack([t.reshape(samples, -1).sum(1) for t in terms]).sum(0)
         return torch.stack([t.sum() for t in terms]).sum()
 
@@ -93,27 +94,64 @@ class Problem:
         return [t for t, need in zip(tensors, self.needs, strict=True) if need]
 
 
-def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
-    """Compare gradients with exact ones of the same samples.
+@dataclass(frozen=True)
+class Compared:
+    """The gradients at one input, float64, with one row per sample, or in one row: (N, entries).
+
+    Attributes:
+        place: of the input among those that want a gradient.
+        fast: of the fast network.
+        exact: in full precision.
+    """
+
+    place: int
+    fast: Tensor
+    exact: Tensor
+
+
+def compare(problem: Problem, found: Sequence[Tensor]) -> list[Compared]:
+    """Each input by itself, for the gradient at one may be so large that it hides all others.
 
     Args:
         problem: the samples.
         found: the gradients of the fast network, one for each input that wants one.
     """
-    fast = flat(found)
-    exact = flat(problem.exact(problem.tensors)).view_as(fast)
+    fast = [g.detach().double().flatten(1) for g in as_rows(found)]
+    exact = [e.double().reshape(f.shape) for e, f in zip(problem.exact(problem.tensors), fast, strict=True)]
+    return [Compared(place, *pair) for place, pair in enumerate(zip(fast, exact, strict=True))]
+
+
+def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
+    """Compare gradients with exact ones of the same samples; what is found at the worst input counts.
+
+    Args:
+        problem: the samples.
+        found: the gradients of the fast network, one for each input that wants one.
+    """
+    findings = [_look_at(problem, one) for one in compare(problem, found)]
+    return replace(min(findings, key=_badness), lone=any(f.lone for f in findings))
+
+
+def _badness(finding: Finding) -> tuple[bool, bool, int, float]:
+    """The worst is the least; nothing to compare is no fault."""
+    cosine = finding.cosine if finding.cosine == finding.cosine else torch.inf
+    return finding.good, finding.is_slight, -finding.zero, cosine
+
+
+def _look_at(problem: Problem, one: Compared) -> Finding:
+    fast, exact = one.fast, one.exact
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
     near = cosines(fast, exact)
     finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]), lowest(near[here & ~zero]))
     if problem.apart and len(near) > 1 and not (finding.good or finding.zero):
-        gain, least = _gain_of_worst(problem, fast, exact, near)
+        gain, least = _gain_of_worst(problem, one, near)
         finding = replace(finding, gain=gain, least=least)
-    finding = finding if finding.good else _look_closer(problem, fast, exact)
+    finding = finding if finding.good else _look_closer(problem, one)
     return replace(finding, lone=problem.apart and bool((near[here & ~zero] < LOW).any()))
 
 
-def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) -> tuple[float, float]:
+def _gain_of_worst(problem: Problem, one: Compared, near: Tensor) -> tuple[float, float]:
     """What a step along the fast gradients gains for the half of the samples that they are worst for.
 
     The median of these, and the lowest but for those that are left out of all. NaN if one of them gains nothing along
@@ -123,37 +161,38 @@ def _gain_of_worst(problem: Problem, fast: Tensor, exact: Tensor, near: Tensor) 
     worst = near.nan_to_num(-1.0).argsort()[: len(near) // 2]
     rest = worst[: len(near) % 2]  # an odd batch is filled up: the model may take batches of one size only
     part = problem.part(torch.cat([worst, worst, rest]))
-    gains = part.gain(torch.cat([fast[worst], exact[worst], exact[rest]]))
+    gains = part.gain(one.place, torch.cat([one.fast[worst], one.exact[worst], one.exact[rest]]))
     if gains.ndim == 0 or not bool((gains[len(worst) :] > 0).all()):
         return float("nan"), float("nan")
     ours, theirs = gains[: 2 * len(worst)].chunk(2)
     return _median(ours / theirs), lowest(ours / theirs, of=len(near))
 
 
-def _look_closer(problem: Problem, fast: Tensor, exact: Tensor) -> Finding:
+def _look_closer(problem: Problem, one: Compared) -> Finding:
     """Leave out what is rounding or chance, and try a step."""
-    certain = _stays(problem, exact, torch.cos) & _stays(problem, exact, torch.sin)
+    fast, exact = one.fast, one.exact
+    certain = _stays(problem, one, torch.cos) & _stays(problem, one, torch.sin)
     zero = certain & (fast.abs().amax(1) == 0)
     rest = certain & ~zero
     if not bool(certain.any()):
         return Finding(len(fast), 0, float("nan"))
-    gain, least = _gain(problem, fast, exact, rest) if bool(rest.any()) else (float("nan"), float("nan"))
+    gain, least = _gain(problem, one, rest) if bool(rest.any()) else (float("nan"), float("nan"))
     near = cosines(fast, exact)[rest]
     return Finding(len(fast), int(zero.sum()), _median(near), lowest(near), gain, least)
 
 
-def _stays(problem: Problem, exact: Tensor, wave: Callable[[Tensor], Tensor]) -> Tensor:
+def _stays(problem: Problem, one: Compared, wave: Callable[[Tensor], Tensor]) -> Tensor:
     """Which samples keep their exact gradient if the inputs move a little, by this pattern of signs; bool (N,)."""
-    tensors = [_moved(t, wave) if need else t for t, need in _pairs(problem)]
-    return cosines(flat(problem.exact(tensors)).view_as(exact), exact) > NEAR
+    tensors = [_moved(t, wave) if need else t for t, need in zip(problem.tensors, problem.needs, strict=True)]
+    return cosines(problem.exact(tensors)[one.place].reshape(one.exact.shape), one.exact) > NEAR
 
 
-def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> tuple[float, float]:
+def _gain(problem: Problem, one: Compared, rest: Tensor) -> tuple[float, float]:
     """What a small step along the signs of one gradient gains, as a share of what it gains along the other.
 
     The median of the samples, and the lowest.
     """
-    gains = [problem.gain(direction) for direction in (fast, exact)]
+    gains = [problem.gain(one.place, direction) for direction in (one.fast, one.exact)]
     if gains[0].ndim == 0:
         share = float(gains[0] / gains[1]) if bool(gains[1] > 0) else float("nan")
         return share, share
@@ -161,29 +200,17 @@ def _gain(problem: Problem, fast: Tensor, exact: Tensor, rest: Tensor) -> tuple[
     return _median(ours / theirs), lowest(ours / theirs)
 
 
-def _stepped(problem: Problem, direction: Tensor) -> list[Tensor]:
-    signs, start, stepped = direction.sign(), 0, []
-    for tensor, need in _pairs(problem):
-        if need:
-            entries = tensor.numel() // len(signs)
-            move = signs[:, start : start + entries].reshape(tensor.shape).to(tensor.dtype)
-            tensor, start = tensor + TRIED_STEP * (tensor.amax() - tensor.amin()) * move, start + entries
-        stepped.append(tensor)
+def _stepped(problem: Problem, place: int, direction: Tensor) -> list[Tensor]:
+    stepped = list(problem.tensors)
+    at = [number for number, need in enumerate(problem.needs) if need][place]
+    move = direction.sign().reshape(stepped[at].shape).to(stepped[at].dtype)
+    stepped[at] = stepped[at] + TRIED_STEP * (stepped[at].amax() - stepped[at].amin()) * move
     return stepped
-
-
-def _pairs(problem: Problem) -> list[tuple[Tensor, bool]]:
-    return list(zip(problem.tensors, problem.needs, strict=True))
 
 
 def _moved(tensor: Tensor, wave: Callable[[Tensor], Tensor]) -> Tensor:
     signs = wave(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
     return tensor * (1 + MOVED * signs).to(tensor.dtype)
-
-
-def flat(gradients: Sequence[Tensor]) -> Tensor:
-    """All gradients of each sample in one row, float64."""
-    return torch.cat([g.detach().double().reshape(len(g), -1) for g in gradients], 1)
 
 
 def choose(

@@ -124,6 +124,8 @@ class Audited(ABC):
                 if auditor.idle:
                     schedule.forget(asks)
             kind.usual = auditor.usual
+            if auditor.refused:
+                self.say(remarks.NOT_AUDITED, "")
             if auditor.was_right:
                 saw_lost = not (first and crossing.can_overflow)
                 schedule.was_right(number_of_samples(tensors), self.source, saw_lost=saw_lost)

@@ -16,9 +16,9 @@ from .drawing import SameDraws
 from .fast import Fast
 from .finding import SAMPLES, Finding
 from .glimpse import Glimpse, take_glimpse
-from .mending import are_rows
 from .nearness import COSINE_ABOVE, FAR, LOGITS_WITHIN, OLD, is_near, off_for_loss, overflow, usual_sizes
 from .overflowing import Overflown, find_overflown
+from .samples import are_rows
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Auditor:
         usual: how large outputs were in the first audit of its kind, see :func:`usual_sizes`; nothing before.
         idle: whether the pass tells nothing: nothing came in at its outputs, or its inputs are blank, as in a warm-up.
         was_right: whether samples were looked at, and all was well.
+        refused: whether the model could not be asked.
         draws: runs the model in full precision, a random one with the same numbers each time.
     """
 
@@ -54,6 +55,7 @@ class Auditor:
     usual: list[float] = field(default_factory=list)
     idle: bool = True
     was_right: bool = False
+    refused: bool = False
     draws: SameDraws | None = None
 
     def __call__(
@@ -111,9 +113,8 @@ class Auditor:
     ) -> Glimpse | None:
         """Look at the pass without waiting for the device; None if the model cannot be asked."""
         found = pulled.gradients
-        apart = are_rows(found)
-        index = choose(found, grads) if apart and len(found[0]) > SAMPLES else None
-        ours = [g.index_select(0, index) if index is not None else g if apart else g.reshape(1, -1) for g in found]
+        index = choose(found, grads) if are_rows(found) and len(found[0]) > SAMPLES else None
+        ours = found if index is None else [g.index_select(0, index) for g in found]
         with random_state_kept(tensors[0].device), refusals_borne():
             problem = self._problem(tensors, needs, grads, index)
             return take_glimpse(problem, ours, partial(self._own_values, problem, outputs))
@@ -228,8 +229,9 @@ class Auditor:
                     few = self._look(self._problem(tensors, needs, grads, both), all_of_them) or few
             if few is not None and (few[1].good or (few[0].apart and self._are_alone_the_same(few[0], tensors))):
                 return few
-        whole = found if apart else [g.reshape(1, -1) for g in found]
-        return self._look(self._problem(tensors, needs, grads, None), whole)
+        judged = self._look(self._problem(tensors, needs, grads, None), found)
+        self.refused = judged is None
+        return judged
 
     def _look(self, problem: Problem, found: Sequence[Tensor]) -> tuple[Problem, Finding] | None:
         with refusals_borne():  # the model may take batches of one size only
@@ -266,7 +268,7 @@ class Auditor:
             # Eager, for a recording of these few samples would serve nothing else.
             tape = network.eager().bind(self.arguments).record(problem.tensors, problem.needs, self._crossing(network))
             found = cast(Pulled, tape.pull(problem.grads, keep=False)).gradients  # None only of a tape that is used up
-        return tape.output.tensors, found if are_rows(found) else [g.reshape(1, -1) for g in found]
+        return tape.output.tensors, found
 
     def _problem(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, index: Tensor | None

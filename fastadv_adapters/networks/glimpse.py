@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from .audit import Problem, flat
+from .audit import Compared, Problem, compare
 from .finding import LOW, NEAR
 from .nearness import OLD, cosines, off_by
 
@@ -42,19 +43,25 @@ def take_glimpse(problem: Problem, found: Sequence[Tensor], values: Callable[[],
         found: the gradients of the fast network, one for each input that wants one.
         values: its outputs; asked once those in full precision are known.
     """
-    fast = flat(found)
-    exact = flat(problem.exact(problem.tensors)).view_as(fast)
+    zero, cosine, low = zip(*(_numbers_of(one) for one in compare(problem, found)), strict=True)
+    worst = [reduce(torch.add, zero), reduce(torch.fmin, cosine), reduce(torch.fmin, low)]  # fmin passes over NaN
+    pairs = [(v, e) for v, e in zip(values(), problem.values, strict=True) if e.is_floating_point() and e.numel()]
+    off = [off_by(v, e) for v, e in pairs]
+    spoilt = [(~v.isfinite()).sum() for v, _ in pairs]
+    numbers = [*worst, torch.stack(off).amax(), torch.stack(spoilt).sum()]
+    return _sent(torch.stack([n.double() for n in numbers]))
+
+
+def _numbers_of(one: Compared) -> tuple[Tensor, Tensor, Tensor]:
+    """How many gradients there are in full precision alone, the median cosine and the lowest."""
+    fast, exact = one.fast, one.exact
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
     near = cosines(fast, exact).where(here & ~zero, torch.nan)
     numbers_of_it = (~near.isnan()).sum()
     place = (numbers_of_it // 16).clamp(min=1).minimum((numbers_of_it - 1).clamp(min=0))
     low = near.sort().values.gather(0, place.view(1))[0]  # NaN comes last
-    pairs = [(v, e) for v, e in zip(values(), problem.values, strict=True) if e.is_floating_point() and e.numel()]
-    off = [off_by(v, e) for v, e in pairs]
-    spoilt = [(~v.isfinite()).sum() for v, _ in pairs]
-    numbers = [zero.sum(), near.nanmedian(), low, torch.stack(off).amax(), torch.stack(spoilt).sum()]
-    return _sent(torch.stack([n.double() for n in numbers]))
+    return zero.sum(), near.nanmedian(), low
 
 
 def _sent(numbers: Tensor) -> Glimpse:

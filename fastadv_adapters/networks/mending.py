@@ -10,6 +10,7 @@ from ..boundary import Crossing, Pulled, Run
 from ..modules import random_state_kept, refusals_borne
 from .audit import Gradients, Problem
 from .nearness import FAR, is_near
+from .samples import are_rows
 
 
 @dataclass
@@ -76,8 +77,3 @@ def curable(pulled: Pulled, grads: Gradients) -> Tensor | None:
         if grad is not None and grad.ndim and len(grad) == len(lost):
             lost = lost & grad.reshape(len(grad), -1).isfinite().all(1)
     return lost
-
-
-def are_rows(gradients: Sequence[Tensor]) -> bool:
-    """Whether these have a row for each sample."""
-    return all(g.ndim > 1 for g in gradients) and len({len(g) for g in gradients}) == 1

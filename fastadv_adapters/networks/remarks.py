@@ -16,6 +16,7 @@ UNCHECKED = (
     "calls run on the model's twin, no faster"
 )
 AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
+NOT_AUDITED = "gradients could not be audited: running the model again, in full precision, raised an error"
 AGAIN = "; run the attack again, for its loss was computed from these outputs"
 WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
 OTHER_ENGINE = "the engine is {}, since {}"

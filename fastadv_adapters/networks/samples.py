@@ -23,3 +23,13 @@ def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
     return [
         t.detach()[:_SAMPLES] if own else t.detach() for t, own in zip(tensors, batched(tensors, needs), strict=True)
     ]
+
+
+def are_rows(gradients: Sequence[Tensor]) -> bool:
+    """Whether these have a row for each sample."""
+    return all(g.ndim > 1 for g in gradients) and len({len(g) for g in gradients}) == 1
+
+
+def as_rows(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """These, if they have a row for each sample; else each in one row."""
+    return gradients if are_rows(gradients) else [g.reshape(1, -1) for g in gradients]
