@@ -97,6 +97,7 @@ def addresses(network: nn.Module, device: torch.device) -> list[Any]:
     """
     found = [t for part in network.modules() for t in (*part.parameters(False), *part.buffers(False))]
     found += [t for part in network.modules() for t in vars(part).values() if isinstance(t, Tensor)]
+    found += tensors_in_containers(network)  # tables that an update throws away, say
     return [_address(t) if t.device == device else (_address(t), t._version) for t in found]
 
 

@@ -209,6 +209,42 @@ def test_recordings_are_made_anew_when_a_tensor_moves(replayed: None) -> None:
     assert torch.equal(input_gradient(fast, x, y), input_gradient(eager(net), x, y))
 
 
+class Tabled(nn.Module):
+    """Keeps a table that it computes from its weights, until somebody clears it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.scale = nn.Linear(192, 32), nn.Linear(32, 10), nn.Parameter(torch.randn(32))
+        self.tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor, *, features: bool = False) -> Tensor:
+        if len(x) not in self.tables:
+            self.tables[len(x)] = 3 * torch.tanh(self.scale)
+        hidden = F.relu(self.first(x.flatten(1)) + self.tables[len(x)])
+        logits: Tensor = self.last(hidden)
+        return hidden if features else logits
+
+
+def test_recordings_are_made_anew_when_a_table_in_a_container_is_thrown_away(replayed: None) -> None:
+    net, (x, y) = Tabled().eval(), batch()
+    fast = FastAttackModel(net, **FLOAT32)
+
+    def gradient(model: nn.Module, *, features: bool) -> Tensor:
+        net.tables.clear()
+        return input_gradient(partial(model, features=features), x, y)
+
+    for alone in (True, False):  # the table is there before there is a recording, which reads it
+        recorder_of(fast).recording = alone
+        for features in (False, True):
+            gradient(fast, features=features)
+    assert recorder_of(fast).captured == 4
+    with torch.no_grad():
+        net.scale.mul_(-1)
+    for features in (False, True):
+        torch.testing.assert_close(gradient(fast, features=features), gradient(net, features=features))
+
+
 class CountsOnDevice(nn.Module):
     """Counts its calls in a buffer or a parameter."""
 
