@@ -108,7 +108,8 @@ def check(
     Returns:
         What was found. If the model itself refuses the input, which the verdict says, its own error is the one to show.
     """
-    with ieee_float32(precision.device), without_anomaly_mode():
+    # Backward passes run in this thread: the device's own may wait for a lock that the caller holds.
+    with torch.autograd.set_multithreading_enabled(False), ieee_float32(precision.device), without_anomaly_mode():
         return _check(source, plan, precision, arguments, needs, wrapped)
 
 

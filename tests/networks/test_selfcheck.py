@@ -99,6 +99,20 @@ def test_threads_at_a_first_call_make_one_self_check(monkeypatch: pytest.MonkeyP
     assert len(made) == 1
 
 
+def test_a_self_check_waits_for_no_thread_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator backward passes run in the device's own thread, which may wait for the lock that is held."""
+    seen, check = list[bool](), selfcheck._check
+
+    def watched(*args: Any) -> Any:
+        seen.append(torch._C._is_multithreading_enabled())
+        return check(*args)
+
+    monkeypatch.setattr(selfcheck, "_check", watched)
+    input_gradient(FastAttackModel(small_net(), **FLOAT32), *batch())
+    assert seen == [False]
+    assert torch._C._is_multithreading_enabled()
+
+
 def test_the_first_gradient_through_a_full_precision_view_is_checked() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
     x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
