@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..modules import are_equal, clone, copy_module, device_of, random_state_kept
-from .tracer import TRACING, Tracer
+from .tracer import Tracer, tracing
 
 ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 """Of ``torch.nn.functional.batch_norm``, in their order."""
@@ -49,7 +49,7 @@ def reads_first(module: nn.Module) -> bool:
     copied = copy_module(module, clone)
     copied._check_input_dim = lambda input: None  # type: ignore[assignment]  # looks at the shape, which a trace has not
     try:
-        with TRACING:
+        with tracing(copied):
             graph = Tracer(leaves=lambda m: True, sized=False).trace(copied)
     except Exception as error:
         raise ValueError(f"its own forward does not trace ({type(error).__name__})") from error

@@ -1,17 +1,25 @@
 """A tracer that goes on if a module's forward does not trace."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules import first_line, has_hooks
+from ..modules import first_line, has_hooks, put_back
 
-TRACING = threading.RLock()
+_TRACING = threading.RLock()
 """While torch.fx traces, it patches nn.Module for all threads, and warnings are off for all: one trace at a time."""
+
+
+@contextmanager
+def tracing(module: nn.Module) -> Iterator[None]:
+    """Traces of a module are made inside; no proxy stays where its code keeps tensors for all models of its class."""
+    with _TRACING, put_back(module, lambda value: isinstance(value, fx.Proxy) and isinstance(value.tracer, Tracer)):
+        yield
 
 
 class _Sized(fx.Proxy):

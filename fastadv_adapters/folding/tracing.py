@@ -16,7 +16,7 @@ from .centring import Stream, find_stream
 from .own_forward import Alike
 from .reading import read_unseen
 from .rectified import find_rectified
-from .tracer import TRACING, Tracer, is_leaf
+from .tracer import Tracer, is_leaf, tracing
 
 DOES_NOTHING = (
     nn.Identity,
@@ -90,7 +90,7 @@ def trace(module: nn.Module) -> Trace:
     copied = copy_module(module, clone)
     names = {id(m): name for name, m in copied.named_modules()}
     result, graphs = Trace(), []
-    with TRACING, warnings.catch_warnings(), _generators_kept(copied), torch.no_grad():
+    with tracing(copied), warnings.catch_warnings(), _generators_kept(copied), torch.no_grad():
         warnings.simplefilter("ignore")
         for root, graph in _graphs(copied, names, result.opaque):
             graphs.append((names[id(root)], graph))

@@ -12,7 +12,7 @@ mode; ``modes`` tells which parts do so by themselves; ``randomness`` keeps the 
 warnings; ``anchor`` is the parameter that tells the device, in a ``shell`` without others; ``callers`` finds out
 which attack is asking, and ``answers`` whether it gets logits; ``axes`` tells which axis images lack; ``devices``
 whether two are one; ``refusals`` bears that a model does not take what it is asked beside its call; ``transforms``
-sees and leaves those of ``torch.func``.
+sees and leaves those of ``torch.func``; ``shared`` puts back what a trace leaves in classes and globals.
 """
 
 from .anchor import Anchor
@@ -86,6 +86,7 @@ from .randomness import (
 )
 from .refusals import refusals_borne
 from .restoring import Restore
+from .shared import put_back
 from .shell import Shell
 from .switching import has_own_switch
 from .transforms import is_transformed, outside_of_transforms
@@ -159,6 +160,7 @@ __all__ = [
     "own_dtype",
     "own_tensors",
     "pointer",
+    "put_back",
     "put_on",
     "random_state_kept",
     "read_by_caller",
