@@ -116,7 +116,7 @@ class Memo:
         for tensor in opened_by(function, args, kwargs):
             self._give_up(tensor)
             stage.give_up(tensor)
-        if not reads or not self._all_still(reads, stage.still):
+        if not reads or not self._all_still(reads, stage.still) or not _is_own(function):
             prepared = self._prepared(function, args)
             return function(*prepared, **kwargs), prepared is not args
         try:
@@ -221,6 +221,14 @@ class Memo:
         for tensor in one.writes:
             mark_rewritten(tensor)
         self._still.update({id(t): t for t in one.writes})
+
+
+def _is_own(function: Any) -> bool:
+    """Whether it is PyTorch's: a custom operator, or a function of others, may read what changes and is no argument."""
+    operator = getattr(function, "_qualified_op_name", "") or getattr(getattr(function, "_schema", None), "name", "")
+    if operator:
+        return operator.partition("::")[0] in ("aten", "prims")
+    return isinstance(function, _IN_C) or str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
 
 
 def _is_plain(tensor: Tensor) -> bool:

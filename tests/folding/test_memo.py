@@ -615,3 +615,39 @@ def test_a_call_that_raises_keeps_nothing_and_later_ones_keep() -> None:
     with torch.no_grad():
         torch.testing.assert_close(network(x), model(x))
     assert len(kept(fast)) == 1
+
+
+_LEVELS = [4.0]
+
+
+@torch.library.custom_op("fastadv_tests::rounded", mutates_args=())
+def _rounded(weight: Tensor) -> Tensor:
+    return (weight * _LEVELS[0]).round() / _LEVELS[0]
+
+
+def _halved(weight: Tensor) -> Tensor:
+    if torch.overrides.has_torch_function_unary(weight):
+        return torch.overrides.handle_torch_function(_halved, (weight,), weight)  # type: ignore[no-any-return]
+    return weight / _LEVELS[0]
+
+
+class ByAnOperatorOfItsOwn(Layer):
+    """The weight by a custom operator, which reads a global."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch.ops.fastadv_tests.rounded(self.weight.detach()))
+
+
+class ByAFunctionForModes(Layer):
+    """The weight by a function that a mode sees as one, which reads a global."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, _halved(self.weight.detach()))
+
+
+@pytest.mark.parametrize("kind", [ByAnOperatorOfItsOwn, ByAFunctionForModes])
+def test_what_is_not_of_pytorch_may_read_what_changes(kind: type[Layer]) -> None:
+    model, (x, y) = Ending(kind()).double().eval(), inputs()
+    fast = fast_of(model)
+    for _LEVELS[0] in (4.0, 4.0, 2.0):
+        torch.testing.assert_close(input_gradient(fast, x, y), input_gradient(model, x, y))
