@@ -627,7 +627,7 @@ def _rounded(weight: Tensor) -> Tensor:
 
 def _halved(weight: Tensor) -> Tensor:
     if torch.overrides.has_torch_function_unary(weight):
-        return torch.overrides.handle_torch_function(_halved, (weight,), weight)  # type: ignore[no-any-return]
+        return torch.overrides.handle_torch_function(_halved, (weight,), weight)
     return weight / _LEVELS[0]
 
 
