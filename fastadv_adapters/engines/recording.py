@@ -12,6 +12,9 @@ from .eager import EagerRun
 
 Replay = Callable[[], object]
 
+Given = tuple[bool, ...]
+"""For each output, whether a gradient comes in there."""
+
 
 class Recorder(Protocol):
     """What records work on the device."""
@@ -49,12 +52,21 @@ class Recording:
     Attributes:
         passes: how many forward passes there were.
         compiled: whether it is of the compiled network.
+        given: at which outputs gradients come in. A zero in the place of none would be NaN behind an infinite
+            derivative.
     """
 
     compiled = False
 
     def __init__(
-        self, run: EagerRun, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, recorder: Recorder
+        self,
+        run: EagerRun,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        crossing: Crossing,
+        recorder: Recorder,
+        *,
+        given: Given | None = None,
     ) -> None:
         self._run, self._needs, self._crossing = run, list(needs), crossing
         self._uses = recorder.uses
@@ -63,7 +75,11 @@ class Recording:
         looks = run.looked_at
         recorder.warm(self._forward, looks=looks)
         self.differentiable = self._tape.differentiable
-        self._grads = [torch.ones_like(o) for o in self._tape.output.tensors]
+        self.given = tuple(self.differentiable) if given is None else given
+        self._grads = [
+            torch.ones_like(o) if come_in else None
+            for o, come_in in zip(self._tape.output.tensors, self.given, strict=True)
+        ]
         del self._tape  # and all activations, before others are made
         if any(self.differentiable):
             recorder.warm(self._both, looks=looks)
@@ -93,11 +109,9 @@ class Recording:
 
     def backward(self, grads: Sequence[Tensor | None]) -> Pulled:
         """Replay from these gradients, after :meth:`forward`; what is returned is no part of the memory."""
-        self._uses(self._grads)
+        self._uses([own for own in self._grads if own is not None])
         for own, grad in zip(self._grads, grads, strict=True):
-            if grad is None:
-                own.zero_()
-            else:
+            if own is not None and grad is not None:
                 own.copy_(grad)
         self._replay_backward()
         gradients, spoilt = self._pulled

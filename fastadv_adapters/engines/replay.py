@@ -17,7 +17,7 @@ from ..boundary import Crossing, Packed, Pulled, Tape, UnbalancedFoldError
 from ..modules import Precision, first_line, is_out_of_memory, random_state_kept, unhooked
 from .compiled import CompileEngine, GiveUp
 from .eager import EagerEngine, EagerRun
-from .recording import Recorder, Recording
+from .recording import Given, Recorder, Recording
 from .unchanging import CannotRecordError, addresses, memory_kept, refuse_what_changes
 
 MOST = 32
@@ -59,6 +59,7 @@ class ReplayEngine(EagerEngine):
         self._give_up = give_up
         self._lock = threading.RLock()
         self._recordings: dict[Any, Recording] = {}
+        self.given: dict[Any, Given | None] = {}  # where gradients came in last, by kind of call; None at all outputs
         self._addresses: list[Any] = []
 
     def bind(self, arguments: Packed) -> "ReplayRun":
@@ -73,6 +74,7 @@ class ReplayEngine(EagerEngine):
 
     def _forget(self) -> None:
         self._recordings.clear()
+        self.given.clear()
         self._addresses = []
         self.held = None
         self.recorder.start_anew()
@@ -138,28 +140,30 @@ class ReplayRun(EagerRun):
         with torch.inference_mode(False):
             own = [t.clone() if t.is_inference() else t for t in tensors]
             floating = [t.is_floating_point() for t in own]
-            known = self._engine.known(self._key(own, floating, crossing)) is not None
+            kind = self._kind(own, floating, crossing)
+            known = self._engine.known((kind, self._engine.given.get(kind))) is not None
             return self.record(own, floating if known else [False] * len(own), crossing).output
 
     def record(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Tape:
         """Replay the forward pass, after recording it if this kind of call is new."""
         engine = self._engine
-        key = self._key(tensors, needs, crossing)
-        if key is None or engine.name == "eager" or engine.recorder.busy():
+        kind = self._kind(tensors, needs, crossing)
+        if kind is None or engine.name == "eager" or engine.recorder.busy():
             return super().record(tensors, needs, crossing)
         with engine.turn():
+            key = kind, engine.given.get(kind)
             recording = engine.known(key)
             failure: Exception | None = None
             if engine.wants_compiled(recording) and (recording is not None or engine.takes()):
-                compiled, failure = self._try(tensors, needs, crossing, compiled=True)
+                compiled, failure = self._try(tensors, needs, crossing, key[1], compiled=True)
                 if failure is not None and not is_out_of_memory(failure):
                     engine.give_up_compiling(failure)
                 recording = self._kept(key, compiled) or engine.known(key)
             if recording is None and engine.takes():
-                recording, failure = self._try(tensors, needs, crossing, compiled=False)
+                recording, failure = self._try(tensors, needs, crossing, key[1], compiled=False)
                 self._kept(key, recording)
             if recording is not None:
-                return ReplayTape(engine, recording, tensors)
+                return ReplayTape(engine, kind, recording, tensors)
         tape = super().record(tensors, needs, crossing)  # the model's own error is raised here, as it is
         if failure is not None and not is_out_of_memory(failure):  # which says nothing of the next time
             engine.give_up(failure)
@@ -171,18 +175,30 @@ class ReplayRun(EagerRun):
         return recording
 
     def _try(
-        self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, *, compiled: bool
+        self,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        crossing: Crossing,
+        given: Given | None,
+        *,
+        compiled: bool,
     ) -> tuple[Recording | None, Exception | None]:
         """A recording, or why there is none."""
         try:
-            return self._recorded(tensors, needs, crossing, compiled=compiled), None
+            return self._recorded(tensors, needs, crossing, given, compiled=compiled), None
         except UnbalancedFoldError:
             raise
         except Exception as error:
             return None, error.with_traceback(None)  # which holds all that the recording had made
 
     def _recorded(
-        self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing, *, compiled: bool
+        self,
+        tensors: Sequence[Tensor],
+        needs: Sequence[bool],
+        crossing: Crossing,
+        given: Given | None,
+        *,
+        compiled: bool,
     ) -> Recording:
         engine = self._engine
         engine.held = None  # recording may run the work
@@ -197,14 +213,14 @@ class ReplayRun(EagerRun):
             ):
                 runner = engine.recorded(compiled=compiled)
                 run = runner.bind(self._arguments.holding([]))  # without the first batch, and what it came from
-                recording = Recording(run, tensors, needs, crossing, engine.recorder)
+                recording = Recording(run, tensors, needs, crossing, engine.recorder, given=given)
                 recording.compiled = runner.name == "compile"  # it may have given up meanwhile
                 return recording
         except BaseException:
             engine.recorder.start_anew()  # a graph that was made may have been the only one in its memory
             raise
 
-    def _key(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Any:
+    def _kind(self, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> Any:
         constants, device = self._arguments.constants, self._engine.precision.device
         # A recording would keep the value of a number that lies on the host.
         if constants is None or any(t.numel() == 0 or t.device != device for t in tensors):
@@ -215,18 +231,23 @@ class ReplayRun(EagerRun):
 class ReplayTape:
     """One forward pass, as long as no other has overwritten it; see :class:`fastadv_adapters.boundary.Tape`."""
 
-    def __init__(self, engine: ReplayEngine, recording: Recording, tensors: Sequence[Tensor]) -> None:
-        self._engine, self._recording = engine, recording
+    def __init__(self, engine: ReplayEngine, kind: Any, recording: Recording, tensors: Sequence[Tensor]) -> None:
+        self._engine, self._kind, self._recording = engine, kind, recording
         self._own = engine.held = object()
         self.output = recording.forward(tensors)
         self.differentiable = recording.differentiable
 
     def pull(self, grads: Sequence[Tensor | None], *, keep: bool) -> Pulled | None:
-        """The backward pass, or None if the memory was used by another pass, or the caller records this one himself."""
+        """The backward pass; None if another pass used the memory, or the caller records this one himself.
+
+        Likewise if gradients come in at other outputs than it was recorded for: the next recording is for these.
+        """
         if self._engine.recorder.busy():
             return None
+        given = tuple(g is not None and own for g, own in zip(grads, self.differentiable, strict=True))
         with self._engine.turn():
-            if self._engine.held is not self._own:
+            self._engine.given[self._kind] = None if given == tuple(self.differentiable) else given
+            if self._engine.held is not self._own or given != self._recording.given:
                 return None
             self._engine.held = None  # a recorded backward pass reuses the memory of what it has read
             return self._recording.backward(grads)

@@ -314,7 +314,30 @@ def test_numbers_and_flags_are_part_of_a_recording(replayed: None) -> None:
             _, second, decisions = model(leaf, factor, flip=flip)  # one of two outputs has a gradient
             outcomes.append((second, decisions, torch.autograd.grad(second.sum(), leaf)[0]))
         assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))
-    assert recorder_of(fast).captured == 6
+    assert recorder_of(fast).captured == 12, "once for all outputs, and once for the one that is asked for"
+
+
+class WithEntropy(nn.Module):
+    """Also returns the entropy of its classes, which is finite where a probability is zero; its derivative is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.net(x)
+        return logits, torch.special.entr((1e4 * logits).softmax(1)).sum(1)
+
+
+def test_nothing_comes_in_at_outputs_that_nobody_asked_for(replayed: None) -> None:
+    net, (x, y) = WithEntropy().eval(), batch()
+    fast, plain = FastAttackModel(net, **FLOAT32), eager(net)
+    for _ in range(3):
+        found, expected = (input_gradient(lambda x, m=model: m(x)[0], x, y) for model in (fast, plain))  # type: ignore[misc]
+        assert torch.equal(found, expected)
+    assert found.flatten(1).any(1).all()
+    assert recorder_of(fast).captured == 4, "once for both outputs, and once for the one that is asked for"
+    assert fast.engine == "cudagraph"
 
 
 def test_inference_mode_and_fast_values(replayed: None) -> None:
