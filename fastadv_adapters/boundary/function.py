@@ -114,7 +114,7 @@ class Boundary(torch.autograd.Function):
                 "backward() before the weights change"
             )
         # An autocast region around backward() would lower the products of a network in full precision.
-        with autocast(tensors[0].device.type, None), without_anomaly_mode(), without_reentrant_checkpoints():
+        with autocast(call.crossing.state.device.type, None), without_anomaly_mode(), without_reentrant_checkpoints():
             if again:
                 return None, *_differentiable(call, tensors, needs, grads)
             tape: Tape | None = ctx.tape

@@ -95,7 +95,7 @@ class EagerTape:
     """Leaves, outputs and the graph between them; see :class:`Tape`."""
 
     def __init__(self, run: Run, tensors: Sequence[Tensor], needs: Sequence[bool], crossing: Crossing) -> None:
-        device = tensors[0].device.type
+        device = crossing.state.device.type  # the first tensor may be a number on the host
         with torch.enable_grad(), ends_of(crossing.rows.ends, device, cut=True) as self._cuts:
             self._leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
             output = run(self._leaves)

@@ -70,7 +70,8 @@ class Problem:
         # Gradients of confident samples come in at 1e-38 and below, which full precision does not bear either.
         apart = self.apart and are_rows(wanted)  # samples that reach each other, or are in one row, share a scale
         way: LossScale = "per-sample" if apart else "per-call"
-        shift = state_on(wanted[0].device).shift_for(way, [g for _, g in pairs], wanted)
+        device = next((g.device for _, g in pairs), wanted[0].device)  # an input may be a number on the host
+        shift = state_on(device).shift_for(way, [g for _, g in pairs], wanted)
         scaled = [scale(g, shift, way).to(o.dtype) for o, g in pairs]
         return list(torch.autograd.grad([o for o, _ in pairs], wanted, scaled, materialize_grads=True))
 

@@ -69,8 +69,8 @@ class Auditor:
         """The gradients of the pass: as they came, or better ones."""
         if not any(bool(g.count_nonzero()) for g in grads if g is not None) or _are_blank(tensors):
             return pulled
-        self.draws = SameDraws(self.twin.bind(self.arguments), tensors[0].device)
-        with random_state_kept(tensors[0].device), self.crossing.state.kept():
+        self.draws = SameDraws(self.twin.bind(self.arguments), self.crossing.state.device)
+        with random_state_kept(self.crossing.state.device), self.crossing.state.kept():
             judged = self._judge(tensors, needs, grads, pulled)
             if judged is not None and len(self.usual) != 2 * len(judged[0].values):
                 self.usual = usual_sizes(judged[0].values)
@@ -115,7 +115,7 @@ class Auditor:
         found = pulled.gradients
         index = choose(found, grads) if are_rows(found) and len(found[0]) > SAMPLES else None
         ours = found if index is None else [g.index_select(0, index) for g in found]
-        with random_state_kept(tensors[0].device), refusals_borne():
+        with random_state_kept(self.crossing.state.device), refusals_borne():
             problem = self._problem(tensors, needs, grads, index)
             return take_glimpse(problem, ours, partial(self._own_values, problem, outputs))
         return None
@@ -264,7 +264,7 @@ class Auditor:
     def _run(self, network: Fast, problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs and gradients of a network for these samples; of a random model with the draws of the twin."""
         network = self.anew(network, contiguous=True) if self._is_random() else network
-        with random_state_kept(problem.tensors[0].device):
+        with random_state_kept(self.crossing.state.device):
             # Eager, for a recording of these few samples would serve nothing else.
             tape = network.eager().bind(self.arguments).record(problem.tensors, problem.needs, self._crossing(network))
             found = cast(Pulled, tape.pull(problem.grads, keep=False)).gradients  # None only of a tape that is used up

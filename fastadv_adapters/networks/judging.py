@@ -169,14 +169,15 @@ class Judged:
 
     def _look(self, tensors: Sequence[Tensor], samples: int) -> Packed:
         """The twin's output; and are the folded network's the same, and those of a sample by itself?"""
-        with watching_steadiness(self._networks.twin.engine.network, tensors[0].device) as seen:
+        device = self._networks.precision.device
+        with watching_steadiness(self._networks.twin.engine.network, device) as seen:
             output = self._twin(tensors)
         if not seen.steady:
             self._trust.add(math.inf)
             return output
         exact = logits_of(output, samples)
-        one = torch.zeros(1, dtype=torch.long, device=tensors[0].device)
-        with random_state_kept(tensors[0].device):  # that of after the twin: a model that draws has other values now
+        one = torch.zeros(1, dtype=torch.long, device=device)
+        with random_state_kept(device):  # that of after the twin: a model that draws has other values now
             for rows in (None, one):
                 found = self._try(tensors if rows is None else self._rows(tensors, rows)) if self._trust.good else None
                 logits = None if found is None else logits_of(found, samples if rows is None else 1)

@@ -60,7 +60,7 @@ class Mender:
 
     def _run(self, problem: Problem) -> Pulled | None:
         """The gradients of the twin; None if it refuses these samples, or gives other outputs than the pass did."""
-        with refusals_borne(), random_state_kept(self.tensors[0].device), self.crossing.state.kept():
+        with refusals_borne(), random_state_kept(self.crossing.state.device), self.crossing.state.kept():
             tape = self.twin.record(problem.tensors, self.needs, replace(self.crossing, counts_outputs=False))
             rows = [o if problem.index is None else o.index_select(0, problem.index) for o in self.outputs]
             if is_near(rows, tape.output.tensors, within=FAR):

@@ -285,7 +285,7 @@ class Trial:
     @contextmanager
     def _gradients(self, draws: int) -> Iterator[list[Tensor]]:
         """Fresh leaves, with gradients enabled and the random state restored afterwards."""
-        device = self.tensors[0].device
+        device = self.full.device
         tensors = [t.float() if self.in_half and t.dtype in HALF else t.clone() for t in self.tensors]
         with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)

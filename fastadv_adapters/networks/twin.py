@@ -83,7 +83,7 @@ class Twin:
     def try_out(self, arguments: Packed) -> None:
         """Raise the model's own error for this call, if it has one."""
         tensors = arguments.tensors
-        with torch.no_grad(), random_state_kept(tensors[0].device):
+        with torch.no_grad(), random_state_kept(self.engine.precision.device):
             self.engine.bind(arguments)([t.clone() for t in tensors])
 
     def thaw(self) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.boundary import Packed
-from fastadv_adapters.engines import captures, waiting
+from fastadv_adapters.boundary import Crossing, DeviceState, Packed, ends_of
+from fastadv_adapters.engines import captures, eager, waiting
 from fastadv_adapters.engines.graphs import CudaRecorder
 from fastadv_adapters.engines.replay import ReplayEngine
 from fastadv_adapters.engines.unchanging import CannotRecordError, addresses
@@ -315,6 +315,21 @@ def test_numbers_on_the_host_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -
     for tensors, recorded in (([x], True), ([x, number], False)):
         run = engine.bind(Packed((tuple(tensors), {})))
         assert (run._kind(tensors, [True, False][: len(tensors)], crossing) is not None) is recorded
+
+
+def test_a_first_input_elsewhere_does_not_tell_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def watched(ends: Any, device: str, **settings: Any) -> Any:
+        asked.append(device)
+        return ends_of(ends, device, **settings)
+
+    monkeypatch.setattr(eager, "ends_of", watched)
+    x, number = batch()[0], torch.empty((), device="meta")
+    crossing = Crossing(torch.float32, None, can_overflow=False, state=DeviceState(torch.device("cpu")))
+    run: Any = lambda tensors: Packed(tensors[1] * 2)  # noqa: E731
+    eager.EagerTape(run, [number, x], [False, True], crossing)
+    assert asked == ["cpu"]
 
 
 def test_a_number_on_the_host_that_changes_makes_recordings_old() -> None:
