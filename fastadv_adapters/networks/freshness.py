@@ -179,7 +179,8 @@ class Freshness:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
 
     def _now_switches(self) -> list[int]:
-        switches = [t for _, _, t in self._attributes if t.dtype == torch.bool and t.numel() == 1]
+        found = chain((t for _, _, t in self._attributes), self._held)
+        switches = [t for t in found if t.dtype == torch.bool and t.numel() == 1]
         return [int(t) if t.device.type == "cpu" else t._version for t in switches if not t.is_inference()]
 
     def _now_kinds(self) -> list[Any]:
@@ -235,16 +236,22 @@ def _remembered(key: str, value: Any) -> Any:
     return value if is_looked_at_apart else _shallow(value)
 
 
-def _shallow(value: Any) -> Any:
-    """The value with its containers copied, so that a change inside them shows in a comparison."""
+def _shallow(value: Any, around: tuple[Any, ...] = ()) -> Any:
+    """The value with its containers copied, so that a change inside them shows in a comparison.
+
+    One that holds itself is equal to whatever stands there then, for a comparison would have no end either.
+    """
+    if any(value is one for one in around):
+        return _WHATEVER
+    around = (*around, value)
     if isinstance(value, dict):
-        return {key: _shallow(item) for key, item in value.items()}
+        return {key: _shallow(item, around) for key, item in value.items()}
     if isinstance(value, list):
-        return [_shallow(item) for item in value]
+        return [_shallow(item, around) for item in value]
     if isinstance(value, tuple):
-        return tuple(map(_shallow, value))
+        return tuple(_shallow(item, around) for item in value)
     if isinstance(value, deque):
-        return deque(map(_shallow, value), value.maxlen)
+        return deque((_shallow(item, around) for item in value), value.maxlen)
     if isinstance(value, (bytearray, array)):
         return value[:]
     return set(value) if isinstance(value, set) else value

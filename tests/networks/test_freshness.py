@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -430,3 +431,44 @@ def test_one_warning_however_often_networks_are_built() -> None:
         assert any("other samples" in note for note in fast._networks.notes)
         model.temperature *= 0.9
     assert found == [1, 0, 0]
+
+
+class AddsWhatItFolds(nn.Module):
+    """Reads the layer's output besides if a bool says so, in whatever holds that."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.conv, self.norm, self.held = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), held
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv(x)
+        out: Tensor = self.norm(hidden)
+        return (out + hidden if self.flag() else out).mean((2, 3))
+
+    def flag(self) -> Tensor:
+        held: Any = vars(self.held) if isinstance(self.held, SimpleNamespace) else self.held
+        flag: Tensor = held if isinstance(held, Tensor) else held["adds"] if isinstance(held, dict) else held[0]
+        return flag
+
+
+@pytest.mark.parametrize("hold", [lambda t: t, lambda t: [t], lambda t: {"adds": t}, lambda t: SimpleNamespace(adds=t)])
+def test_a_bool_that_decides_how_layers_are_connected_is_followed_wherever_it_is(hold: Callable[[Tensor], Any]) -> None:
+    net, x = AddsWhatItFolds(hold(torch.tensor(False))).eval(), torch.rand(4, 3, 8, 8)
+    net.norm.running_var.fill_(0.1)  # type: ignore[union-attr]
+    fast = FastAttackModel(net, **FLOAT32)
+    for value in (False, True):
+        net.flag().fill_(value)
+        torch.testing.assert_close(fast(x.clone().requires_grad_()), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_container_that_holds_itself_is_compared_but_for_that() -> None:
+    net, x, tree = nn.Sequential(nn.Linear(4, 3)), torch.rand(2, 4), dict[str, Any]()
+    tree["children"], tree["name"] = [{"parent": tree}], "root"
+    net.tree = tree  # type: ignore[assignment]
+    fast = FastAttackModel(net, **FLOAT32)
+    networks = fast._networks
+    torch.testing.assert_close(fast(x.requires_grad_()), net(x))
+    assert networks._freshness.change() is Change.NONE
+    tree["name"] = "another"
+    assert networks._freshness.change() is Change.STRUCTURE
+    torch.testing.assert_close(fast(x), net(x))
