@@ -71,9 +71,9 @@ class ReplaceTensor:
     own: Tensor | None = None
 
     def __call__(self) -> None:
-        """Copy in place, or clone where another tensor is in that place (which somebody else may hold)."""
+        """Copy in place, or clone where another tensor, or none, is in that place (which somebody else may hold)."""
         theirs, own = self.theirs[self.name], self.own
-        if own is None or self.ours[self.name] is not own or not write(own, theirs):
+        if own is None or self.ours.get(self.name, theirs) is not own or not write(own, theirs):
             self.ours[self.name] = self.own = clone(theirs.to(self.dtype))
 
 

@@ -145,12 +145,12 @@ class Networks(BuiltLater, Audited):
 
     def network_in(self, dtype: torch.dtype) -> Fast:
         """The fast network in this precision, made when it is first asked for."""
-        if dtype not in self._networks:
+        if (network := self._networks.get(dtype)) is None:  # read once: another thread may make them anew
             with self._lock, torch.inference_mode(False), torch.no_grad():  # no update meanwhile
-                self._networks[dtype] = self._networks.get(dtype) or self._made(dtype)
+                network = self._networks[dtype] = self._networks.get(dtype) or self._made(dtype)
                 for kind in self.kinds.values():
                     self._let_end(kind)
-        return self._networks[dtype].caught_up(self._lock)
+        return network.caught_up(self._lock)
 
     def _made(self, dtype: torch.dtype) -> Fast:
         source = self._pattern.network if self._pattern else self.source

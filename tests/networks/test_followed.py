@@ -170,3 +170,40 @@ def test_it_may_write_into_an_input_that_needs_no_other_layout(dtype: torch.dtyp
     assert (cosine(found, wanted) > 0.99).all()
     assert torch.equal(x, before)
     assert fast.dtype == dtype, fast.summary()
+
+
+class DropsATensor(nn.Module):
+    """Deletes what it needs in its first pass alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.first, self.began = nn.Linear(4, 3), torch.ones(4), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.began:
+            self.began, x = True, x + self.first
+            del self.first
+        out: Tensor = self.layer(x)
+        return out
+
+
+def test_a_tensor_that_a_pass_has_deleted_is_there_again_after_an_update() -> None:
+    net, x = DropsATensor(), torch.rand(2, 4)
+    fast = FastAttackModel(net, dtype=torch.float32)
+    for _ in range(2):
+        torch.testing.assert_close(fast(x.clone().requires_grad_()), net.layer(x + 1))
+        with torch.no_grad():
+            net.layer.weight.mul_(2)
+
+
+def test_networks_that_another_thread_makes_anew_meanwhile_raise_no_key_error() -> None:
+    class Raced(dict[Any, Any]):
+        def __contains__(self, key: object) -> bool:
+            networks._networks = {}  # as the other thread's
+            return super().__contains__(key)
+
+    fast, x = FastAttackModel(nn.Sequential(nn.Linear(4, 3)), dtype=torch.float32), torch.rand(2, 4)
+    networks = fast._networks
+    networks._networks = Raced(networks._networks)
+    assert networks.network_in(torch.float32).engine.name == "eager"
+    assert fast(x.requires_grad_()).requires_grad
