@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .copying import alias, clone, copy_module
+from .copying import clone, copy_module
 from .inputs import shapes
 from .randomness import random_state_kept
 
@@ -46,8 +46,7 @@ def _takes(model: nn.Module, weight: Tensor, images: Tensor, others: Sequence[Se
     """Whether a copy of the model, in eval mode, makes a row of each image, given what comes before and behind them."""
     try:
         with torch.no_grad(), random_state_kept(images.device):
-            copied = copy_module(model, lambda t: alias(t) if isinstance(t, nn.Parameter) else clone(t))
-            output = copied(*others[0], images.to(weight).contiguous(), *others[1])
+            output = copy_module(model, clone)(*others[0], images.to(weight).contiguous(), *others[1])
     except Exception:
         return False
     return not isinstance(output, Tensor) or (output.ndim > 1 and len(output) == len(images))

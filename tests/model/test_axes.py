@@ -149,6 +149,28 @@ def test_looking_for_the_axis_changes_nothing() -> None:
     assert model[-1].calls == []
 
 
+class Clamping(nn.Module):
+    """Writes into its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        with torch.no_grad():
+            self.conv.weight.fill_(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.conv.weight.clamp_(-1, 1)
+        out: Tensor = self.conv(x).mean((2, 3))
+        return out
+
+
+def test_looking_for_the_axis_writes_into_no_weight() -> None:
+    model = Clamping()
+    assert lacking_axis(model, [GREY]) is not None
+    assert bool((model.conv.weight == 9).all())
+
+
 class Noisy(nn.Module):
     """Draws random numbers in eval mode too."""
 
