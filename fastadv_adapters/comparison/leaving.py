@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch import Tensor, nn
 
-from ..modules import autocast, clone, differ, in_eval_mode, write
+from ..modules import autocast, beside_parameters, in_eval_mode, write_back
 
 
 @contextmanager
@@ -15,11 +14,7 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
 
     Afterwards modes, gradients, ``requires_grad``, buffers and attributes are what they were.
     """
-    parts, parameters = list(model.modules()), list(model.parameters())
-    dicts = [held for part in parts for held in (vars(part), part._buffers)]
-    before = [dict(held) for held in dicts]
-    held_tensors = [t for held in before for t in held.values() if isinstance(t, Tensor) and not t.is_quantized]
-    tensors = [(t, clone(t)) for t in held_tensors]
+    parameters, saved = list(model.parameters()), beside_parameters(model)
     gradients = [(p, p.grad, p.requires_grad) for p in parameters]
     try:
         for parameter in parameters:
@@ -27,11 +22,7 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
         with in_eval_mode(model), in_own_precision(model):
             yield
     finally:
-        for held, old in zip(dicts, before, strict=True):
-            for name in held.keys() - old.keys():
-                del held[name]
-            held.update(old)
-        _write_back(tensors)
+        write_back(saved)
         for parameter, grad, required in gradients:
             if parameter.requires_grad != required:  # one that was made in inference mode takes no flag
                 parameter.requires_grad_(required)
@@ -45,13 +36,6 @@ def in_own_precision(model: nn.Module) -> Iterator[None]:
         for kind in {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}:
             stack.enter_context(autocast(kind, None))
         yield
-
-
-def _write_back(tensors: list[tuple[Tensor, Tensor]]) -> None:
-    for tensor, value in tensors:
-        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            if differ(tensor, value):
-                write(tensor, value)
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ from .inputs import (
 )
 from .layouts import differ, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
-from .lending import in_eval_mode
+from .lending import beside_parameters, in_eval_mode, write_back
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify
 from .precision import (
@@ -120,6 +120,7 @@ __all__ = [
     "attributes_of",
     "autocast",
     "become",
+    "beside_parameters",
     "cast_ahead_names",
     "clone",
     "copy_module",
@@ -184,4 +185,5 @@ __all__ = [
     "without_anomaly_mode",
     "without_reentrant_checkpoints",
     "write",
+    "write_back",
 ]

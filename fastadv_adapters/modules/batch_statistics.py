@@ -3,8 +3,9 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .copying import copy_module
+from .copying import clone, copy_module
 from .inputs import accept_model
+from .switching import has_own_switch
 
 
 def with_batch_statistics(model: nn.Module) -> nn.Module:
@@ -23,12 +24,16 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
 
     Returns:
         A copy in eval mode that holds the model's own parameters, so it follows steps of an optimizer and whatever
-        writes into them. Parameters, buffers and modules that are replaced later are not followed: make it anew.
+        writes into them. Parameters, buffers and modules that are replaced later are not followed, nor are buffers of a
+        model that has a ``train()`` or ``eval()`` of its own: make it anew.
 
     Raises:
         TypeError, ValueError: as of :class:`~fastadv_adapters.FastAttackModel`.
     """
-    copied = copy_module(accept_model(model), lambda tensor: tensor)
+    own = has_own_switch(accept_model(model))  # its eval() may write into buffers, and into tensors in attributes
+    copied = copy_module(
+        model, lambda tensor: clone(tensor) if own and not isinstance(tensor, nn.Parameter) else tensor
+    )
     for part in copied.modules():
         if isinstance(part, _BatchNorm):
             part.running_mean = part.running_var = part.num_batches_tracked = None

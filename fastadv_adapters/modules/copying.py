@@ -187,7 +187,7 @@ def _copied(value: Any, memo: dict[int, Any], tensor_for: Callable[[Tensor], Ten
 def _carry(parts: list[nn.Module], memo: dict[int, Any], tensor_for: Callable[[Tensor], Tensor]) -> None:
     """Give copied parameters and buffers the attributes that code has given to the original ones: a mask, a scale."""
     for tensor in (t for part in parts for held in (part._parameters, part._buffers) for t in held.values()):
-        if tensor is None or id(tensor) not in memo:
+        if tensor is None or memo.get(id(tensor), tensor) is tensor:  # not copied: the same, with all that is on it
             continue
         for name, value in put_on(tensor).items():
             if isinstance(value, _OPAQUE):  # a copy of a function is the function

@@ -4,20 +4,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .copying import switches_attributes
+from .copying import clone, switches_attributes
+from .holding import own_tensors, tensors_in_containers
 from .layouts import differ, write
 from .restoring import Restore
+
+Saved = list[tuple[Tensor, Tensor]]
+"""Tensors of a model, each with a copy of what was in it."""
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """The model itself in eval mode for a while, as copies are; its modes and attributes are as before afterwards."""
-    restore, buffers = Restore(model), []
+    restore, saved = Restore(model), Saved()
     try:
         if model.training and switches_attributes(model):
-            buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+            saved = beside_parameters(model)
             with torch.no_grad():
                 model.eval()
         for part in model.modules():
@@ -25,7 +29,18 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         restore()
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if differ(buffer, before):
-                    write(buffer, before)
+        write_back(saved)
+
+
+def beside_parameters(model: nn.Module) -> Saved:
+    """Buffers, and tensors in attributes, containers and data objects, which code may write into."""
+    tensors = (t for t in (*own_tensors(model), *tensors_in_containers(model)) if not isinstance(t, nn.Parameter))
+    return [(tensor, clone(tensor)) for tensor in tensors if not tensor.is_quantized]
+
+
+def write_back(saved: Saved) -> None:
+    """Write into these tensors, where they have changed, what was in them."""
+    for tensor, value in saved:
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            if differ(tensor, value):
+                write(tensor, value)

@@ -1,14 +1,16 @@
 """A model that is attacked as it is trained: batch norm by the statistics of the batch."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastadv_adapters import FastAttackModel, with_batch_statistics
+from fastadv_adapters import FastAttackModel, compare, evaluate, with_batch_statistics
+from fastadv_adapters.modules import in_eval_mode
 from tests.support.tools import batch, cosine, fingerprint, input_gradient, small_net
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -49,3 +51,61 @@ def test_all_but_batch_norm_is_as_in_eval_mode() -> None:
     assert torch.equal(with_batch_statistics(net)(x), copy.deepcopy(net).eval()(x))
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         with_batch_statistics(lambda x: x)  # type: ignore[arg-type]
+
+
+class Noisy(nn.Module):
+    """Its ``train()`` writes into a buffer, a tensor in an attribute, and one in a dictionary."""
+
+    noise: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.scale, self.more = small_net(), torch.tensor(0.5), {"shift": torch.tensor(0.5)}
+        self.register_buffer("noise", torch.tensor(0.5))
+
+    def train(self, mode: bool = True) -> "Noisy":
+        super().train(mode)
+        for tensor in self.written():
+            tensor.fill_(0.5 if mode else 0.0)
+        return self
+
+    def written(self) -> list[Tensor]:
+        return [self.noise, self.scale, self.more["shift"]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x + sum(self.written()) * torch.randn_like(x))
+        return out
+
+
+def use_batch_statistics(model: nn.Module) -> None:
+    assert agrees(FastAttackModel(with_batch_statistics(model), **FLOAT32), model.net)  # type: ignore[arg-type]
+
+
+def be_evaluated(model: nn.Module) -> None:
+    evaluate(model, batch(8), "safe-pgd-ce-1", eps=0.03, progress=False)
+
+
+def be_compared(model: nn.Module) -> None:
+    compare(model, *batch(8), eps=0.03, repeats=1, progress=False)
+
+
+def be_lent(model: nn.Module) -> None:
+    with in_eval_mode(model):
+        assert not any(model.written())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("use", [use_batch_statistics, be_evaluated, be_compared, be_lent])
+def test_what_a_models_own_switch_writes_into_is_as_before(use: Callable[[nn.Module], None]) -> None:
+    model = Noisy().train()
+    use(model)
+    assert [float(t) for t in model.written()] == [0.5] * 3
+    assert all(part.training for part in model.modules())
+
+
+def test_what_code_has_put_on_a_weight_stays() -> None:
+    net, settings = small_net(), {"bits": [8]}
+    weight: Any = next(net.parameters())
+    weight.settings = settings
+    with_batch_statistics(net)
+    assert weight.settings is settings
+    assert settings == {"bits": [8]}
