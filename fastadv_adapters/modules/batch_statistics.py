@@ -30,10 +30,9 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
     Raises:
         TypeError, ValueError: as of :class:`~fastadv_adapters.FastAttackModel`.
     """
-    own = has_own_switch(accept_model(model))  # its eval() may write into buffers, and into tensors in attributes
-    copied = copy_module(
-        model, lambda tensor: clone(tensor) if own and not isinstance(tensor, nn.Parameter) else tensor
-    )
+    module = accept_model(model)
+    shares_all = not has_own_switch(module)  # whose eval() may write into buffers, and into tensors in attributes
+    copied = copy_module(module, lambda t: t if shares_all or isinstance(t, nn.Parameter) else clone(t))
     for part in copied.modules():
         if isinstance(part, _BatchNorm):
             part.running_mean = part.running_var = part.num_batches_tracked = None

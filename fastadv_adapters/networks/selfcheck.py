@@ -157,7 +157,7 @@ def _check(
         _check_widening(verdict, trial, native, reference)
     in_training = left_in_training(wrapped)
     if in_training and difference(trial.with_training(in_training), reference) is not None:
-        verdict.in_training = in_training
+        verdict.in_training = list(in_training)
     tried = _check_scale(verdict, trial, half, found, precision.dtype)
     if not tried and (verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters())):
         verdict.exponent = UNTRIED

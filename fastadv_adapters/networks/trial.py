@@ -1,6 +1,6 @@
 """Throw-away copies of a model, run on a few samples of one call."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -85,11 +85,14 @@ class Trial:
             return self.plain()
         return outcome
 
-    def with_training(self, names: Sequence[str]) -> Outcome:
-        """The same with these parts in training mode."""
+    def with_training(self, parts: Mapping[str, nn.Module]) -> Outcome:
+        """The same with these parts of the wrapped model in training mode, by name."""
         engine = self._plain_engine()
-        for name in names:
-            engine.network.get_submodule(name).training = True
+        for name, theirs in parts.items():
+            part = engine.network.get_submodule(name)
+            part.training = True
+            if isinstance(theirs, nn.RNNBase):
+                part.dropout = theirs.dropout  # type: ignore[assignment]
         return self._outcome(engine)
 
     def repeats(self, reference: tuple[list[Tensor], list[Tensor]], *, draws: int = 0) -> bool:

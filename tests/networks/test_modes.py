@@ -37,7 +37,38 @@ def with_dropout() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [lambda: KeepsTraining().eval(), with_dropout])
+class Noise(nn.Module):
+    """Of the user's own, and in training mode alone, as timm's DropPath."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn_like(x) if self.training else x
+
+
+def with_noise() -> nn.Module:
+    model = nn.Sequential(Noise(), small_net()).eval()
+    model[0].train()
+    return model
+
+
+class Recurrent(nn.Module):
+    """Dropout between the layers of an LSTM, over rows of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(24, 8, num_layers=2, dropout=0.5, batch_first=True), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.lstm(x.transpose(1, 2).flatten(2))[0].mean(1))
+        return logits
+
+
+def with_recurrent_dropout() -> nn.Module:
+    model = Recurrent().eval()
+    model.lstm.train()
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: KeepsTraining().eval(), with_dropout, with_noise, with_recurrent_dropout])
 def test_parts_that_stay_in_training_mode_are_told_once(make: type[nn.Module]) -> None:
     model, (x, y) = make(), batch(12)
     fast = FastAttackModel(model, dtype=torch.float32)
@@ -70,8 +101,12 @@ def test_other_kinds_of_calls_are_told_nothing_new_and_nothing_is_built_anew() -
 
 
 def without_rate() -> nn.Module:
-    model = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(3, track_running_stats=False), small_net()).eval()
-    model[:2].train()
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    model = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(3, track_running_stats=False), Own(), small_net()).eval()
+    model[:3].train()
     return model
 
 
@@ -89,6 +124,6 @@ def test_modes_that_change_nothing_or_are_those_of_the_whole_model_are_not_told(
 def test_what_differs_in_training_mode() -> None:
     parts = [nn.Dropout(0.1), nn.Dropout(0.0), nn.LSTM(2, 2, 2, dropout=0.1), nn.LSTM(2, 2), nn.RReLU(), nn.ReLU()]
     model = nn.Sequential(*parts, nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))
-    assert left_in_training(model) == []
+    assert left_in_training(model) == {}
     model.training = False
-    assert left_in_training(model) == ["0", "2", "4", "6"]
+    assert list(left_in_training(model)) == ["0", "2", "4", "6"]
