@@ -156,7 +156,8 @@ def _waits(source: nn.Module) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.layout == torch.strided
+    # There is no arithmetic on floats of one byte.
+    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.itemsize > 1
 
 
 def _few_entries(source: nn.Module) -> Sequence[Tensor]:

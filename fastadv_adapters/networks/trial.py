@@ -108,7 +108,7 @@ class Trial:
         """
         engine = self._plain_engine()
         for tensor in (*engine.network.parameters(), *engine.network.buffers()):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and tensor.itemsize > 1:  # there is no arithmetic on floats of one byte
                 signs = wave(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape).to(tensor.dtype)
                 tensor.detach().mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
         to_eval_mode(engine.network)  # once more, for a table may be computed of them

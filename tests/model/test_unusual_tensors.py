@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, SafePGD
+from fastadv_adapters.boundary import Packed
+from fastadv_adapters.networks.trial import Trial
 
 FLOAT32: Any = {"dtype": torch.float32}
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta")
@@ -331,3 +333,26 @@ def test_anomaly_mode_still_tells_of_the_callers_own_graph() -> None:
             loss = fast((x * 0).sqrt()).sum()
             with pytest.raises(RuntimeError, match="nan values"):
                 torch.autograd.grad(loss, x)
+
+
+# --- weights of one byte ----------------------------------------------------------------------------------------------
+
+
+class OfOneByte(nn.Linear):
+    """Keeps its weight as float8 and casts it in each pass, as models of reduced size do."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(into, out)
+        self.weight = nn.Parameter(self.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype), self.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_of_one_byte(dtype: torch.dtype) -> None:
+    model, x = nn.Sequential(nn.Flatten(), OfOneByte(48, 32), nn.Tanh(), OfOneByte(32, 10)).eval(), images()
+    fast = FastAttackModel(model, dtype=dtype)
+    agrees(fast, model, x, 2e-2)
+    trial = Trial(model, Packed(((x,), {})), [x], [True], fast._networks.precision, in_half=False)
+    assert isinstance(trial.moved(), tuple | list), "what rounding does is seen by moving the other weights"
