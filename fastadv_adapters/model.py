@@ -24,6 +24,7 @@ from .modules import (
     is_transformed,
     read_by_caller,
     refused,
+    uncompiled,
 )
 from .networks import Kind, Networks, cured, key_of
 from .report import summarise
@@ -105,10 +106,10 @@ class FastAttackModel(Shell):
         self._drop_anchor(self.device)
 
     def _see(self, decisions: Decisions, logits_dtype: torch.dtype, *, full_precision: bool) -> None:
-        self._decisions: Decisions = decisions
+        self._decisions, self.training = decisions, False
         self._logits_dtype, self._full_precision = logits_dtype, full_precision
-        self.training = False
 
+    @uncompiled
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the wrapped model in eval mode, floating ones in ``logits_dtype``.
 
@@ -282,9 +283,8 @@ class FastAttackModel(Shell):
 
     def _state(self) -> dict[str, Any]:
         """What a view shares, and a copy has its own of."""
-        seen = (self._decisions, self._logits_dtype, self._full_precision)
-        shared = {"networks": self._networks, "given": self._given, "hooks": self._hooks()}
-        return {**shared, "seen": seen, "anchor": self._anchor}
+        own = {"seen": (self._decisions, self._logits_dtype, self._full_precision), "anchor": self._anchor}
+        return {"networks": self._networks, "given": self._given, "hooks": self._hooks(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)

@@ -12,7 +12,8 @@ mode; ``modes`` tells which parts do so by themselves; ``randomness`` keeps the 
 warnings; ``anchor`` is the parameter that tells the device, in a ``shell`` without others; ``callers`` finds out
 which attack is asking, and ``answers`` whether it gets logits; ``axes`` tells which axis images lack; ``devices``
 whether two are one; ``refusals`` bears that a model does not take what it is asked beside its call; ``transforms``
-sees and leaves those of ``torch.func``; ``shared`` puts back what a trace leaves in classes and globals.
+sees and leaves those of ``torch.func``; ``shared`` puts back what a trace leaves in classes and globals; ``uncompiled``
+keeps ``torch.compile`` out.
 """
 
 from .anchor import Anchor
@@ -90,6 +91,7 @@ from .shared import put_back
 from .shell import Shell
 from .switching import has_own_switch
 from .transforms import is_transformed, outside_of_transforms
+from .uncompiled import uncompiled
 
 __all__ = [
     "COMMON_ERRORS",
@@ -178,6 +180,7 @@ __all__ = [
     "tensors_in_containers",
     "thaw",
     "to_eval_mode",
+    "uncompiled",
     "unhooked",
     "widen",
     "widest_on",

@@ -331,3 +331,22 @@ def test_an_average_loaded_or_copied_under_no_grad_is_noticed() -> None:
         for ours, theirs in zip(mean.parameters(), small_net(seed=5).parameters(), strict=True):
             ours.lerp_(theirs, 0.5)
     agrees(fast, mean)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_compiled_code_calls_a_fast_model_as_it_is(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: Any = FastAttackModel.forward  # by the tests, with code that is not made to be compiled
+    monkeypatch.setattr(FastAttackModel, "forward", watched.__wrapped__.__wrapped__)
+    net, (x, y) = small_net().eval(), batch(4)
+    fast = FastAttackModel(net, **FLOAT32, engine=engine)
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return F.cross_entropy(model(x) * 2, y)
+
+    around = torch.compile(loss, backend="eager")
+    for _ in range(2):
+        x = x.detach().requires_grad_()
+        found, expected = torch.autograd.grad(around(fast, x), x), torch.autograd.grad(loss(net, x), x)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(compiled(fast)(x), net(x), rtol=1e-3, atol=1e-5)
+    assert fast.engine == engine
