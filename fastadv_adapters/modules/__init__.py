@@ -36,7 +36,7 @@ from .classes import (
     names_in,
     put_on,
 )
-from .copying import alias, clone, copy_module, in_one_block, tensors_in, thaw, to_eval_mode
+from .copying import alias, clone, copy_module, in_one_block, leaves_out, tensors_in, thaw, to_eval_mode
 from .devices import same_device
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
@@ -67,6 +67,7 @@ from .precision import (
     Precision,
     accept_precision,
     autocast,
+    brought_to,
     cast_ahead_names,
     has_float64,
     ieee_float32,
@@ -123,6 +124,7 @@ __all__ = [
     "autocast",
     "become",
     "beside_parameters",
+    "brought_to",
     "cast_ahead_names",
     "clone",
     "copy_module",
@@ -152,6 +154,7 @@ __all__ = [
     "kind",
     "kind_of",
     "lacking_axis",
+    "leaves_out",
     "left_in_training",
     "lone_image",
     "names_in",

@@ -271,6 +271,11 @@ def tensors_in(root: object) -> Iterator[Tensor]:
     return (item for item in _reached(root, {}) if isinstance(item, Tensor))
 
 
+def leaves_out(root: object) -> bool:
+    """Whether a copy of ``root`` would be made without something that it reaches: an optimizer, a fast model."""
+    return any(map(is_left_out, _reached(root, {})))
+
+
 def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
     """Every object that a deep copy of ``root`` meets, without those in ``passed_over`` and what is behind them."""
     seen, stack = {id(root)}, [root]

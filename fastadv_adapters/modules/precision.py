@@ -38,6 +38,15 @@ def own_dtype(module: nn.Module) -> torch.dtype | None:
     return dtypes.pop() if len(dtypes) == 1 else None
 
 
+def brought_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network with all its floating tensors in this dtype, those in attributes too."""
+    as_asked = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
+    for part in network._apply(as_asked).modules():  # type: ignore[no-untyped-call]
+        held = {name: tensor for name, tensor in vars(part).items() if isinstance(tensor, Tensor)}
+        vars(part).update({name: as_asked(t) for name, t in held.items()})
+    return network
+
+
 def widen(value: Any) -> Any:
     """A tensor in half precision as one in float32; anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value

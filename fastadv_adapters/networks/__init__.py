@@ -3,9 +3,10 @@
 ``pair`` holds both, which are built later in a copy (``building``): ``twin`` is the model itself in full precision,
 ``fast`` a fast network in one precision, made of a ``pattern`` where it cannot be made of the model. ``selfcheck``
 asks once whether they agree, by runs of copies (``trial``, ``half``, ``coupling``) on few ``samples``, with numbers in
-``blank`` norms, and by what ``nearness`` holds to be near. ``kinds`` keeps what is known of each kind of call,
-``schedule`` when it is audited (``inputs``); ``auditing`` judges half precision by real gradients (``audit``), which
-comes to a ``finding``. ``mending`` runs samples that a pass has lost again, ``curing`` calls that raised. ``freshness``
+``blank`` norms, and by what ``nearness`` holds to be near; ``likeness`` compares a copy with the model itself.
+``kinds`` keeps what is known of each kind of call, ``schedule`` when it is audited (``inputs``); ``auditing`` judges
+half precision by real gradients (``audit``), which comes to a ``finding``. ``mending`` runs samples that a pass has
+lost again, ``curing`` calls that raised. ``freshness``
 notices changes of the model; ``remarks`` are what is said.
 
 ``judging`` answers passes without gradient by a folded network, unless ``steadiness`` finds that the model jumps,

@@ -23,7 +23,11 @@ Outcome = tuple[list[Tensor], list[Tensor]] | str
 
 
 def difference(
-    found: Outcome, reference: tuple[list[Tensor], list[Tensor]], moved: Sequence[Outcome] = ()
+    found: Outcome,
+    reference: tuple[list[Tensor], list[Tensor]],
+    moved: Sequence[Outcome] = (),
+    *,
+    who: str = "the folded model",
 ) -> str | None:
     """In words how far ``found`` is from ``reference``, or None if it is near enough.
 
@@ -32,11 +36,12 @@ def difference(
         reference: what they should be.
         moved: the reference again, each time after another change of the size of rounding; samples that one of them
             moves too far are not compared.
+        who: in words, has ``found``.
     """
     if isinstance(found, str):
-        return f"the folded model raised {found}"
+        return f"{who} raised {found}"
     if [t.shape for t in found[0]] != [t.shape for t in reference[0]]:
-        return "the folded model's outputs have other shapes"
+        return f"{who}'s outputs have other shapes"
     others = [outcome for outcome in moved if not isinstance(outcome, str)]
     for place, (ours, theirs) in enumerate(zip(found[0], reference[0], strict=True)):
         differ = _outputs_differ(ours, theirs)
@@ -44,14 +49,14 @@ def difference(
             differ &= ~_outputs_differ(outputs[place], theirs)
         if bool(differ.any()):
             share = float(_off_by(ours, theirs)[differ].max())
-            return f"the folded model's outputs differ by up to {share:.2g} of a sample's largest"
+            return f"{who}'s outputs differ by up to {share:.2g} of a sample's largest"
     for place, (ours, theirs) in enumerate(zip(found[1], reference[1], strict=True)):
         differ = _gradients_differ(ours, theirs)
         for _, gradients in others:
             differ &= ~_gradients_differ(gradients[place], theirs)
         if bool(differ.any()):
             cosine = float(cosines(ours, theirs)[differ].min())
-            return f"the folded model's gradients differ, cosine {cosine:.3f}"
+            return f"{who}'s gradients differ, cosine {cosine:.3f}"
     return None
 
 

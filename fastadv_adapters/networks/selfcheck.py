@@ -14,6 +14,7 @@ from . import remarks
 from .blank import filled_in
 from .half import Half
 from .kinds import Kind
+from .likeness import refuse_unlike
 from .nearness import COSINE_ABOVE, FAR, Outcome, cosines, difference, farthest, rows
 from .samples import few
 from .trial import Trial
@@ -130,6 +131,7 @@ def _check(
         reference = trial.plain(looks=True)
         if not isinstance(reference, str):
             break
+    refuse_unlike(trial, reference)
     if isinstance(reference, str):
         return replace(verdict, rows=Rows(at_outputs=()), refused=reference)
     single = trial.full

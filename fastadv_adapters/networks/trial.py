@@ -27,6 +27,7 @@ from ..folding import Folded, Trace, build_fast
 from ..modules import (
     HALF,
     Precision,
+    brought_to,
     clone,
     copy_module,
     first_line,
@@ -43,6 +44,7 @@ from .coupling import Seen, look, reach_others
 from .half import Half, weights_for
 from .nearness import FAR, Outcome, beyond_chance, difference, farthest, overflow
 from .samples import batched, length_of
+from .twin import Written
 
 _RUNS = 8  # of a model whose outputs are others from run to run
 _LAST_DIGITS = 4  # by so many units in the last place weights are moved, to see what rounding alone does
@@ -56,6 +58,9 @@ class Trial:
         arguments, tensors, needs: of the call.
         full: how copies of the model itself run.
         in_half: whether its weights, or some, are in half precision and are widened in these copies.
+
+    Attributes:
+        written: tells what the last :meth:`plain` has written into.
     """
 
     def __init__(
@@ -76,11 +81,13 @@ class Trial:
         self._seen: Seen | None = None
         self.in_half = in_half
         self._dtypes = set[torch.dtype]()
+        self.written: Written | None = None
 
     def plain(self, *, looks: bool = False) -> Outcome:
         """The wrapped model's outcome in at least float32; if it ``looks``, what that run shows of samples is kept."""
         self._engine = self._plain_engine()
-        outcome = self._outcome(self._engine, looks=looks)
+        self.written = Written(self._engine.network)
+        outcome = self.outcome(self._engine, looks=looks)
         if looks and isinstance(outcome, str):  # perhaps only since the same run has several backward passes
             return self.plain()
         return outcome
@@ -93,13 +100,13 @@ class Trial:
             part.training = True
             if isinstance(theirs, nn.RNNBase):
                 part.dropout = theirs.dropout  # type: ignore[assignment]
-        return self._outcome(engine)
+        return self.outcome(engine)
 
     def repeats(self, reference: tuple[list[Tensor], list[Tensor]], *, draws: int = 0) -> bool:
         """Whether the wrapped model has an outcome like this again, after ``draws`` random numbers."""
         # Most do on the copy that has run. What that keeps from run to run may be why not.
-        again = self._engine is not None and difference(self._outcome(self._engine, draws), reference) is None
-        return again or difference(self._outcome(self._plain_engine(), draws), reference) is None
+        again = self._engine is not None and difference(self.outcome(self._engine, draws), reference) is None
+        return again or difference(self.outcome(self._plain_engine(), draws), reference) is None
 
     def moved(self, wave: Callable[[Tensor], Tensor] = torch.cos) -> Outcome:
         """The wrapped model's outcome with every weight moved in its last digits, by this pattern of signs.
@@ -112,7 +119,7 @@ class Trial:
                 signs = wave(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape).to(tensor.dtype)
                 tensor.detach().mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
         to_eval_mode(engine.network)  # once more, for a table may be computed of them
-        return self._outcome(engine)
+        return self.outcome(engine)
 
     def lowered(self) -> bool:
         """Whether gradients passed half precision in a run so far: in an autocast region of the model's own, say."""
@@ -126,7 +133,7 @@ class Trial:
 
     def fast(self, plan: Trace | None, precision: Precision) -> Outcome:
         """The fast network's outcome."""
-        return self._outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
+        return self.outcome(EagerEngine(build_fast(self.source, plan, precision).network, precision, convert=True))
 
     def half(self, plan: Trace | None, precision: Precision, exact: Sequence[Tensor]) -> "Half | str":
         """The fast network in half precision, where that ends, and a run of it; or why it is not to be used.
@@ -259,13 +266,11 @@ class Trial:
     def _plain_engine(self) -> EagerEngine:
         copied = in_one_block(copy_module(self.source, clone))
         thaw(copied, self.source)
-        if self.full.dtype == torch.float64:
-            copied = _widened(copied.double(), torch.float64)
-        elif self.in_half:
-            copied = _widened(copied.float(), torch.float32)
+        if self.in_half or self.full.dtype == torch.float64:
+            copied = brought_to(copied, self.full.dtype)
         return EagerEngine(copied, self.full, convert=False, native=own_dtype(copied))
 
-    def _outcome(self, engine: EagerEngine, draws: int = 0, *, looks: bool = False) -> Outcome:
+    def outcome(self, engine: EagerEngine, draws: int = 0, *, looks: bool = False) -> Outcome:
         """Outputs, and input gradients under fixed weights of the outputs; or the text of what was raised.
 
         If it ``looks``, what this run shows of its samples is kept.
@@ -293,11 +298,3 @@ class Trial:
         with random_state_kept(device), torch.enable_grad():
             torch.rand(draws, device=device)
             yield [t.requires_grad_(need) for t, need in zip(tensors, self.needs, strict=True)]
-
-
-def _widened(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same network with its tensors in attributes in the dtype of its weights, as a fast network has them."""
-    for part in network.modules():
-        held = {name: tensor for name, tensor in vars(part).items() if isinstance(tensor, Tensor)}
-        vars(part).update({name: t.to(dtype) for name, t in held.items() if t.is_floating_point()})
-    return network

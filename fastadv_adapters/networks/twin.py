@@ -1,8 +1,9 @@
 """The full-precision twin: the wrapped model's structure, in eval mode, on its own weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ..modules import (
     own_dtype,
     random_state_kept,
     same_memory,
+    tensors_in,
     tensors_in_containers,
     thaw,
     to_eval_mode,
@@ -141,3 +143,25 @@ def writes_parameters(
             "the model once on an example batch"
         )
     return any(map(differ, theirs, ours))
+
+
+class Written:
+    """Tells whether runs of a copy write into tensors that it holds, noted by PyTorch or not.
+
+    Args:
+        network: the copy, before it is run.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._held = [(t, t._version) for t in tensors_in(network) if not t.is_inference()]
+
+    def unlike(self, source: nn.Module) -> bool:
+        """Whether they have, as the versions tell, or the values in the model that was copied."""
+        if any(t._version != before for t, before in self._held):
+            return True
+        return any(map(differ, _registered(self._network), _registered(source)))
+
+
+def _registered(network: nn.Module) -> Iterator[Tensor]:
+    return chain(network.parameters(), network.buffers())
