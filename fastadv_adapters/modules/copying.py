@@ -101,11 +101,9 @@ def _copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) 
         if type(item) in _CONTAINERS:
             if type(item) is OrderedDict and not item:  # hooks; a deep copy of one takes long
                 memo[id(item)] = OrderedDict()
-        elif is_weak(item):
-            memo[id(item)] = item
         elif isinstance(item, Tensor):
             memo[id(item)] = tensor_for(item)
-        elif is_trainer(item) or isinstance(item, torch.jit.ScriptFunction):  # which has no state
+        elif is_weak(item) or is_trainer(item) or _is_shared(item):
             memo[id(item)] = item
         elif is_left_out(item):
             memo[id(item)] = in_place_of(item)
@@ -282,11 +280,22 @@ def _reached(root: object, passed_over: dict[int, Any]) -> Iterator[Any]:
     while stack:
         for item in gc.get_referents(stack.pop()):
             if type(item) in ATOMS or id(item) in seen or id(item) in passed_over or isinstance(item, _OPAQUE):
+                if isinstance(item, types.ModuleType) and id(item) not in seen:
+                    seen.add(id(item))
+                    yield item
                 continue
             seen.add(id(item))
             yield item
             if gc.is_tracked(item) and (type(item) in _CONTAINERS or not _is_end(item)):
                 stack.append(item)
+
+
+def _is_shared(item: object) -> bool:
+    """Whether this is what the copy and the original can but share: a marker, code, a view of constants."""
+    if type(item) is object or isinstance(item, (types.ModuleType, torch.jit.ScriptFunction)):
+        return True
+    views = (types.MappingProxyType, memoryview)
+    return isinstance(item, views) and not any(isinstance(i, (Tensor, nn.Module)) for i in _reached(item, {}))
 
 
 def _is_end(item: object) -> bool:

@@ -40,10 +40,13 @@ def own_dtype(module: nn.Module) -> torch.dtype | None:
 
 def brought_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The network with all its floating tensors in this dtype, those in attributes too."""
-    as_asked = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
-    for part in network._apply(as_asked).modules():  # type: ignore[no-untyped-call]
+
+    def as_asked(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    for part in network._apply(as_asked).modules():
         held = {name: tensor for name, tensor in vars(part).items() if isinstance(tensor, Tensor)}
-        vars(part).update({name: as_asked(t) for name, t in held.items()})
+        vars(part).update({name: as_asked(tensor) for name, tensor in held.items()})
     return network
 
 

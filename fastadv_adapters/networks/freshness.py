@@ -40,6 +40,20 @@ class _Whatever:
 
 _WHATEVER = _Whatever()
 
+
+class _Numbers:
+    """An array as it was: equal to one with the same bytes, for NaN is not equal to NaN."""
+
+    def __init__(self, held: "array[Any]") -> None:
+        self._held = held.typecode, held.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        other = _Numbers(other) if isinstance(other, array) else other
+        return isinstance(other, _Numbers) and self._held == other._held
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 # Fused optimizers move no version counter, so steps are counted by one hook for all models.
 _watching: weakref.WeakSet["Freshness"] = weakref.WeakSet()
 _watching_lock = threading.RLock()  # one thread may step an optimizer while another makes a fast model
@@ -252,7 +266,9 @@ def _shallow(value: Any, around: tuple[Any, ...] = ()) -> Any:
         return tuple(_shallow(item, around) for item in value)
     if isinstance(value, deque):
         return deque((_shallow(item, around) for item in value), value.maxlen)
-    if isinstance(value, (bytearray, array)):
+    if isinstance(value, array):
+        return _Numbers(value)
+    if isinstance(value, bytearray):
         return value[:]
     return set(value) if isinstance(value, set) else value
 

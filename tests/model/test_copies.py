@@ -1,12 +1,15 @@
 """Copies of a model: exact, with tensors of their own, and refused where a class has another idea of a copy."""
 
 import copy
+import types
+from array import array
 from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.modules.copying import clone, copy_module
@@ -115,3 +118,47 @@ def test_a_traced_model_with_a_part_that_holds_a_parameter_alone_is_copied() -> 
 
     model, x = torch.fx.symbolic_trace(Scaled().eval()), torch.rand(3, 4)
     torch.testing.assert_close(FastAttackModel(model, dtype=torch.float32)(x), model(x))
+
+
+TRAINED, BINARY = object(), object()
+
+
+class Marked(Own):
+    """Compares a marker by identity, alone and in containers, and holds what no deep copy takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind, self.kinds = TRAINED, {"first": [BINARY], TRAINED: BINARY}
+        self.functions: Any = F
+        self.sizes, self.bytes = types.MappingProxyType({"scale": 2.0}), memoryview(b"23")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        same = self.kind is TRAINED and self.kinds["first"][0] is self.kinds[TRAINED] is BINARY  # type: ignore[index]
+        out: torch.Tensor = self.functions.gelu(super().forward(x)) * self.sizes["scale"] * self.bytes[1]
+        return out if same else -out
+
+
+def test_markers_modules_of_code_and_views_of_constants_are_shared() -> None:
+    model, x = Marked().eval(), torch.rand(3, 4)
+    fast = FastAttackModel(model, dtype=torch.float32)
+    torch.testing.assert_close(fast(x.requires_grad_()), model(x))
+
+
+def test_views_of_weights_are_not_shared() -> None:
+    model: Any = Own()
+    model.parts = types.MappingProxyType({"fc": model.fc})
+    with pytest.raises(ValueError, match="cannot pickle 'mappingproxy'"):
+        copy_module(model, clone)
+
+
+def test_nan_in_an_array_is_no_change() -> None:
+    model, x = Own().eval(), torch.rand(3, 4)
+    model.numbers = array("d", [float("nan")])  # type: ignore[assignment]
+    fast = FastAttackModel(model, dtype=torch.float32)
+    fast(x)
+    before = fast._networks.updates
+    fast(x)
+    assert fast._networks.updates == before
+    model.numbers[0] = 1.0  # type: ignore[operator]
+    fast(x)
+    assert fast._networks.updates == before + 1
