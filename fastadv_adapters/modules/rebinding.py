@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from .classes import ATOMS, defaults_of, inside_of, is_bound_as_it_was, things_of
+from .classes import ATOMS, defaults_of, hooks_of, inside_of, is_bound_as_it_was, is_data, things_of
 
 Memo = dict[int, Any]
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _CONTAINERS = (list, tuple, dict)
+_HELD = (list, dict, set, deque)
 
 
 def rebind(parts: list[tuple[nn.Module, nn.Module]], memo: Memo) -> None:
@@ -29,6 +30,9 @@ def rebind(parts: list[tuple[nn.Module, nn.Module]], memo: Memo) -> None:
     for part, copied in parts:
         if inside_of(part) is None:
             _rebind_in(things_of(part), vars(copied), memo, seen)
+            for kind, hooks in hooks_of(part).items():
+                if hooks:
+                    _rebind_in(hooks, vars(copied)[kind], memo, seen)
             if "forward" in vars(copied) and is_bound_as_it_was(copied):
                 del vars(copied)["forward"]
 
@@ -133,12 +137,14 @@ def _rebound_or_same(value: Any, memo: Memo) -> Any:
 
 
 def _reaches(value: Any, memo: Memo, seen: set[int]) -> bool:
-    """Whether calling this runs a module that was copied; what else it reaches stays the caller's."""
+    """Whether calling this runs a module that was copied, or uses a container that was; the rest stays the caller's."""
     if id(value) in seen:
         return False
     seen.add(id(value))
     if isinstance(value, nn.Module):
         return id(value) in memo
+    if memo.get(id(value), value) is not value and (isinstance(value, _HELD) or is_data(value)):
+        return True
     return any(_reaches(held, memo, seen) for held in _called_by(value))
 
 

@@ -3,7 +3,9 @@
 import copy
 import functools
 import pickle
+from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import foolbox
@@ -16,6 +18,7 @@ from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
 from fastadv_adapters.torchattacks import SafePGD as SafePGDOfTorchattacks
 from fastadv_adapters.torchattacks import accelerate
+from tests.support.tools import input_gradient
 
 FLOAT32: Any = {"dtype": torch.float32}
 
@@ -411,3 +414,52 @@ def test_hooks_around_saving_do_not_take_their_owner_along() -> None:
     model, x = small(), images()
     Saver(model)
     torch.testing.assert_close(gradient(FastAttackModel(model, **FLOAT32), x), gradient(small(), x))
+
+
+class Supervised(nn.Module):
+    """Returns what a hook has kept in a container or an object that the model holds, too."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(48, 32), nn.Linear(32, 10)
+        kept: Any = {"namespace": SimpleNamespace(), "list": [], "queue": deque()}.get(way, {})
+        self.kept = kept
+
+        def default(module: nn.Module, given: Any, output: Tensor, kept: Any = kept) -> None:
+            kept["first"] = output
+
+        hooks: dict[str, Any] = {
+            "closure": lambda module, given, output: kept.update(first=output),
+            "default": default,
+            "partial": functools.partial(lambda kept, module, given, output: kept.update(first=output), kept),
+            "namespace": lambda module, given, output: setattr(kept, "first", output),
+            "list": lambda module, given, output: kept.append(output),
+            "queue": lambda module, given, output: kept.append(output),
+            "function": lambda output: kept.update(first=output),
+        }
+        self.keep = hooks[way] if way == "function" else None
+        if way != "function":
+            self.first.register_forward_hook(hooks[way])
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x.flatten(1))
+        if self.keep is not None:
+            self.keep(hidden)
+        kept: Any = self.kept
+        first = kept["first"] if isinstance(kept, dict) else kept.first if hasattr(kept, "first") else kept.pop()
+        logits: Tensor = self.last(hidden.relu()) + first.mean(1, keepdim=True) * first[:, :10]
+        return logits
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("way", ["closure", "default", "partial", "namespace", "list", "queue", "function"])
+def test_containers_that_hooks_and_the_model_share_are_shared_in_copies(way: str, used: bool) -> None:
+    model, x, y = Supervised(way).eval(), torch.rand(8, 3, 4, 4), torch.arange(8)
+    expected = input_gradient(Supervised(way).eval(), x, y)
+    if used:
+        model(torch.rand(8, 3, 4, 4))
+    before = [*vars(model.kept).values()] if way == "namespace" else [*model.kept]
+    torch.testing.assert_close(input_gradient(FastAttackModel(model, dtype=torch.float32), x, y), expected)
+    now = [*vars(model.kept).values()] if way == "namespace" else [*model.kept]
+    assert list(map(id, now)) == list(map(id, before))
