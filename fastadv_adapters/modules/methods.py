@@ -7,10 +7,15 @@ import dis
 import functools
 import itertools
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .classes import functions_in
+from torch import nn
+
+from .classes import functions_in, names_in
+
+_CONTAINERS = (list, tuple, set, deque)
 
 
 def named_by(kind: type, first: str, own: set[int]) -> Iterator[tuple[str, str, object]]:
@@ -23,18 +28,42 @@ def named_by(kind: type, first: str, own: set[int]) -> Iterator[tuple[str, str, 
     """
     bases = [base for base in kind.__mro__ if not _is_known(base)]
     classes = tuple(base.__name__ for base in bases)
-    seen, waiting = set[str](), [first]
+    seen, waiting, made = set[str](), [first], set[str]()
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
-        for function in _with_inner(f for base in bases for f in functions_in(vars(base).get(name))):
+        attributes = [vars(base)[name] for base in bases if name in vars(base)]
+        held = attributes if name not in made else []
+        yield from ((f"{kind.__qualname__}.{first}", name, part) for value in held for part in _parts_in(value, own))
+        for function in _with_inner(f for attribute in attributes for f in functions_in(attribute)):
             for found, value in _reached_by(function):
-                module = value.__self__ if isinstance(value, types.MethodType) else value
-                if id(module) in own:
-                    yield function.__qualname__, found, module
+                held = [value, *(_named_on(value, function.__code__) if isinstance(value, type) else ())]
+                yield from ((function.__qualname__, found, part) for one in held for part in _parts_in(one, own))
+            made |= _set_by(function.__code__)
             waiting += _asked_of_itself(function.__code__, classes)
+
+
+def _parts_in(value: Any, own: set[int]) -> Iterator[object]:
+    """These parts of a model in a value: itself, the owner of a method, or what a container holds."""
+    value = value.__self__ if isinstance(value, types.MethodType) else value
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else (value,)
+    yield from (part for part in list(held) if id(part) in own)
+
+
+def _named_on(kind: type, code: types.CodeType) -> list[Any]:
+    """What code reads of a class of modules, and does not set itself, as what is being run."""
+    if not issubclass(kind, nn.Module):
+        return []
+    names = set(names_in(code)) - _set_by(code)
+    return [vars(base)[name] for base in kind.__mro__ for name in names if name in vars(base)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _set_by(code: types.CodeType) -> frozenset[str]:
+    """The attributes that code sets."""
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
 
 
 def _is_known(base: type) -> bool:

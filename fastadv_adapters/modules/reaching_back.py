@@ -61,8 +61,9 @@ def _refuse_methods(part: nn.Module, where: str, own: set[int]) -> None:
         for function, name, _ in named_by(type(part), first, own):
             raise ValueError(
                 f"expected methods that reach the model through self alone, got {function} of {where}, in which {name} "
-                f"is a part of the model: a global, a variable of a closure or a default, which would run on the "
-                f"original from the copy. Assign it to an attribute in __init__, and use that"
+                f"is a part of the model: a global, a variable of a closure, a default or an attribute of a class, or "
+                f"in a container there; it would run on the original from the copy. Assign it to an attribute in "
+                f"__init__, and use that"
             )
 
 

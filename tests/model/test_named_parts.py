@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -156,6 +156,88 @@ class AsksOthers(Norm):
 
     def backward(self) -> Any:
         return NET
+
+
+MODELS: dict[str, nn.Module] = {}
+
+
+class Listed(nn.Linear):
+    """All layers of this class are in a list on it."""
+
+    layers: ClassVar[list[nn.Module]] = []
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.layers.append(self)
+
+
+class TwoLayers(nn.Module):
+    """Two layers that are reached in ways that subclasses say, besides by their attributes."""
+
+    parts: ClassVar[Any] = ()
+    head: ClassVar[Any] = None
+    current: ClassVar[Any] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Listed(48, 8), Listed(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+class ByListOfClass(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * len([layer for layer in Listed.layers if layer.training])
+
+
+class ByOwnClass(TwoLayers):
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).parts = (self.first, self.last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[1](self.parts[0](x.flatten(1)))  # type: ignore[no-any-return]
+
+
+class ByNamedClass(TwoLayers):
+    def __init__(self) -> None:
+        super().__init__()
+        ByNamedClass.head = self.last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ByNamedClass.head(self.first(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+class ByRegister(TwoLayers):
+    def __init__(self) -> None:
+        super().__init__()
+        MODELS["net"] = self.last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return MODELS["net"](self.first(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+class SetsWhatRuns(TwoLayers):
+    """Tells layers which model is running; and names a class that has a list of them, which it does not read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        SetsWhatRuns.current = self
+        out: Tensor = super().forward(x)
+        return out * (1 + isinstance(SetsWhatRuns.current.last, Listed))
+
+
+@pytest.mark.parametrize("make", [ByListOfClass, ByOwnClass, ByNamedClass, ByRegister])
+def test_a_forward_that_reaches_a_part_through_a_class_or_a_container_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"through self alone, got .* is a part of the model: .* attribute of a class"):
+        FastAttackModel(make().eval(), **FLOAT32)
+    assert isinstance(FastAttackModel(TwoLayers().eval(), **FLOAT32), nn.Module)
+
+
+def test_classes_that_are_named_and_not_read_are_not_refused() -> None:
+    model, x = SetsWhatRuns().eval(), torch.rand(4, 3, 4, 4)
+    model(x)
+    agrees(model)
 
 
 def test_methods_that_no_pass_runs_may_name_what_they_like() -> None:
