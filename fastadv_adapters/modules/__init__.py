@@ -36,7 +36,7 @@ from .classes import (
     names_in,
     put_on,
 )
-from .copying import alias, clone, copy_module, in_one_block, leaves_out, tensors_in, thaw, to_eval_mode
+from .copying import alias, clone, copy_module, leaves_out, tensors_in, thaw, to_eval_mode
 from .devices import same_device
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
@@ -56,7 +56,7 @@ from .inputs import (
     number_of_samples,
     refuse_unfit,
 )
-from .layouts import differ, kind, pointer, same_memory, write
+from .layouts import differ, in_one_block, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
 from .lending import beside_parameters, in_eval_mode, write_back
 from .modes import left_in_training

@@ -130,14 +130,6 @@ def _copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) 
     return copied
 
 
-def in_one_block(network: nn.Module) -> nn.Module:
-    """The same copy, whose recurrent layers have collected their weights anew, on CUDA into one block of memory."""
-    for part in network.modules():
-        if isinstance(part, nn.RNNBase):
-            part._apply(lambda tensor: tensor)
-    return network
-
-
 class _Wrapped(nn.Module):
     """In the place of a wrapper: calls the module inside, here and as it is."""
 

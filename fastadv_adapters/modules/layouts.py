@@ -1,7 +1,7 @@
 """Tensors of any layout, sparse ones too: where they are, whether they are alike, and written in place."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -61,3 +61,11 @@ def differ(one: Tensor, other: Tensor) -> bool:
     if any(a.shape != b.shape for a, b in pairs):
         return True
     return any(bool(((a != b) & ~(a.isnan() & b.isnan())).any()) for a, b in pairs)
+
+
+def in_one_block(network: nn.Module) -> nn.Module:
+    """The same copy, whose recurrent layers have collected their weights anew, on CUDA into one block of memory."""
+    for part in network.modules():
+        if isinstance(part, nn.RNNBase):
+            part._apply(lambda tensor: tensor)
+    return network
