@@ -20,6 +20,7 @@ from .doubts import (
     doubt_classes,
     doubt_images,
     doubt_logits,
+    doubt_mode,
     doubt_steps,
     is_random,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "doubt_classes",
     "doubt_images",
     "doubt_logits",
+    "doubt_mode",
     "doubt_steps",
     "is_random",
     "resolve_loss",

@@ -120,6 +120,16 @@ def doubt_logits(logits: Tensor) -> str | None:
     )
 
 
+def doubt_mode(logits: Tensor, changed: Tensor) -> str | None:
+    """A note if logits (N, C) of a model in training mode are others once its own ``eval()`` was called on a copy."""
+    if not is_random(logits, changed):
+        return None
+    return (
+        "the model is in training mode, and its own eval() writes into its weights, or makes other layers, which is "
+        "left out here: call eval() on the model first"
+    )
+
+
 def is_random(first: Tensor, second: Tensor) -> bool:
     """Whether logits (N, C) of two passes are of a model that draws random numbers."""
     peak = first.where(first.isfinite(), 0).abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)

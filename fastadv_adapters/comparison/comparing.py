@@ -15,6 +15,7 @@ from ..modules import (
     HALF,
     FastAttackWarning,
     accept_model,
+    by_its_own_eval,
     device_of,
     is_in_hardware,
     random_state_kept,
@@ -98,14 +99,14 @@ def compare(
             or a ``SafePGD``, which holds a model (pass ``lambda model, x, y: SafePGD(model, eps=...)(x, y)``).
         ValueError: values out of range, no logits, a model that cannot be wrapped, an attack on another model.
     """
-    accept_model(model)
+    switched = by_its_own_eval(accept_model(model))  # before it is lent
     refuse_class(attack, "attack")
     budget, device = budget_for(attack, eps, norm, bounds), device_of(model)
     with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:
         _try_options(options or {}, device)
         y, logits = accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
-        notes = doubts(model, study.x, y, logits, budget)
+        notes = doubts(model, study.x, y, logits, budget, switched)
         recommended = study.run(repeats, told.say)
         notes += study.doubt_distance()
     setting = {**budget.record(), "repeats": repeats}

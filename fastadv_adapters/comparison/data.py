@@ -13,6 +13,7 @@ from ..attack import (
     doubt_classes,
     doubt_images,
     doubt_logits,
+    doubt_mode,
     is_random,
     undecided,
 )
@@ -43,8 +44,11 @@ def accept_data(
 
 
 @torch.no_grad()
-def doubts(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, budget: Budget) -> list[str]:
-    """Notes on what is seldom meant."""
+def doubts(
+    model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, budget: Budget, switched: nn.Module | None
+) -> list[str]:
+    """Notes on what is seldom meant; ``switched`` is the model after its own ``eval()``, if that is another one."""
+    random = is_random(logits, model(x.clone()))
     right = int(are_right(logits, y).sum())
     wide = doubt_budget(budget.eps, budget.norm, budget.bounds, x[0].numel())
     notes = [
@@ -53,7 +57,8 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, budget: Budge
         doubt_classes(int(undecided(logits).sum())),
         doubt_images(x, budget.bounds),
         doubt_logits(logits),
-        RANDOM if is_random(logits, model(x.clone())) else None,
+        RANDOM if random else None,
+        None if random or switched is None else doubt_mode(logits, switched(x.clone())),
     ]
     return [note for note in notes if note is not None]
 

@@ -18,10 +18,11 @@ from ..attack import (
     doubt_budget,
     doubt_images,
     doubt_logits,
+    doubt_mode,
 )
 from ..comparison import doubt_own
 from ..model import FastAttackModel
-from ..modules import accept_flag
+from ..modules import accept_flag, by_its_own_eval
 from ..options import FastAttackOptions
 from .attacks import attacks_of
 from .confirming import SIZE, Judge
@@ -118,10 +119,12 @@ def plan_of(asked: Asked) -> Plan:
     attacks = attacks_of(asked.attacks, random=setting.random)
     budgets = _budgets(asked.eps)
     stages = [attack.stage(setting, budget) for budget in budgets for attack in attacks]
+    other = None if setting.random else by_its_own_eval(fast.wrapped)
     doubts = [
         doubt_budget(budgets[-1], setting.norm, bounds, x[0].numel()),
         doubt_images(x, bounds),
         doubt_logits(judge.logits(x)),
+        None if other is None else doubt_mode(judge.logits(x), Judge(other, asked.seed).logits(x)),
     ]
     doubts += [attack.doubt(fast.wrapped) for attack in attacks]
     notes = [note for note in doubts if note is not None]

@@ -36,7 +36,7 @@ from .classes import (
     names_in,
     put_on,
 )
-from .copying import alias, clone, copy_module, leaves_out, tensors_in, thaw, to_eval_mode
+from .copying import alias, by_its_own_eval, clone, copy_module, leaves_out, tensors_in, thaw, to_eval_mode
 from .devices import same_device
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
@@ -67,7 +67,6 @@ from .precision import (
     Precision,
     accept_precision,
     autocast,
-    brought_to,
     cast_ahead_names,
     has_float64,
     ieee_float32,
@@ -75,6 +74,7 @@ from .precision import (
     own_dtype,
     resolve,
     widen,
+    widened,
     widest_on,
 )
 from .processor import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16, HAS_FAST_MKL
@@ -124,7 +124,7 @@ __all__ = [
     "autocast",
     "become",
     "beside_parameters",
-    "brought_to",
+    "by_its_own_eval",
     "cast_ahead_names",
     "clone",
     "copy_module",
@@ -186,6 +186,7 @@ __all__ = [
     "uncompiled",
     "unhooked",
     "widen",
+    "widened",
     "widest_on",
     "with_batch_statistics",
     "without_anomaly_mode",

@@ -54,12 +54,8 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor], *, sw
 
     Every tensor that can be reached is replaced by ``tensor_for(tensor)``, stored activations and the recomputed
     weights of weight norm too, on which a plain ``copy.deepcopy`` raises. Mode flags are set one by one, for ``eval()``
-    of a user's class may write into weights (merged adapters do); it is called if it does not.
-
-    Args:
-        module: the original.
-        tensor_for: makes each tensor of the copy.
-        switches: whether its own ``eval()`` may be called; a copy of a copy in eval mode has what that computes.
+    of a user's class may write into weights (merged adapters do); it is called if it does not. (If nothing ``switches``
+    it is not: what is copied is a copy in eval mode.)
 
     Raises:
         ValueError: the module cannot be copied without reaching back into the original.
@@ -89,7 +85,20 @@ def to_eval_mode(copied: nn.Module) -> None:
 
 def switches_attributes(module: nn.Module) -> bool:
     """Whether a module goes to eval mode in its own way, and no weight changes by that; tried on a copy."""
-    return has_own_switch(module) and switch(_copied_as_it_is(module, clone), module)
+    return has_own_switch(module) and bool(switch(_copied_as_it_is(module, clone), module))
+
+
+@torch.inference_mode(False)
+def by_its_own_eval(module: nn.Module) -> nn.Module | None:
+    """A copy of a model in training mode as its ``eval()`` makes it, if other copies are not, for that writes weights.
+
+    None if they are, or if it raises.
+    """
+    copied = _copied_as_it_is(module, clone) if module.training and has_own_switch(module) else None
+    if copied is None or switch(copied, module) is not False:
+        return None
+    to_eval_mode(copied)
+    return copied
 
 
 def _copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -38,21 +38,18 @@ def own_dtype(module: nn.Module) -> torch.dtype | None:
     return dtypes.pop() if len(dtypes) == 1 else None
 
 
-def brought_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network with all its floating tensors in this dtype, those in attributes too."""
-
-    def as_asked(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    for part in network._apply(as_asked).modules():
-        held = {name: tensor for name, tensor in vars(part).items() if isinstance(tensor, Tensor)}
-        vars(part).update({name: as_asked(tensor) for name, tensor in held.items()})
-    return network
-
-
 def widen(value: Any) -> Any:
     """A tensor in half precision as one in float32; anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def widened(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The same network in float32 or float64, tensors in attributes included, as a fast network has them."""
+    network = network.double() if dtype == torch.float64 else network.float()
+    for part in network.modules():
+        held = {name: tensor for name, tensor in vars(part).items() if isinstance(tensor, Tensor)}
+        vars(part).update({name: t.to(dtype) for name, t in held.items() if t.is_floating_point()})
+    return network
 
 
 @dataclass(frozen=True)

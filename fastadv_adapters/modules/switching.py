@@ -12,8 +12,10 @@ def has_own_switch(model: nn.Module) -> bool:
     return any(map(_is_own, model.modules()))
 
 
-def switch(copied: nn.Module, source: nn.Module) -> bool:
+def switch(copied: nn.Module, source: nn.Module) -> bool | None:
     """Have a copy, all of whose tensors are its own, go to eval mode in its own way; whether its weights are the same.
+
+    None if that raises.
 
     A merged adapter writes into weights then, and another model builds new layers: their copies are left as they are.
     """
@@ -24,7 +26,7 @@ def switch(copied: nn.Module, source: nn.Module) -> bool:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return False
+        return None
     if list(map(id, copied.modules())) != parts or list(map(id, copied.parameters())) != parameters:
         return False
     return not any(map(differ, copied.parameters(), source.parameters()))

@@ -32,6 +32,10 @@ MODES = (
     "parts of the model are in training mode though the model is in eval mode ({}): a fast model computes the "
     "eval-mode function, which is another one"
 )
+SWITCHES = (
+    "the model is in training mode, and its own eval() writes into its weights, or makes other layers, which a fast "
+    "model leaves out: it computes another function. Call eval() on the model first (and update() after that)"
+)
 OLD_WEIGHTS = (
     "the weights of the wrapped model were changed where PyTorch records nothing (through .data, say): the fast model "
     "has been updated now, and attacks until then saw old weights. Call update() after such a change"

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from ..boundary import START, Packed, Rows
 from ..folding import Trace
-from ..modules import HALF, Precision, ieee_float32, left_in_training, refusals_borne, without_anomaly_mode
+from ..modules import (
+    HALF,
+    Precision,
+    by_its_own_eval,
+    ieee_float32,
+    left_in_training,
+    refusals_borne,
+    without_anomaly_mode,
+)
 from . import remarks
 from .blank import filled_in
 from .half import Half
@@ -43,6 +51,7 @@ class Verdict:
         samples_coupled: whether one sample's output depends on another sample.
         rows: where half precision ends, and what has a row per sample.
         in_training: the parts that the wrapped model in eval mode has in training mode.
+        writes: whether the ``eval()`` of the wrapped model, which is in training mode, makes another model of it.
         refused: what the wrapped model's own copies raised, so that there was nothing to compare with.
     """
 
@@ -58,6 +67,7 @@ class Verdict:
     samples_coupled: bool = False
     rows: Rows = field(default_factory=Rows)
     in_training: list[str] = field(default_factory=list)
+    writes: bool = False
     refused: str | None = None
 
     def kind(self, dtype: torch.dtype, *, settled: bool) -> Kind:
@@ -82,6 +92,8 @@ class Verdict:
         if self.in_training:
             some = ", ".join(map(repr, self.in_training[:3])) + (", ..." if len(self.in_training) > 3 else "")
             found.append((remarks.MODES.format(some), "mixed-modes"))
+        if self.writes:
+            found.append((remarks.SWITCHES, "mixed-modes"))
         return found
 
 
@@ -160,10 +172,21 @@ def _check(
     in_training = left_in_training(wrapped)
     if in_training and difference(trial.with_training(in_training), reference) is not None:
         verdict.in_training = list(in_training)
+    if (changed := by_its_own_eval(wrapped)) is not None:
+        asked = (Trial(model, arguments, tensors, needs, full, in_half=widened) for model in (wrapped, changed))
+        verdict.writes = _differ(*asked)
     tried = _check_scale(verdict, trial, half, found, precision.dtype)
     if not tried and (verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters())):
         verdict.exponent = UNTRIED
     return verdict
+
+
+def _differ(one: Trial, other: Trial) -> bool:
+    """Whether two models are not the same, though each of them runs."""
+    outcome, changed = one.plain(), other.plain()
+    if isinstance(outcome, str) or isinstance(changed, str):
+        return False
+    return difference(changed, outcome) is not None and one.repeats(outcome)
 
 
 def _check_scale(verdict: Verdict, trial: Trial, half: Half | str | None, found: Outcome, dtype: torch.dtype) -> bool:

@@ -27,7 +27,6 @@ from ..folding import Folded, Trace, build_fast
 from ..modules import (
     HALF,
     Precision,
-    brought_to,
     clone,
     copy_module,
     first_line,
@@ -39,6 +38,7 @@ from ..modules import (
     refusals_borne,
     thaw,
     to_eval_mode,
+    widened,
 )
 from .coupling import Seen, look, reach_others
 from .half import Half, weights_for
@@ -267,7 +267,7 @@ class Trial:
         copied = in_one_block(copy_module(self.source, clone))
         thaw(copied, self.source)
         if self.in_half or self.full.dtype == torch.float64:
-            copied = brought_to(copied, self.full.dtype)
+            copied = widened(copied, self.full.dtype)
         return EagerEngine(copied, self.full, convert=False, native=own_dtype(copied))
 
     def outcome(self, engine: EagerEngine, draws: int = 0, *, looks: bool = False) -> Outcome:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters import FastAttackModel, FastAttackWarning, compare, evaluate
 from fastadv_adapters.modules import left_in_training
 from tests.support.tools import batch, input_gradient, small_net
 
@@ -127,3 +127,47 @@ def test_what_differs_in_training_mode() -> None:
     assert left_in_training(model) == {}
     model.training = False
     assert list(left_in_training(model)) == ["0", "2", "4", "6"]
+
+
+class Averaged(nn.Module):
+    """Its ``eval()`` swaps other weights in."""
+
+    def __init__(self, *, by: float) -> None:
+        super().__init__()
+        self.net = small_net()
+        self.other = [p.detach() + by * torch.randn_like(p) for p in self.net.parameters()]
+
+    def train(self, mode: bool = True) -> "Averaged":
+        if mode != self.training:
+            for parameter, other in zip(self.net.parameters(), self.other, strict=True):
+                now = parameter.detach().clone()
+                parameter.data.copy_(other)
+                other.copy_(now)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+
+@pytest.mark.parametrize(("by", "training", "told"), [(0.3, True, True), (0.0, True, False), (0.3, False, False)])
+def test_weights_that_the_models_own_eval_writes_are_told_of(by: float, training: bool, told: bool) -> None:
+    model, (x, y) = Averaged(by=by).train(training), batch(8)
+    weights = copy.deepcopy(model.state_dict())
+    fast = FastAttackModel(model, dtype=torch.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        input_gradient(fast, x, y)
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == told
+    assert all("its own eval() writes" in text and text.endswith("#mixed-modes)") for text in texts)
+    for report in (
+        compare(model, x, y, eps=0.03, repeats=1, progress=False),
+        evaluate(model, (x, y), "safe-pgd-ce-1", eps=0.03, progress=False),
+    ):
+        assert any("call eval() on the model first" in note for note in report.notes) == told
+    assert all(model.state_dict()[name].equal(value) for name, value in weights.items())
+    if told:
+        wanted = copy.deepcopy(model).eval()(x)
+        model.eval()
+        torch.testing.assert_close(fast.update()(x), wanted, rtol=1e-4, atol=1e-4)
