@@ -40,14 +40,7 @@ def _refuse_functions(part: nn.Module, where: str, own: set[int]) -> None:
         if name == "forward":
             _refuse_forward(value, where, own)
             continue
-        held = (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, (list, tuple, set, deque))
-            else (value,)
-        )
-        functions = [item for item in held if isinstance(item, _CAPTURING)]
+        functions = [item for item in _inside(value) if isinstance(item, _CAPTURING)]
         if any(id(captured) in own for function in functions for captured in _captured(function, enclosed=False)):
             raise ValueError(
                 f"expected functions in attributes that are free of the model itself, got {name} of {where}, which "
