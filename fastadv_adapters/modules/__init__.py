@@ -2,18 +2,18 @@
 
 ``inputs`` checks what comes in from outside; ``copying`` makes copies that share only what they are told to;
 ``reaching_back`` says what a copy must not have, ``methods`` what code of classes names; ``rebinding`` and ``weak``
-say what it has anew, ``leaving_out`` what not; ``switching`` goes to eval mode in the model's own way; ``lending``
-leaves a model as it was; ``restoring`` takes back what its passes leave in attributes; ``classes`` tells what a
-module is and changes its class in place, ``process_wide`` which objects are not a model's; ``precision`` says how a
-network computes, and ``processor`` which instructions a CPU has; ``extras`` imports what only some parts need;
-``holding`` finds what it holds in containers; ``layouts`` knows sparse tensors; ``anomalies`` leaves PyTorch's
-anomaly mode; ``checkpoints`` runs reentrant ones otherwise; ``batch_statistics`` makes a model compute as in training
-mode; ``modes`` tells which parts do so by themselves; ``randomness`` keeps the random state; ``notices`` gives
-warnings; ``anchor`` is the parameter that tells the device, in a ``shell`` without others; ``callers`` finds out
-which attack is asking, and ``answers`` whether it gets logits; ``axes`` tells which axis images lack; ``devices``
-whether two are one; ``refusals`` bears that a model does not take what it is asked beside its call; ``transforms``
-sees and leaves those of ``torch.func``; ``shared`` puts back what a trace leaves in classes and globals; ``uncompiled``
-keeps ``torch.compile`` out.
+say what it has anew, ``leaving_out`` what not; ``switching`` goes to eval mode in the model's own way, and
+``own_eval`` shows what that makes of it; ``lending`` leaves a model as it was; ``restoring`` takes back what its
+passes leave in attributes; ``classes`` tells what a module is and changes its class in place, ``process_wide`` which
+objects are not a model's; ``precision`` says how a network computes, and ``processor`` which instructions a CPU has;
+``extras`` imports what only some parts need; ``holding`` finds what it holds in containers; ``layouts`` knows sparse
+tensors; ``anomalies`` leaves PyTorch's anomaly mode; ``checkpoints`` runs reentrant ones otherwise;
+``batch_statistics`` makes a model compute as in training mode; ``modes`` tells which parts do so by themselves;
+``randomness`` keeps the random state; ``notices`` gives warnings; ``anchor`` is the parameter that tells the device,
+in a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether it gets logits;
+``axes`` tells which axis images lack; ``devices`` whether two are one; ``refusals`` bears that a model does not take
+what it is asked beside its call; ``transforms`` sees and leaves those of ``torch.func``; ``shared`` puts back what a
+trace leaves in classes and globals; ``uncompiled`` keeps ``torch.compile`` out.
 """
 
 from .anchor import Anchor
@@ -36,7 +36,7 @@ from .classes import (
     names_in,
     put_on,
 )
-from .copying import alias, by_its_own_eval, clone, copy_module, leaves_out, tensors_in, thaw, to_eval_mode
+from .copying import alias, clone, copy_module, leaves_out, tensors_in, thaw, to_eval_mode
 from .devices import same_device
 from .extras import need
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
@@ -61,6 +61,7 @@ from .leaving_out import LeftOut, is_left_out, is_trainer
 from .lending import beside_parameters, in_eval_mode, write_back
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify
+from .own_eval import by_its_own_eval
 from .precision import (
     HALF,
     MATRIX_LAYERS,

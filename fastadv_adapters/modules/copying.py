@@ -60,7 +60,7 @@ def copy_module(module: nn.Module, tensor_for: Callable[[Tensor], Tensor], *, sw
     Raises:
         ValueError: the module cannot be copied without reaching back into the original.
     """
-    copied = _copied_as_it_is(module, tensor_for)
+    copied = copied_as_it_is(module, tensor_for)
     if switches and switches_attributes(module):
         _switching.add(copied)
     to_eval_mode(copied)
@@ -85,23 +85,11 @@ def to_eval_mode(copied: nn.Module) -> None:
 
 def switches_attributes(module: nn.Module) -> bool:
     """Whether a module goes to eval mode in its own way, and no weight changes by that; tried on a copy."""
-    return has_own_switch(module) and bool(switch(_copied_as_it_is(module, clone), module))
+    return has_own_switch(module) and bool(switch(copied_as_it_is(module, clone), module))
 
 
-@torch.inference_mode(False)
-def by_its_own_eval(module: nn.Module) -> nn.Module | None:
-    """A copy of a model in training mode as its ``eval()`` makes it, if other copies are not, for that writes weights.
-
-    None if they are, or if it raises.
-    """
-    copied = _copied_as_it_is(module, clone) if module.training and has_own_switch(module) else None
-    if copied is None or switch(copied, module) is not False:
-        return None
-    to_eval_mode(copied)
-    return copied
-
-
-def _copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:
+def copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:
+    """As :func:`copy_module`, in the modes that the original has."""
     refuse_what_reaches_back(module)
     parts = list(module.modules())
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
