@@ -6,6 +6,7 @@ instance. No comparison of one copy with another shows any of this: so the model
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -32,8 +33,9 @@ def refuse_unlike(trial: Trial, copied: Outcome) -> None:
     Raises:
         ValueError: the model has another outcome than its copy, or one where the copy raises.
     """
-    if trial.in_half:  # the copy was widened
-        trial = Trial(trial.source, trial.arguments, trial.tensors, trial.needs, trial.full, in_half=False)
+    if trial.in_half or trial.full.dtype == torch.float64:  # the copy was widened
+        full = replace(trial.full, dtype=torch.float32)
+        trial = Trial(trial.source, trial.arguments, trial.tensors, trial.needs, full, in_half=False)
         copied = trial.plain()
     if _is_left_alone(trial, copied):
         return

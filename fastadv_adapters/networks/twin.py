@@ -146,21 +146,27 @@ def writes_parameters(
 
 
 class Written:
-    """Tells whether runs of a copy write into tensors that it holds, noted by PyTorch or not.
+    """Tells whether runs of a copy write into tensors that it holds, noted by PyTorch or not, or change its parts.
 
     Args:
         network: the copy, before it is run.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
+        self._network, self._parts = network, list(map(dict, map(_parts_of, network.modules())))
         self._held = [(t, t._version) for t in tensors_in(network) if not t.is_inference()]
 
     def unlike(self, source: nn.Module) -> bool:
         """Whether they have, as the versions tell, or the values in the model that was copied."""
         if any(t._version != before for t, before in self._held):
             return True
+        if list(map(_parts_of, self._network.modules())) != self._parts:
+            return True
         return any(map(differ, _registered(self._network), _registered(source)))
+
+
+def _parts_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    return module._modules
 
 
 def _registered(network: nn.Module) -> Iterator[Tensor]:
