@@ -113,7 +113,7 @@ def _is_object(value: Any) -> bool:
     if isinstance(value, (type, types.ModuleType, types.FunctionType)) or is_process_wide(value) or is_trainer(value):
         return False
     written = isinstance(value, (nn.Module, types.SimpleNamespace)) or not _is_known(type(value))
-    return written and hasattr(value, "__dict__")
+    return written and isinstance(getattr(value, "__dict__", None), dict)  # a __getattr__ may make up one
 
 
 def _is_known(value: Any) -> bool:

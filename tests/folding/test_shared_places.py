@@ -143,3 +143,25 @@ def test_a_list_keeps_what_was_in_it_and_gets_nothing_of_a_trace() -> None:
     _LOSSES[:] = [torch.zeros(())]
     FastAttackModel(Auxiliary().eval(), dtype=torch.float32)
     assert len(_LOSSES) == 1
+
+
+class MadeUp:
+    """Has whatever is asked for, as wrappers of libraries in C do."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return MadeUp()
+
+
+_MADE_UP = MadeUp()
+
+
+class ReadsMadeUp(Net):
+    def scale(self, h: Tensor) -> Tensor:
+        return _table(h) if _MADE_UP is not None else h
+
+
+def test_an_object_that_makes_its_attributes_up_is_passed_over() -> None:
+    net, x = ReadsMadeUp().eval(), torch.rand(4, 6, requires_grad=True)
+    torch.testing.assert_close(FastAttackModel(net, dtype=torch.float32)(x), net(x))
