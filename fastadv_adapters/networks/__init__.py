@@ -12,7 +12,7 @@ notices changes of the model; ``remarks`` are what is said.
 ``judging`` answers passes without gradient by a folded network, unless ``steadiness`` finds that the model jumps,
 keeps a state or draws. ``paying`` says which precision pays. Of an audit, ``audited`` is the side of the networks,
 ``differences`` looks at single logits, ``drawing`` at random models, ``overflowing`` at outputs that overflow;
-``glimpse`` is a look that nobody waits for.
+``glimpse`` is a look that nobody waits for. ``whole`` looks whether samples see each other in larger batches only.
 """
 
 from .curing import cured

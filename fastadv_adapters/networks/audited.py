@@ -23,6 +23,7 @@ from .kinds import Kind
 from .mending import Mender, curable
 from .schedule import CURED
 from .twin import Twin
+from .whole import is_to_be_looked_at, look_at_whole
 
 
 class Audited(ABC):
@@ -36,6 +37,7 @@ class Audited(ABC):
     updates: int
     writes: bool
     findings: list[str]
+    _said: set[str]
     _lost: int
     _trace: Trace | None
     _lock: threading.RLock
@@ -52,6 +54,28 @@ class Audited(ABC):
     def known_apart(self) -> bool:
         """Whether samples do not see each other in any kind of call so far, of which there is one at least."""
         return bool(self.kinds) and all(kind.known_apart for kind in tuple(self.kinds.values()))
+
+    def check_once(self, key: Any, arguments: Packed, needs: Sequence[bool]) -> None:
+        """At the first call of each kind: is the fast run right? In larger batches: do samples see each other?"""
+        self._check_few(key, arguments, needs)
+        samples, kind = number_of_samples(arguments.tensors), self.kinds.get(key)
+        if kind is None or not is_to_be_looked_at(samples, kind.whole) or True not in needs:
+            return
+        with self._lock, torch.inference_mode(False), unhooked():
+            kind.whole = samples
+            if kind.coupled or not any(kind.rows.at_outputs or ()):
+                return
+            rows, coupled = look_at_whole(self.followed, self.precision, arguments, needs, kind.rows)
+            if rows is not kind.rows:
+                kind.adopt(rows, coupled=coupled)
+        if coupled:
+            anchor = "" if remarks.COUPLED in self._said else "samples-coupled"
+            self._said.add(remarks.COUPLED)
+            self.say(remarks.COUPLED, anchor)  # last, since a warning may be an error
+
+    @abstractmethod
+    def _check_few(self, key: Any, arguments: Packed, needs: Sequence[bool]) -> None:
+        """The first of these, on at most four samples."""
 
     @abstractmethod
     def network_in(self, dtype: torch.dtype) -> Fast:

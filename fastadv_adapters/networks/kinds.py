@@ -34,6 +34,7 @@ class Kind:
         rows: where half precision ends in it, and what has a row per sample.
         coupled: whether samples see each other in it.
         settled: whether that was found with two samples or more.
+        whole: how many samples had the largest batch that was looked at as a whole.
         full: whether it runs on the full-precision twin, since the fast network differs from the model.
         schedule: when it is audited.
         doubted: whether the last audit, of few samples, has found slightly too little.
@@ -48,6 +49,7 @@ class Kind:
     rows: Rows = field(default_factory=Rows)
     coupled: bool = False
     settled: bool = False
+    whole: int = 0
     full: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     doubted: bool = False
@@ -73,6 +75,11 @@ class Kind:
     def known_apart(self) -> bool:
         """Whether no sample is seen to reach another one, at the outputs or where half precision ends."""
         return not self.coupled and self.rows.at_ends and all(self.rows.at_outputs or (False,))
+
+    def adopt(self, rows: Rows, *, coupled: bool) -> None:
+        """A larger batch has shown this."""
+        self.rows, self.coupled = rows, coupled
+        self._crossings.clear()
 
     def crossing(
         self, state: State, dtype: torch.dtype, logits_dtype: torch.dtype, loss_scale: LossScale, *, full: bool

@@ -240,7 +240,7 @@ class Networks(BuiltLater, Audited):
         """What is known of the kind of call with this key."""
         return self.kinds.get(key) or Kind(self.precision.dtype)
 
-    def check_once(self, key: Any, arguments: Packed, needs: Sequence[bool]) -> None:
+    def _check_few(self, key: Any, arguments: Packed, needs: Sequence[bool]) -> None:
         """At the first call of each kind, and again when there are two samples at last: is the fast run right?"""
         samples = number_of_samples(arguments.tensors)
         if samples == 0 or self._is_known(key, samples):
@@ -291,9 +291,6 @@ class Networks(BuiltLater, Audited):
             self._trace = verdict.plan
             self.generation += 1
             self._copy_fast()
-        if verdict.samples_coupled and remarks.COUPLED not in self.notes:
-            self.notes.append(remarks.COUPLED)
-            said.append((remarks.COUPLED, "samples-coupled"))
         self.unfinished = False
         new = [(text, anchor) for text, anchor in said if anchor and text not in self._said]
         self._said.update(text for text, _ in new)

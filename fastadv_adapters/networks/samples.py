@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-_SAMPLES = 4
+SAMPLES = 4
 
 
 def length_of(place: Tensor) -> int:
@@ -21,7 +21,7 @@ def batched(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
 def few(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
     """At most four samples; what has no row per sample is left whole."""
     return [
-        t.detach()[:_SAMPLES] if own else t.detach() for t, own in zip(tensors, batched(tensors, needs), strict=True)
+        t.detach()[:SAMPLES] if own else t.detach() for t, own in zip(tensors, batched(tensors, needs), strict=True)
     ]
 
 

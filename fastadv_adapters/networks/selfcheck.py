@@ -94,6 +94,8 @@ class Verdict:
             found.append((remarks.MODES.format(some), "mixed-modes"))
         if self.writes:
             found.append((remarks.SWITCHES, "mixed-modes"))
+        if self.samples_coupled:
+            found.append((remarks.COUPLED, "samples-coupled"))
         return found
 
 
