@@ -1,11 +1,12 @@
 """What comes in from outside, checked once at the border: models, options, arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .anchor import Anchor
 from .classes import has_hooks, inside_of
@@ -54,10 +55,14 @@ def _is_owned(fast: Any, model: nn.Module) -> bool:
 
 
 def refuse_unfit(model: nn.Module) -> None:
-    """Raise ValueError for a model without parameters, lazy, quantised, sharded, on meta, or in TorchScript."""
+    """Raise ValueError for a model without parameters, lazy, quantised, sharded, on meta, or in TorchScript.
+
+    Also for weights of a class that does not take what is done with weights.
+    """
     tensors = _tensors(model)
     _refuse_sharded(model, tensors)
     _refuse_quantised(model, tensors)
+    _refuse_wrappers(tensors)
     if not any(True for _ in model.parameters()):
         raise ValueError(
             f"expected a model with parameters, got {type(model).__name__} without any: there is nothing to speed up, "
@@ -102,6 +107,21 @@ def _refuse_quantised(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             f"expected a floating-point model, got quantised {found[0]}: integers have no gradient; wrap the "
             f"model as it was before quantisation"
         )
+
+
+def _refuse_wrappers(tensors: dict[str, Tensor]) -> None:
+    """Those that hold others, as quantised weights do, know the operators that their class has written down."""
+    holds_others: Callable[[Any], bool] = is_traceable_wrapper_subclass
+    for name, tensor in filter(lambda pair: holds_others(pair[1]), tensors.items()):
+        try:
+            with torch.no_grad():
+                torch.isnan(tensor.detach().clone().copy_(tensor).reshape(-1)[:1]).any()
+        except Exception as error:
+            kind = type(tensor).__name__
+            raise ValueError(
+                f"expected plain tensors as weights, got {name} of class {kind}, which cannot be copied, written into "
+                f"and read: put plain ones in their place (dequantise them), or wrap the model as it was before"
+            ) from error
 
 
 def _is_quantised(module: str) -> bool:

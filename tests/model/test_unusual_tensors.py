@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.boundary import Packed
@@ -356,3 +357,49 @@ def test_weights_of_one_byte(dtype: torch.dtype) -> None:
     agrees(fast, model, x, 2e-2)
     trial = Trial(model, Packed(((x,), {})), [x], [True], fast._networks.precision, in_half=False)
     assert isinstance(trial.moved(), tuple | list), "what rounding does is seen by moving the other weights"
+
+
+# --- weights of classes that hold other tensors -----------------------------------------------------------------------
+
+
+class Codes(Tensor):
+    """Integers and a scale, which know linear layers and little else."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor) -> "Codes":
+        made: Codes = Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype)
+        made.codes, made.scale = codes, scale
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, Tensor], *_: Any) -> "Codes":
+        return cls(inner["codes"], inner["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scale)
+        raise NotImplementedError(str(func))
+
+
+def test_weights_that_cannot_be_copied_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+    codes = Codes(torch.ones(10, 48, dtype=torch.int8), torch.ones(10, 1))
+    model[1].weight = nn.Parameter(codes, requires_grad=False)
+    with pytest.raises(ValueError, match=r"expected plain tensors as weights, got 1.weight of class Codes"):
+        FastAttackModel(model)
+
+
+def test_weights_that_hold_two_tensors_are_right() -> None:
+    layer, x = nn.Linear(48, 10), images().requires_grad_()
+    model, plain = nn.Sequential(nn.Flatten(), layer).eval(), layer.weight.detach()
+    expected = torch.autograd.grad(loss_of(model(x)), x)[0]
+    layer.weight = nn.Parameter(TwoTensor(plain, plain.clone()))
+    found = torch.autograd.grad(loss_of(FastAttackModel(model, **FLOAT32)(x)), x)[0]
+    torch.testing.assert_close(getattr(found, "a", found), expected)
