@@ -5,7 +5,7 @@ A module is looked at through ``vars()``: a user's ``__getattr__`` may ask the m
 
 from collections.abc import Iterator
 from functools import cached_property, partialmethod
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -141,4 +141,5 @@ def _inside(attribute: Any) -> Any:
         return attribute.func
     if isinstance(attribute, (staticmethod, classmethod, MethodType)):
         return attribute.__func__
-    return getattr(attribute, "__dict__", {}).get("__wrapped__")
+    held = getattr(attribute, "__dict__", None)  # a __getattr__ may make up one
+    return held.get("__wrapped__") if isinstance(held, (dict, MappingProxyType)) else None
