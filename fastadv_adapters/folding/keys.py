@@ -26,6 +26,13 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
         yield from tensors_of((tree.start, tree.stop, tree.step))
 
 
+def copied(tree: Any) -> Any:
+    """The same, in containers of its own: code may write into lists that it passes or gets, later."""
+    if type(tree) in (list, tuple):
+        return type(tree)(map(copied, tree))
+    return {name: copied(item) for name, item in tree.items()} if type(tree) is dict else tree
+
+
 def key_for(value: Any) -> Any:
     """What equals that of equal arguments alone; tensors equal themselves.
 
@@ -34,9 +41,9 @@ def key_for(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return Tensor, id(value)
-    if isinstance(value, (tuple, list)):
+    if type(value) in (tuple, list, torch.Size):
         return type(value), tuple(map(key_for, value))
-    if isinstance(value, dict):
+    if type(value) is dict:
         return dict, tuple((name, key_for(item)) for name, item in value.items())
     if isinstance(value, slice):
         return slice, key_for((value.start, value.stop, value.step))

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..boundary import mark_rewritten
-from ..modules import Precision, generator_states, refusals_borne, states_of_torch
+from ..modules import Precision, generator_states, is_transformed, refusals_borne, states_of_torch
 from .kept import Kept, Stage, memory_of
-from .keys import NoKeyError, key_for, tensors_of
+from .keys import NoKeyError, copied, key_for, tensors_of
 from .traceless import opened_by
 
 _VARIANTS = 8
@@ -91,8 +91,9 @@ class Memo:
         self._publish(stage)
 
     def _publish(self, stage: Stage) -> None:
+        published = set[int]()
         for key, (one, reads) in stage.made.items():
-            if key in self._kept or not self._all_still(reads):  # by another thread, or made of what is not kept
+            if key in self._kept or not self._all_still(reads, published):  # by another thread, or of what is not kept
                 continue
             if one is None:
                 self._kept[key] = None
@@ -102,6 +103,7 @@ class Memo:
                     self._kept[key] = None
                 elif self._variants[one.variant] <= _VARIANTS:
                     self._keep(key, one)
+                    published.update(map(id, one.writes))
 
     def run(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: set[Any]
@@ -131,8 +133,11 @@ class Memo:
             if key in given and not one.is_view:
                 return function(*args, **kwargs), False
             given.add(key)
-            one.asked = True
-            return one.result, not one.is_view
+            if not one.asked:
+                one.asked = True
+                if key not in stage.made:
+                    self._keep(key, one)
+            return copied(one.result), not one.is_view
         if one is not None:
             if key in stage.made:
                 stage.made[key] = None, reads
@@ -151,11 +156,12 @@ class Memo:
         reads: list[Tensor],
     ) -> tuple[Any, bool]:
         """Call it, and keep what it gives if that is a function of the arguments alone."""
-        if torch.is_inference_mode_enabled() or self._is_recording():
+        if torch.is_inference_mode_enabled() or is_transformed() or self._is_recording():
             return function(*args, **kwargs), False
         in_c = isinstance(function, _IN_C) and all(map(_is_plain, reads))
         states = states_of_torch if in_c else generator_states
         versions, drawn = [t._version for t in reads], states(self._precision.device)
+        own_args, own_kwargs = copied((args, kwargs))
         result = function(*args, **kwargs)
         changed = [t for t, version in zip(reads, versions, strict=True) if t._version != version]
         self._forget(stage, changed)
@@ -167,7 +173,7 @@ class Memo:
             return result, False
         if not all(map(_is_plain, writes)):
             return result, False
-        one = Kept(function, args, kwargs, reads, result, writes, self._lowered())
+        one = Kept(function, own_args, own_kwargs, reads, copied(result), writes, self._lowered())
         if one.is_chosen:
             return result, False
         if self._variants[one.variant] + stage.variants(one.variant) >= _VARIANTS:
@@ -184,6 +190,8 @@ class Memo:
         if not self._all_still(args[1:2], self._stages[threading.get_ident()].still):
             return args
         weight: Tensor = args[1]
+        if not weight.is_floating_point():  # complex
+            return args
         lowered = None if weight.dtype == torch.float64 else self._lowered()  # autocast leaves float64 as it is
         dtype, form = lowered or weight.dtype, self._precision.memory_format(weight.ndim)
         if weight.dtype == dtype and weight.is_contiguous(memory_format=form):
@@ -217,10 +225,12 @@ class Memo:
                 self._kept[key] = None
 
     def _keep(self, key: Any, one: Kept) -> None:
+        """Keep it. What nobody has got from here does not stand still: code may make one of the last in each pass."""
         self._kept[key] = one
         for tensor in one.writes:
             mark_rewritten(tensor)
-        self._still.update({id(t): t for t in one.writes})
+        if one.asked:
+            self._still.update({id(t): t for t in one.writes})
 
 
 def _is_own(function: Any) -> bool:

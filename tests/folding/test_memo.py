@@ -413,11 +413,33 @@ class BySizes(Layer):
         return F.linear(x, self.weight.tanh() ** len(x)) + self.weight.sum(1)[:4].expand(len(x), 4)
 
 
+class TurnsAList(Layer):
+    """Takes the columns in several orders: one list, turned from one to the next."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order, weights = list(range(6)), list[Tensor]()
+        for _ in range(3):
+            weights.append(self.weight[:, order] * (1 + len(weights)))
+            order.append(order.pop(0))
+        return F.linear(x, sum(weights, self.weight))
+
+
+class TakesFromAList(Layer):
+    """What an operator returns is a list."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts, out = torch.ops.aten.split.Tensor(self.weight.tanh(), 2), x[:, :2]
+        while parts:
+            out = out * 0.5 + F.linear(x, parts.pop()).sin()
+        return torch.cat((out, out), 1)
+
+
 KINDS = [
     WritesIntoABuffer, WritesByAnOperator, WritesIntoWhatItComputed, AddsToWhatItComputed, SetsAnAttribute,
     ReadsADictionary, HasAFunction, CutsTheGradient, LooksAtTheGradientMode, LooksAtTheType, HandsItOut, HandsOutAView,
     MakesATensor, Counted, WritesPastTheVersions, ReplacesItsBuffer, FillsWhatIsEmpty, WritesByOut, LooksAtGradients,
     TellsOneFromTrue, BySizes, MakesTwoAlike, ChoosesARow, TakesTheFirstRows,
+    TurnsAList, TakesFromAList,
 ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
-from tests.folding.test_memo import equal, fast_of
+from tests.folding.test_memo import Layer, equal, fast_of, inputs, kept
+from tests.support.tools import cosine, input_gradient
 
 
 class Odd(nn.Module):
@@ -110,3 +111,78 @@ def test_running_statistics_are_read_anew(kind: type[nn.Module]) -> None:
     for _ in range(4):
         leaf = x.clone().requires_grad_()
         torch.testing.assert_close(fast(leaf), same(x))
+
+
+class Transformed(Layer):
+    """A gradient inside, of a layer whose weight is computed."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight - self.weight.mean(1, keepdim=True)).tanh().sum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ByGrad(Transformed):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x + torch.func.grad(self.energy)(x), self.weight)
+
+
+class ByVjp(Transformed):
+    def forward(self, x: Tensor) -> Tensor:
+        found: Any = torch.func.vjp(self.energy, x)
+        total, pull = found
+        return F.linear(x + pull(torch.ones_like(total))[0], self.weight)
+
+
+class ByJacobian(Transformed):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x + torch.vmap(torch.func.jacrev(self.energy))(x), self.weight)
+
+
+@pytest.mark.parametrize("kind", [ByGrad, ByVjp, ByJacobian])
+def test_what_is_computed_in_a_transform_is_not_kept(kind: type[Transformed]) -> None:
+    torch.manual_seed(0)
+    model, (x, y) = kind().double().eval(), inputs()
+    fast = fast_of(model)
+    for _ in range(2):
+        for _ in range(2):
+            torch.testing.assert_close(input_gradient(fast, x, y), input_gradient(model, x, y))
+        with torch.no_grad():
+            model.weight.mul_(0.9)
+    assert not fast._networks.notes
+
+
+class CountsInABuffer(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return F.linear(x, torch.tanh(self.weight))
+
+
+def test_a_buffer_that_each_pass_computes_from_the_last_one_is_kept_once() -> None:
+    model, (x, y) = CountsInABuffer().double().eval(), inputs()
+    fast, wanted = fast_of(model), input_gradient(copy.deepcopy(model), x, y)
+    for _ in range(20):
+        torch.testing.assert_close(input_gradient(fast, x, y), wanted)
+    assert len(kept(fast)) == 2, "the weight, and what the buffer of the last update became"
+
+
+class Complex(nn.Module):
+    """A weight of a Fourier layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.fft.ifft(F.linear(torch.fft.fft(x), self.weight)).real)
+        return logits
+
+
+def test_complex_weights_stay_complex_in_half_precision() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Complex().eval(), inputs()
+    fast = fast_of(model, dtype=torch.bfloat16)
+    assert cosine(input_gradient(fast, x.float(), y), input_gradient(model, x.float(), y)).min() > 0.99
+    assert fast._networks.precision.dtype == torch.bfloat16
+    assert not fast._networks.notes
