@@ -18,7 +18,10 @@ UNCHECKED = (
 AUDIT = "gradients in {} are not good enough for this kind of call: {}; it runs in {} from now on"
 NOT_AUDITED = "gradients could not be audited: running the model again, in full precision, raised an error"
 AGAIN = "; run the attack again, for its loss was computed from these outputs"
-WRITES = "the model writes into its own parameters when it is run: the twin has copies of them instead of aliases"
+WRITES = (
+    "the model writes into its own parameters when it is run, or past PyTorch's records into its buffers: the twin has "
+    "copies of parameters instead of aliases"
+)
 OTHER_ENGINE = "the engine is {}, since {}"
 UNBALANCED = (
     "batch norm is not folded into {}, which the model also calls without that batch norm, or on inputs with other "

@@ -115,7 +115,9 @@ def writes_parameters(
     tensors: Sequence[Tensor],
     counting: Callable[[Sequence[Tensor]], AbstractContextManager[None]],
 ) -> bool | None:
-    """Whether running the model changes its parameters; seen on a copy, run once on these tensors. None: it raised.
+    """Whether running the model changes its parameters, or buffers past their version counters, which the memo reads.
+
+    Seen on a copy, run once on these tensors. None: it raised.
 
     Args:
         source: the model.
@@ -129,6 +131,8 @@ def writes_parameters(
     """
     trial = Twin(source, precision, live=False)
     network = trial.engine.network
+    comparable = [own for own in network.buffers() if not (own.is_quantized or own.is_meta)]
+    buffers = [(own, own._version, own.clone()) for own in comparable]
     try:
         with random_state_kept(precision.device), torch.no_grad(), counting(tensors):
             trial.engine.bind(arguments)([t.detach().clone() for t in tensors])
@@ -142,7 +146,8 @@ def writes_parameters(
             "expected a model that has made all its modules, got one that makes some in its first forward pass: run "
             "the model once on an example batch"
         )
-    return any(map(differ, theirs, ours))
+    unseen = (differ(before, own) for own, version, before in buffers if own._version == version)
+    return any(map(differ, theirs, ours)) or any(unseen)
 
 
 class Written:

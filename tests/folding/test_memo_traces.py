@@ -186,3 +186,31 @@ def test_complex_weights_stay_complex_in_half_precision() -> None:
     assert cosine(input_gradient(fast, x.float(), y), input_gradient(model, x.float(), y)).min() > 0.99
     assert fast._networks.precision.dtype == torch.bfloat16
     assert not fast._networks.notes
+
+
+class SetsAGain(nn.Module):
+    """Writes into a buffer of a layer past its version, in a module with too many parts to be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = Gained(), nn.ModuleList(nn.Linear(4, 4) for _ in range(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.seen.data.fill_(1 + x.detach().mean())
+        logits: Tensor = self.rest[0](self.first(x))
+        return logits
+
+
+class Gained(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch.tanh(self.weight) * self.seen)
+
+
+def test_a_write_without_a_trace_that_no_mode_sees() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = SetsAGain().double().eval(), inputs()
+    fast = fast_of(model)
+    for factor in (1, -2, 3, 3):
+        found, wanted = (input_gradient(of, factor * x, y) for of in (fast, copy.deepcopy(model)))
+        torch.testing.assert_close(found, wanted)
+    assert "past PyTorch's records into its buffers" in fast.summary()
