@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, become, kind_of
+from ..modules import Precision, become, kind_of, runs_compiled
 from .memo import Memo
 
 MOST = 16
@@ -55,7 +55,9 @@ class Remembering:
 
 def remember(network: nn.Module, precision: Precision) -> Memo | None:
     """Have modules of a copied network keep what they compute from weights alone; None if none has code for that."""
-    parts = [part for part in network.modules() if _may_compute(part) and len(list(part.modules())) <= MOST]
+    compiled = runs_compiled(network)
+    may = (part for part in network.modules() if _may_compute(part) and part not in compiled)
+    parts = [part for part in may if len(list(part.modules())) <= MOST]
     if not parts:
         return None
     memo = Memo(network, precision)

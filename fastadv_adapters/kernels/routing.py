@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, become, functions_in, kind_of, names_in
+from ..modules import Precision, become, functions_in, kind_of, names_in, runs_compiled
 from .attention import attend
 from .multi_head import multi_head
 from .narrow import NARROW
@@ -51,9 +51,15 @@ def route(network: nn.Module, precision: Precision) -> None:
     parts = [(part, kind_of(part)) for part in network.modules()]
     code = {kind: _named_by(kind) for kind in {kind for _, kind in parts}}
     with_checkpoints = {kind for kind, names in code.items() if any("checkpoint" in name for name in names)}
+    compiled = runs_compiled(network)
     for part, kind in parts:
         names = code[kind] & (slow | coarse)
-        if kind in with_checkpoints or not names or not (names := names.difference(*_attributes_of(part, kind))):
+        if (
+            kind in with_checkpoints
+            or part in compiled
+            or not names
+            or not (names := names.difference(*_attributes_of(part, kind)))
+        ):
             continue
         inside = [kind_of(one) for one in part.modules()]
         few = len(inside) <= MOST and names & slow

@@ -59,6 +59,7 @@ from .inputs import (
 from .layouts import differ, in_one_block, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
 from .lending import beside_parameters, in_eval_mode, write_back
+from .methods import runs_compiled
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify
 from .own_eval import by_its_own_eval
@@ -176,6 +177,7 @@ __all__ = [
     "refuse_unfit",
     "refused",
     "resolve",
+    "runs_compiled",
     "same_device",
     "same_memory",
     "seed_generators",

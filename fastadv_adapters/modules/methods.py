@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import functions_in, names_in
+from .classes import functions_in, kind_of, names_in
 
 _CONTAINERS = (list, tuple, set, deque)
 
@@ -64,6 +64,36 @@ def _named_on(kind: type, code: types.CodeType) -> list[Any]:
 def _set_by(code: types.CodeType) -> frozenset[str]:
     """The attributes that code sets."""
     return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
+
+
+def runs_compiled(network: nn.Module) -> set[nn.Module]:
+    """The parts whose code, or that of a part inside, names a function that ``torch.compile`` was given.
+
+    The compiler would compile with it each mode of PyTorch's functions that it is called in.
+    """
+    parts = list(network.modules())
+    kinds = {kind: _names_compiled(kind) for kind in set(map(kind_of, parts))}
+    own = {part for part in parts if kinds[kind_of(part)] or any(map(_is_compiled, vars(part).values()))}
+    return {part for part in parts if not own.isdisjoint(part.modules())} if own else set()
+
+
+def _names_compiled(kind: type) -> bool:
+    items = [item for base in kind.__mro__ if not _is_known(base) for item in vars(base).values()]
+    functions = list(_with_inner(function for item in items for function in functions_in(item)))
+    return any(map(_is_compiled, functions)) or any(
+        _is_compiled(value) or (isinstance(value, types.ModuleType) and _has_compiled(value, function))
+        for function in functions
+        for _, value in _reached_by(function)
+    )
+
+
+def _has_compiled(module: types.ModuleType, function: types.FunctionType) -> bool:
+    return any(_is_compiled(vars(module).get(name)) for name in names_in(function.__code__))
+
+
+def _is_compiled(value: object) -> bool:
+    functions = functions_in(value) if isinstance(value, (types.FunctionType, types.MethodType)) else ()
+    return any("_torchdynamo_orig_callable" in vars(function) for function in functions)
 
 
 def _is_known(base: type) -> bool:
