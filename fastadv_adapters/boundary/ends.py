@@ -110,12 +110,19 @@ class _End:
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         weight = getattr(self, "weight", None)
-        if not isinstance(self, nn.Linear) or not isinstance(weight, Tensor) or weight.dtype in HALF:
+        few = isinstance(self, nn.Linear) or (is_product(self) and args and args[0].shape[2:].numel() == 1)
+        if not few or not isinstance(weight, Tensor) or weight.dtype in HALF:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         # Logits are few: their own product costs nothing in full precision, and rounds them no more.
         with torch.autocast(weight.device.type, enabled=False):
             args, kwargs = pytree.tree_map(widen, (args, kwargs))
             return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def is_product(layer: object) -> bool:
+    """Whether a layer multiplies the channels of each place by a matrix, as those do that give the logits."""
+    pointwise = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(layer.kernel_size) == {1}
+    return isinstance(layer, nn.Linear) or pointwise
 
 
 def _cut_into(cuts: Cuts) -> Any:

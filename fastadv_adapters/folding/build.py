@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..boundary import UnbalancedFoldError, mark_ends
+from ..boundary import UnbalancedFoldError, is_product, mark_ends
 from ..kernels import (
     is_laid_out,
     keep_shape_only,
@@ -86,11 +86,11 @@ class Folded:
     streams: dict[str, list[Balance]] = field(default_factory=dict)
 
     def end_at(self, layers: Iterable[str]) -> None:
-        """Let half precision end at these layers; linear ones keep their weights in full precision from now on."""
+        """Let half precision end at these layers; products keep their weights in full precision from now on."""
         mark_ends(self.network, layers)
         for name in layers:
             part = self.network.get_submodule(name)
-            if isinstance(part, nn.Linear) and not isinstance(part, Joined):
+            if is_product(part) and not isinstance(part, Joined):
                 for refresh in self.refreshes:
                     if isinstance(refresh, CopyTensor) and refresh.ours is part._parameters:
                         refresh.widen()

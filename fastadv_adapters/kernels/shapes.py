@@ -89,7 +89,8 @@ class _ShapeOnly:
         # Code that calls this by itself, or that has put something computed from the input in their place.
         if bias is not self.bias or weight.requires_grad or (bias is not None and bias.requires_grad):
             return True, None
-        if input.ndim != weight.ndim or is_transformed():  # a lone image has no batch axis; transforms refuse Functions
+        # A lone image has no batch axis; a transform refuses Functions; of a tensor's subclass they hand out a view.
+        if input.ndim != weight.ndim or type(input) not in (Tensor, nn.Parameter) or is_transformed():
             return True, None
         packed = self.prepacked.find(self, input, weight)  # type: ignore[arg-type]
         return packed is None and (input.numel() < SMALL or _is_kept(input)), packed

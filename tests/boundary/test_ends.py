@@ -195,6 +195,19 @@ def test_the_last_linear_layer_is_computed_and_followed_in_full_precision(dtype:
     assert torch.equal(head.weight, model.head.weight)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_last_convolution_that_gives_the_logits_is_computed_in_full_precision(dtype: torch.dtype) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    model, x = nn.Sequential(body, nn.Conv2d(8, 10, 1), nn.Flatten()).eval(), torch.rand(4, 3, 8, 8)
+    fast = FastAttackModel(model, dtype=dtype, decisions="fast")
+    gradient(fast, x)
+    head = fast._networks.folded.network[1]  # type: ignore[index]
+    assert torch.equal(head.weight, model[1].weight)  # type: ignore[arg-type]
+    logits = fast(x.clone().requires_grad_()).detach()
+    assert (logits != logits.to(dtype).float()).any(), "numbers that half precision does not have"
+    torch.testing.assert_close(logits, model(x).detach(), rtol=0.05, atol=0.05)
+
+
 def test_gradients_below_the_range_of_float32_pass_the_upper_part() -> None:
     model, x = Softmax().eval(), images()
     fast = FastAttackModel(model, dtype=torch.float16, logits_dtype=torch.float64)

@@ -89,6 +89,28 @@ def test_small_inputs_are_kept_which_is_faster(monkeypatch: pytest.MonkeyPatch) 
         assert bytes_kept(fast, x).by_layer == {"SiLU": 4 * (image + inner)} | kept
 
 
+class Image(Tensor):
+    """As libraries of images have them."""
+
+
+@pytest.mark.parametrize("first", [Tensor, Image])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_images_of_a_class_of_their_own(first: type[Tensor], dtype: torch.dtype) -> None:
+    body = (nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net, x = settle(nn.Sequential(*body, nn.Linear(16, 10))).eval(), torch.rand(3, 3, 12, 12)
+    fast = FastAttackModel(net, dtype=dtype, engine="eager")
+    for kind in (first, Image, Tensor):
+        found, wanted = (step(of, x.as_subclass(kind)) for of in (fast, net))
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(
+                ours.as_subclass(Tensor),
+                theirs.as_subclass(Tensor),
+                rtol=0.05,
+                atol=0.01 if dtype.itemsize == 2 else 1e-5,
+            )
+    assert fast.dtype == dtype, fast.summary()
+
+
 def test_behind_what_keeps_its_output_convolutions_are_pytorchs_own() -> None:
     net, x = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten()), torch.rand(2, 4, 8, 8)
     fast = FastAttackModel(net, dtype=torch.float32, engine="eager", channels_last=False)
