@@ -54,8 +54,8 @@ class FastAttackModel(Shell):
         loss_scale: ``"per-sample"``: each sample's gradient is scaled by its own power of two where it enters half
             precision; ``"per-call"``: all by the same one; a number: by that; None: not at all.
         decisions: whose values a forward pass returns. ``"auto"``: without a gradient the plain model's classes, in
-            full precision; with one the fast network's values, but the twin's while an attack of torchattacks, foolbox,
-            AutoAttack or adv-lib runs that reads decisions off gradient passes (DeepFool, C&W, FAB, DDN, FMN, ...).
+            full precision; with one the fast network's values, but the twin's while an attack of a library that is
+            known runs that reads decisions off gradient passes (DeepFool, C&W, FAB, DDN, FMN, ...).
             ``"exact"``: always the twin's, with the fast network's gradients: for such attacks from elsewhere.
             ``"fast"``: always the fast network's.
         logits_dtype: dtype of floating outputs, ``torch.float32`` or ``torch.float64``. In float64 the cross entropy

@@ -11,6 +11,12 @@ READERS = {
     "foolbox": ("MinimizationAttack", "VirtualAdversarialAttack"),
     "pyautoattack": ("FABAttack",),
     "autoattack": ("FABAttack",),
+    "art": (
+        *("CarliniL2Method", "CarliniLInfMethod", "DeepFool", "ElasticNet", "NewtonFool", "SaliencyMapMethod"),
+        "BrendelBethgeAttack",
+    ),
+    "deeprobust": ("CarliniWagner", "CarliniL2", "DeepFool", "LBFGS"),
+    "secmlt": ("ModularEvasionAttackMinDistance",),
 }
 """Classes of attacks that move or stop by decisions that they read off the logits of gradient passes.
 
@@ -18,13 +24,19 @@ READERS = {
 such logits with those of a pass without gradient: they start so near to each other that half precision in one of them
 hides the difference. Subclasses count, users' own too. No library is imported to find out.
 """
-STEEP = {"torchattacks": ("EADL1", "EADEN", "JSMA"), "foolbox": ("EADAttack",)}
+STEEP = {
+    "torchattacks": ("EADL1", "EADEN", "JSMA"),
+    "foolbox": ("EADAttack",),
+    "art": ("ElasticNet", "SaliencyMapMethod"),
+}
 """Those among them whose gradients have to be exact too: EAD sets entries back by a threshold on its steps, and so
 amplifies small differences; with gradients in half precision its distances are up to 5 % larger. JSMA takes the one
 pair of pixels whose gradients' product is largest; with gradients in float16 it broke 3 images in 100 less."""
 _FUNCTIONS = "adv_lib.attacks."
 _FIXED_BUDGET = ("auto_pgd", "projected_gradient_descent")
 """Attacks of adv-lib are functions, one or two a module: those in all modules but these minimise a perturbation."""
+_FUNCTION = "cleverhans.torch.attacks.carlini_wagner_l2"
+"""Of cleverhans' functions this module's does."""
 
 
 _Read = Literal["", "decisions", "gradients"]
@@ -96,4 +108,4 @@ def _holds(module: str) -> Literal["", "classes", "functions"]:
     if module.split(".")[0] in READERS:
         return "classes"
     minimises = module.startswith(_FUNCTIONS) and module.removeprefix(_FUNCTIONS) not in _FIXED_BUDGET
-    return "functions" if minimises else ""
+    return "functions" if minimises or module == _FUNCTION else ""
