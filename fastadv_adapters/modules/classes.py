@@ -33,7 +33,19 @@ def become(part: nn.Module, mixin: type) -> None:
     """Change a module's class in place: whoever refers to it still finds it, and isinstance still holds."""
     name, kind = f"{mixin.__name__.strip('_')}{type(part).__name__}", type(part)
     first = () if issubclass(kind, _Unannounced) else (_Unannounced,)
-    part.__class__ = type(name, (*first, mixin, kind), {})
+    try:
+        object.__setattr__(part, "__class__", type(name, (*first, mixin, kind), {}))  # past a __setattr__ of its own
+    except TypeError:  # the first base of its class is one without attributes, ABC or Generic: so has to be this one's
+        object.__setattr__(part, "__class__", _derived(name, kind, (*first, mixin)))
+
+
+def _derived(name: str, kind: type, before: tuple[type, ...]) -> type:
+    """A class derived from ``kind``, as its objects lie in memory, whose methods are looked up ``before`` in others."""
+    known = set(kind.__mro__)
+    found = [one for base in before for one in base.__mro__ if one not in known]
+    meta = type(f"Meta{name}", (type(kind),), {"mro": lambda made: [made, *dict.fromkeys(found), *kind.__mro__]})
+    made: type = meta(name, (kind, *before), {})
+    return made
 
 
 def kind_of(part: nn.Module) -> type[nn.Module]:

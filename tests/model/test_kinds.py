@@ -1,7 +1,8 @@
 """Models as people have them: reparametrised, frozen, lazy, quantised, with hooks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 import torch
@@ -158,3 +159,61 @@ def test_a_package_of_the_users_may_be_called_quantized() -> None:
     kind = type("Layer", (nn.Linear,), {"__module__": "mynet.quantized.layers"})
     fast, x = FastAttackModel(nn.Sequential(kind(4, 3)), **FLOAT32), torch.rand(2, 4)
     torch.testing.assert_close(fast(x), fast.wrapped(x).detach())
+
+
+# --- classes that have another one before nn.Module -------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+class Classifier(ABC, nn.Module):
+    """Abstract bases come first in many code bases."""
+
+    @abstractmethod
+    def classes(self) -> int: ...
+
+
+class Abstract(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.scale = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), nn.Parameter(torch.ones(8, 1, 1))
+
+    def classes(self) -> int:
+        return 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.body(x).relu() * self.scale.tanh()).mean((2, 3))  # type: ignore[no-any-return]
+
+
+class AbstractConvolution(ABC, nn.Conv2d):
+    pass
+
+
+class OfSomeType(Generic[T], nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = AbstractConvolution(3, 8, 3), nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x) * self.scale.tanh()).mean((2, 3))  # type: ignore[no-any-return]
+
+
+class TakesNoNewNames(OfSomeType[int]):
+    def __init__(self) -> None:
+        super().__init__()
+        vars(self)["whole"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "whole" in vars(self) and name not in vars(self):
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("kind", [Abstract, OfSomeType, TakesNoNewNames])
+def test_classes_with_another_one_first_are_right_and_followed(kind: type[nn.Module]) -> None:
+    model, (x, _) = kind().eval(), batch()
+    fast = FastAttackModel(model, dtype=torch.float32, engine="eager")
+    agrees(fast, model, x)
+    train_a_step(model, x)
+    agrees(fast, model.eval(), x)
+    assert isinstance(fast._networks.folded.network, kind)
