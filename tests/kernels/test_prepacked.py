@@ -10,6 +10,7 @@ from torch import nn
 
 from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison.memory import bytes_kept
+from fastadv_adapters.folding import build
 from fastadv_adapters.kernels import prepacked
 from fastadv_adapters.kernels.calls import is_onednn
 from tests.kernels.test_shapes import DescendsItself, step
@@ -65,6 +66,7 @@ def test_the_same_numbers(
 ) -> None:
     make, size = LAYERS[name]
     net, x = around(make), 4 * torch.randn(3, 4, size, size)
+    monkeypatch.setattr(build, "is_product", lambda part: False)  # as of one that is not the last
     fast = FastAttackModel(net, dtype=dtype, engine="eager")
     with monkeypatch.context() as without:
         without.setattr(prepacked, "_fits", lambda *args: False)
