@@ -110,7 +110,7 @@ class _End:
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         weight = getattr(self, "weight", None)
-        few = isinstance(self, nn.Linear) or (is_product(self) and args and args[0].shape[2:].numel() == 1)
+        few = is_product(self) and (isinstance(self, nn.Linear) or (args and args[0].shape[2:].numel() == 1))
         if not few or not isinstance(weight, Tensor) or weight.dtype in HALF:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         # Logits are few: their own product costs nothing in full precision, and rounds them no more.

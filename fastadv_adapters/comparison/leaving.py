@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from ..modules import autocast, beside_parameters, in_eval_mode, write_back
+from ..modules import autocast, beside_parameters, in_eval_mode, without_gradients, write_back
 
 
 @contextmanager
@@ -14,19 +14,12 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
 
     Afterwards modes, gradients, ``requires_grad``, buffers and attributes are what they were.
     """
-    parameters, saved = list(model.parameters()), beside_parameters(model)
-    gradients = [(p, p.grad, p.requires_grad) for p in parameters]
+    saved = beside_parameters(model)
     try:
-        for parameter in parameters:
-            parameter.grad = None
-        with in_eval_mode(model), in_own_precision(model):
+        with without_gradients(model), in_eval_mode(model), in_own_precision(model):
             yield
     finally:
         write_back(saved)
-        for parameter, grad, required in gradients:
-            if parameter.requires_grad != required:  # one that was made in inference mode takes no flag
-                parameter.requires_grad_(required)
-            parameter.grad = grad
 
 
 @contextmanager

@@ -8,6 +8,7 @@ its buffers.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -152,15 +153,15 @@ class ReplayRun(EagerRun):
             return super().record(tensors, needs, crossing)
         with engine.turn():
             key = kind, engine.given.get(kind)
-            recording = engine.known(key)
+            recording, record = engine.known(key), partial(self._recorded, tensors, needs, crossing, key[1])
             failure: Exception | None = None
             if engine.wants_compiled(recording) and (recording is not None or engine.takes()):
-                compiled, failure = self._try(tensors, needs, crossing, key[1], compiled=True)
+                compiled, failure = self._try(record, compiled=True)
                 if failure is not None and not is_out_of_memory(failure):
                     engine.give_up_compiling(failure)
                 recording = self._kept(key, compiled) or engine.known(key)
             if recording is None and engine.takes():
-                recording, failure = self._try(tensors, needs, crossing, key[1], compiled=False)
+                recording, failure = self._try(record, compiled=False)
                 self._kept(key, recording)
             if recording is not None:
                 return ReplayTape(engine, kind, recording, tensors)
@@ -174,18 +175,10 @@ class ReplayRun(EagerRun):
             self._engine.keep(key, recording)
         return recording
 
-    def _try(
-        self,
-        tensors: Sequence[Tensor],
-        needs: Sequence[bool],
-        crossing: Crossing,
-        given: Given | None,
-        *,
-        compiled: bool,
-    ) -> tuple[Recording | None, Exception | None]:
+    def _try(self, record: Callable[..., Recording], *, compiled: bool) -> tuple[Recording | None, Exception | None]:
         """A recording, or why there is none."""
         try:
-            return self._recorded(tensors, needs, crossing, given, compiled=compiled), None
+            return record(compiled=compiled), None
         except UnbalancedFoldError:
             raise
         except Exception as error:

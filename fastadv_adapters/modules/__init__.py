@@ -58,7 +58,7 @@ from .inputs import (
 )
 from .layouts import differ, in_one_block, kind, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
-from .lending import beside_parameters, in_eval_mode, write_back
+from .lending import beside_parameters, in_eval_mode, without_gradients, write_back
 from .methods import runs_compiled
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify
@@ -193,6 +193,7 @@ __all__ = [
     "widest_on",
     "with_batch_statistics",
     "without_anomaly_mode",
+    "without_gradients",
     "without_reentrant_checkpoints",
     "write",
     "write_back",

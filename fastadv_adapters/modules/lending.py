@@ -32,6 +32,21 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
         write_back(saved)
 
 
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """No gradients on its parameters for a while, for code may call ``backward()``; ``requires_grad`` stays, too."""
+    gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    try:
+        for parameter, _, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, grad, required in gradients:
+            if parameter.requires_grad != required:  # one that was made in inference mode takes no flag
+                parameter.requires_grad_(required)
+            parameter.grad = grad
+
+
 def beside_parameters(model: nn.Module) -> Saved:
     """Buffers, and tensors in attributes, containers and data objects, which code may write into."""
     tensors = (t for t in (*own_tensors(model), *tensors_in_containers(model)) if not isinstance(t, nn.Parameter))

@@ -22,6 +22,7 @@ from .inputs import balanced, glance_at
 from .kinds import Kind
 from .mending import Mender, curable
 from .schedule import CURED
+from .trying import trying
 from .twin import Twin
 from .whole import is_to_be_looked_at, look_at_whole
 
@@ -61,7 +62,7 @@ class Audited(ABC):
         samples, kind = number_of_samples(arguments.tensors), self.kinds.get(key)
         if kind is None or not is_to_be_looked_at(samples, kind.whole) or True not in needs:
             return
-        with self._lock, torch.inference_mode(False), unhooked():
+        with self._lock, trying(self.precision.device):
             kind.whole = samples
             if kind.coupled or not any(kind.rows.at_outputs or ()):
                 return

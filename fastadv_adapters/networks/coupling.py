@@ -10,6 +10,10 @@ from ..modules import refusals_borne
 from .half import weights_for
 from .samples import length_of
 
+_IN_TURN = [([0], slice(1, None)), ([-1], slice(None, -1))]
+_TOGETHER = [([0, -1], slice(1, -1))]
+"""Samples that gradients come in at, and those where they may not come out."""
+
 
 class Seen(NamedTuple):
     """What one run shows.
@@ -41,18 +45,29 @@ def look(places: Sequence[Tensor], leaves: Sequence[Tensor], batched: Sequence[b
 
 
 def reach_others(
-    places: Sequence[Tensor], have: Sequence[bool], leaves: Sequence[Tensor], batched: Sequence[bool]
+    places: Sequence[Tensor],
+    have: Sequence[bool],
+    leaves: Sequence[Tensor],
+    batched: Sequence[bool],
+    *,
+    together: bool = False,
 ) -> bool:
     """Whether the places of the first or of the last sample have a gradient at another sample.
 
-    (In a sequence with time in front, each step reaches back only, or forth only.) ``have`` says which places have a
-    row per sample.
+    (In a sequence with time in front, each step reaches back only, or forth only.)
+
+    Args:
+        places: outputs, or ends.
+        have: which of them have a row per sample.
+        leaves: the inputs.
+        batched: which inputs have a row per sample.
+        together: whether one backward pass is to do, which does not see if the two reach each other alone.
     """
     places = [place for place, row in zip(places, have, strict=True) if row and place.requires_grad]
     wanted = [leaf for leaf, own in zip(leaves, batched, strict=True) if own and leaf.requires_grad]
     if not places or not wanted:
         return False
-    for own, others in ((0, slice(1, None)), (-1, slice(None, -1))):
+    for own, others in _TOGETHER if together else _IN_TURN:
         row = [(weights_for(p)[own] * p[own]).sum() for p in places]
         grads = torch.autograd.grad(row, wanted, retain_graph=True, materialize_grads=True)
         if any(bool(g[others].nan_to_num(0.0, 0.0, 0.0).count_nonzero()) for g in grads):

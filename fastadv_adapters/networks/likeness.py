@@ -4,8 +4,6 @@ Code may compare state by identity. Hooks and classes may share containers with 
 instance. No comparison of one copy with another shows any of this: so the model itself is run once, on a few samples.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import NoReturn
 
@@ -13,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..engines import EagerEngine
-from ..modules import has_own_switch, holds_generator, in_eval_mode, inside_of, leaves_out, own_dtype, put_on
+from ..modules import (
+    has_own_switch,
+    holds_generator,
+    in_eval_mode,
+    inside_of,
+    leaves_out,
+    own_dtype,
+    put_on,
+    without_gradients,
+)
 from .nearness import Outcome, difference
 from .trial import Trial
 
@@ -70,24 +77,8 @@ def _is_compiled(part: nn.Module) -> bool:
 
 
 def _of_itself(trial: Trial) -> Outcome:
-    with _lent(trial.source):
+    with without_gradients(trial.source), in_eval_mode(trial.source):
         return trial.outcome(EagerEngine(trial.source, trial.full, convert=False, native=own_dtype(trial.source)))
-
-
-@contextmanager
-def _lent(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients for a while; its code may call ``backward()``."""
-    gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    try:
-        for parameter, _, _ in gradients:
-            parameter.grad = None
-        with in_eval_mode(model):
-            yield
-    finally:
-        for parameter, grad, required in gradients:
-            if parameter.requires_grad != required:
-                parameter.requires_grad_(required)
-            parameter.grad = grad
 
 
 def _difference(found: Outcome, reference: Outcome) -> str | None:

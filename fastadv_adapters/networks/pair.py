@@ -11,7 +11,7 @@ from torch import nn
 from ..boundary import START, STEP, Engine, Packed, state_on
 from ..engines import EagerEngine
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import EngineName, RunBy, device_of, number_of_samples, refuse_unfit, resolve, unhooked
+from ..modules import EngineName, RunBy, device_of, number_of_samples, refuse_unfit, resolve
 from ..modules.transforms import outside_of_transforms
 from . import remarks
 from .audited import Audited
@@ -24,6 +24,7 @@ from .pattern import pattern_of, switched
 from .paying import Choice
 from .samples import few
 from .selfcheck import Verdict, check
+from .trying import trying
 from .twin import Twin, writes_parameters
 
 
@@ -245,7 +246,7 @@ class Networks(BuiltLater, Audited):
         samples = number_of_samples(arguments.tensors)
         if samples == 0 or self._is_known(key, samples):
             return
-        with self._lock, torch.inference_mode(False), unhooked():
+        with self._lock, trying(self.precision.device):
             if self._is_known(key, samples):
                 return
             if not self.choice.knows(arguments.tensors):  # what was run before had other shapes, and no gradient

@@ -13,10 +13,8 @@ from ..modules import (
     HALF,
     Precision,
     by_its_own_eval,
-    ieee_float32,
     left_in_training,
     refusals_borne,
-    without_anomaly_mode,
 )
 from . import remarks
 from .blank import filled_in
@@ -109,8 +107,8 @@ def check(
 ) -> Verdict:
     """Compare throw-away copies of the fast network with one of ``source`` on at most four samples of a call.
 
-    All runs start from the same random state, which is restored afterwards; no counter or buffer of the networks in
-    use moves.
+    To be called inside of :func:`trying`. All runs start from the same random state, which is restored afterwards; no
+    counter or buffer of the networks in use moves.
 
     Args:
         source: the wrapped model, or a copy of it in eval mode.
@@ -123,19 +121,6 @@ def check(
     Returns:
         What was found. If the model itself refuses the input, which the verdict says, its own error is the one to show.
     """
-    # Backward passes run in this thread: the device's own may wait for a lock that the caller holds.
-    with torch.autograd.set_multithreading_enabled(False), ieee_float32(precision.device), without_anomaly_mode():
-        return _check(source, plan, precision, arguments, needs, wrapped)
-
-
-def _check(
-    source: nn.Module,
-    plan: Trace | None,
-    precision: Precision,
-    arguments: Packed,
-    needs: Sequence[bool],
-    wrapped: nn.Module,
-) -> Verdict:
     full = replace(precision, dtype=precision.base)
     in_half = any(p.dtype in HALF for p in source.parameters())
     few_or_all = few(arguments.tensors, needs), arguments.tensors  # it may take batches of one size only

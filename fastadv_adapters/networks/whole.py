@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..boundary import Ends, Packed, Rows
-from ..modules import HALF, Precision, ieee_float32, without_anomaly_mode
+from ..modules import HALF, Precision
 from .coupling import reach_others
 from .samples import SAMPLES
 from .trial import Trial
@@ -25,7 +25,8 @@ def look_at_whole(
 ) -> tuple[Rows, bool]:
     """What has a row per sample in all samples of a call, and whether they reach each other.
 
-    By one run of a throw-away copy in full precision with two backward passes; the random state is restored.
+    By one run of a throw-away copy in full precision with one backward pass; the random state is restored. To be
+    called inside of :func:`trying`.
 
     Args:
         source: the wrapped model.
@@ -36,12 +37,11 @@ def look_at_whole(
     """
     full = replace(precision, dtype=precision.base)
     in_half = any(p.dtype in HALF for p in source.parameters())
-    with ieee_float32(precision.device), without_anomaly_mode():
-        for widened in (True, False) if in_half else (False,):
-            try:
-                return _Whole(source, arguments, arguments.tensors, needs, full, in_half=widened).look(rows)
-            except Exception:  # it may cast to the dtype of its weights, or take more memory than there is
-                continue
+    for widened in (True, False) if in_half else (False,):
+        try:
+            return _Whole(source, arguments, arguments.tensors, needs, full, in_half=widened).look(rows)
+        except Exception:  # it may cast to the dtype of its weights, or take more memory than there is
+            continue
     return rows, False
 
 
@@ -60,4 +60,4 @@ class _Whole(Trial):
         with self._gradients(0) as leaves:
             places = self._places(self._plain_engine(), leaves, ends)
             have = (rows.at_ends,) * len(places) if ends is not None else rows.at_outputs or ()
-            return reach_others(places, have, leaves, self.batched)
+            return reach_others(places, have, leaves, self.batched, together=True)

@@ -13,8 +13,8 @@ from digits import grey_digits, trained_net
 from fastadv_adapters import FastAttackModel, FastAttackWarning
 from fastadv_adapters.boundary import Packed
 from fastadv_adapters.modules import copy_module
+from fastadv_adapters.networks import audited, selfcheck, whole
 from fastadv_adapters.networks import pair as networks
-from fastadv_adapters.networks import selfcheck
 from fastadv_adapters.networks.trial import Trial
 from tests.support.tools import batch, cosine, input_gradient, reference, small_net
 
@@ -90,7 +90,7 @@ def test_threads_at_a_first_call_make_one_self_check(monkeypatch: pytest.MonkeyP
         return check(*args)
 
     monkeypatch.setattr(networks, "check", counted)
-    fast, (x, y) = FastAttackModel(small_net(), **FLOAT32), batch()
+    fast, (x, y) = FastAttackModel(small_net().eval(), **FLOAT32), batch()
     threads = [threading.Thread(target=input_gradient, args=(fast, x, y)) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -101,15 +101,19 @@ def test_threads_at_a_first_call_make_one_self_check(monkeypatch: pytest.MonkeyP
 
 def test_a_self_check_waits_for_no_thread_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an accelerator backward passes run in the device's own thread, which may wait for the lock that is held."""
-    seen, check = list[bool](), selfcheck._check
+    seen = list[bool]()
 
-    def watched(*args: Any) -> Any:
-        seen.append(torch._C._is_multithreading_enabled())
-        return check(*args)
+    def watched(run: Any) -> Any:
+        def noted(*args: Any) -> Any:
+            seen.append(torch._C._is_multithreading_enabled())
+            return run(*args)
 
-    monkeypatch.setattr(selfcheck, "_check", watched)
+        return noted
+
+    monkeypatch.setattr(networks, "check", watched(selfcheck.check))
+    monkeypatch.setattr(audited, "look_at_whole", watched(whole.look_at_whole))
     input_gradient(FastAttackModel(small_net(), **FLOAT32), *batch())
-    assert seen == [False]
+    assert seen == [False, False]
     assert torch._C._is_multithreading_enabled()
 
 
