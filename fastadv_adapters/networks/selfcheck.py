@@ -107,8 +107,8 @@ def check(
 ) -> Verdict:
     """Compare throw-away copies of the fast network with one of ``source`` on at most four samples of a call.
 
-    To be called inside of :func:`trying`. All runs start from the same random state, which is restored afterwards; no
-    counter or buffer of the networks in use moves.
+    All runs start from the same random state, which is restored afterwards; no counter or buffer of the networks in
+    use moves. The caller prepares for them (``trying``).
 
     Args:
         source: the wrapped model, or a copy of it in eval mode.
@@ -133,6 +133,27 @@ def check(
     refuse_unlike(trial, reference)
     if isinstance(reference, str):
         return replace(verdict, rows=Rows(at_outputs=()), refused=reference)
+    found, single = _run_in_full(verdict, trial, plan, precision)
+    half: Half | str | None = None
+    if precision.half and not isinstance(found, str) and verdict.half_error is None:
+        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0])
+        if isinstance(half, str):
+            verdict.half_error, verdict.tried = half, precision.dtype
+    _check_folding(verdict, trial, single, found, reference)
+    if plan is not None and (filled := filled_in(source)) is not None:
+        _check_filled(verdict, Trial(filled, arguments, tensors, needs, full, in_half=widened), single)
+    if trial.in_half:
+        native = Trial(source, arguments, tensors, needs, full, in_half=False).plain()
+        _check_widening(verdict, trial, native, reference)
+    _check_modes(verdict, trial, wrapped, reference)
+    tried = _check_scale(verdict, trial, half, found, precision.dtype)
+    if not tried and (verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters())):
+        verdict.exponent = UNTRIED
+    return verdict
+
+
+def _run_in_full(verdict: Verdict, trial: Trial, plan: Trace | None, precision: Precision) -> tuple[Outcome, Precision]:
+    """The fast network's outcome in full precision, and how it ran: otherwise than asked where it raised."""
     single = trial.full
     found = trial.fast(plan, single)
     if isinstance(found, str) and precision.channels_last:
@@ -145,27 +166,20 @@ def check(
         other = trial.fast(plan, double)
         if not isinstance(other, str):
             verdict.half_error, verdict.instead, found, single = f"it raised {found}", double.dtype, other, double
-    half: Half | str | None = None
-    if precision.half and not isinstance(found, str) and verdict.half_error is None:
-        half = trial.half(plan, replace(precision, channels_last=single.channels_last), found[0])
-        if isinstance(half, str):
-            verdict.half_error, verdict.tried = half, precision.dtype
-    _check_folding(verdict, trial, single, found, reference)
-    if plan is not None and (filled := filled_in(source)) is not None:
-        _check_filled(verdict, Trial(filled, arguments, tensors, needs, full, in_half=widened), single)
-    if trial.in_half:
-        native = Trial(source, arguments, tensors, needs, full, in_half=False).plain()
-        _check_widening(verdict, trial, native, reference)
+    return found, single
+
+
+def _check_modes(
+    verdict: Verdict, trial: Trial, wrapped: nn.Module, reference: tuple[list[Tensor], list[Tensor]]
+) -> None:
+    """Is the model that is wrapped, in the modes that it is in, another function than it is in eval mode?"""
     in_training = left_in_training(wrapped)
     if in_training and difference(trial.with_training(in_training), reference) is not None:
         verdict.in_training = list(in_training)
     if (changed := by_its_own_eval(wrapped)) is not None:
-        asked = (Trial(model, arguments, tensors, needs, full, in_half=widened) for model in (wrapped, changed))
+        call = trial.arguments, trial.tensors, trial.needs
+        asked = (Trial(model, *call, trial.full, in_half=trial.in_half) for model in (wrapped, changed))
         verdict.writes = _differ(*asked)
-    tried = _check_scale(verdict, trial, half, found, precision.dtype)
-    if not tried and (verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters())):
-        verdict.exponent = UNTRIED
-    return verdict
 
 
 def _differ(one: Trial, other: Trial) -> bool:

@@ -25,8 +25,8 @@ def look_at_whole(
 ) -> tuple[Rows, bool]:
     """What has a row per sample in all samples of a call, and whether they reach each other.
 
-    By one run of a throw-away copy in full precision with one backward pass; the random state is restored. To be
-    called inside of :func:`trying`.
+    By one run of a throw-away copy in full precision with one backward pass; the random state is restored. The
+    caller prepares for it (``trying``).
 
     Args:
         source: the wrapped model.
