@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..modules import gradients_of
 from .ends import Cuts, Ends
 from .scaling import LossScale, Shift, State, scale
 
@@ -160,9 +161,7 @@ def _below(pairs: Pairs, wanted: Sequence[Tensor], cuts: Cuts | None, *, keep: b
     while pairs:
         tips, scaled = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
         retain = keep or bool(above)
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            tips, [*wanted, *above], scaled, retain_graph=retain, allow_unused=True
-        )
+        found = gradients_of(tips, [*wanted, *above], scaled, retain_graph=retain)
         new = found[: len(wanted)]
         total = [a if b is None else b if a is None else a + b for a, b in zip(total, new, strict=True)]
         at_cuts = zip(cuts.below if cuts is not None else (), found[len(wanted) :], strict=False)
@@ -189,6 +188,6 @@ def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor]) -> tuple[Pairs, S
     if pairs:
         outputs, grads = [o for o, _ in pairs], [g.to(o.dtype) for o, g in pairs]
         # Kept, for a layer that the self-check has not met may have a way of its own into what is below.
-        found = torch.autograd.grad(outputs, [*cuts.above, *wanted], grads, retain_graph=True, allow_unused=True)
+        found = gradients_of(outputs, [*cuts.above, *wanted], grads, retain_graph=True)
     at_cuts = found[: len(cuts.above)]
     return [(o, g) for o, g in zip(cuts.below, at_cuts, strict=True) if g is not None], found[len(cuts.above) :]

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..modules import OperatorMode
 from .unchanging import CannotRecordError
 
 _aten = torch.ops.aten
@@ -27,13 +27,12 @@ def refuse_what_waits(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Looking(TorchDispatchMode):
+class _Looking(OperatorMode):
     def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._device = device
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if _copies(func, args, kwargs, self._device):
             raise CannotRecordError(f"it copies between host and device (in {func})")
         if _waits(func, args, kwargs, self._device):

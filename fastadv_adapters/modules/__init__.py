@@ -13,7 +13,8 @@ tensors; ``anomalies`` leaves PyTorch's anomaly mode; ``checkpoints`` runs reent
 in a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether it gets logits;
 ``axes`` tells which axis images lack; ``devices`` whether two are one; ``refusals`` bears that a model does not take
 what it is asked beside its call; ``transforms`` sees and leaves those of ``torch.func``; ``shared`` puts back what a
-trace leaves in classes and globals; ``uncompiled`` keeps ``torch.compile`` out.
+trace leaves in classes and globals; ``uncompiled`` keeps ``torch.compile`` out; ``operators`` shows each
+operator that runs; ``gradients`` asks for those of several outputs.
 """
 
 from .anchor import Anchor
@@ -39,6 +40,7 @@ from .classes import (
 from .copying import alias, clone, copy_module, leaves_out, tensors_in, thaw, to_eval_mode
 from .devices import same_device
 from .extras import need
+from .gradients import filled_gradients_of, gradients_of
 from .holding import held_by, held_in, own_tensors, tensors_in_containers
 from .inputs import (
     COMMON_ERRORS,
@@ -62,6 +64,7 @@ from .lending import beside_parameters, in_eval_mode, without_gradients, write_b
 from .methods import runs_compiled
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify
+from .operators import OperatorMode
 from .own_eval import by_its_own_eval
 from .precision import (
     HALF,
@@ -109,6 +112,7 @@ __all__ = [
     "EngineName",
     "FastAttackWarning",
     "LeftOut",
+    "OperatorMode",
     "Precision",
     "Restore",
     "RunBy",
@@ -132,9 +136,11 @@ __all__ = [
     "copy_module",
     "device_of",
     "differ",
+    "filled_gradients_of",
     "first_line",
     "functions_in",
     "generator_states",
+    "gradients_of",
     "has_float64",
     "has_hooks",
     "has_own_switch",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..boundary import LossScale, Packed, scale, state_on
+from ..modules import filled_gradients_of
 from .finding import LOW, MOST, NEAR, SAMPLES, Finding
 from .nearness import cosines
 from .samples import are_rows, as_rows, batched, length_of
@@ -73,7 +74,7 @@ class Problem:
         device = next((g.device for _, g in pairs), wanted[0].device)  # an input may be a number on the host
         shift = state_on(device).shift_for(way, [g for _, g in pairs], wanted)
         scaled = [scale(g, shift, way).to(o.dtype) for o, g in pairs]
-        return list(torch.autograd.grad([o for o, _ in pairs], wanted, scaled, materialize_grads=True))
+        return filled_gradients_of([o for o, _ in pairs], wanted, scaled)
 
     def gain(self, place: int, direction: Tensor) -> Tensor:
         """For each sample, how far a step of this input along these signs takes the loss; () if there are no rows."""

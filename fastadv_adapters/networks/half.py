@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..boundary import FLOOR, STEP, Ends
+from ..modules import filled_gradients_of
 from .nearness import lost
 
 _HEADROOM = 2**2  # between the gradient that is tried in half precision and the point of overflow
@@ -31,7 +32,7 @@ class Half:
         """The gradients at the inputs from ones at the places with headroom above this power of two."""
         largest = _HEADROOM * 2.0 ** (exponent + 1)
         weights = [(weights_for(p).float() * largest).to(p.dtype) for p in self.places]
-        return torch.autograd.grad(self.places, self.leaves, weights, retain_graph=True, materialize_grads=True)
+        return filled_gradients_of(self.places, self.leaves, weights, retain_graph=True)
 
     def largest(self, full: Sequence[Tensor], highest: int) -> int | None:
         """The largest exponent at which no gradient is lost that is finite in full precision; None if there is none."""

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode  # as PyTorch's own counter of operations has it
 
-from ..modules import HALF, HAS_AMX, is_transformed, number_of_samples
+from ..modules import HALF, HAS_AMX, OperatorMode, is_transformed, number_of_samples
 
 LEAST = {"convolution": 1e6, "matrix product": 6e6 if HAS_AMX else 3e6}
 """So many multiplications must one of them have on average, in a forward pass, for half precision to pay."""
@@ -30,19 +29,19 @@ _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 _fastpath = threading.RLock()  # the setting is one for all threads
 
 
-class Work(TorchDispatchMode):
+class Work(OperatorMode):
     """Counts multiplications in the convolutions and matrix products that run inside it.
 
     Attention is left out: its products are few beside those of the layers around it.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found: dict[str, list[int]] = {kind: [] for kind in LEAST}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run the operator, and count."""
-        output = func(*args, **(kwargs or {}))
+        output = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name == "convolution":
             input, weight, transposed = args[0], args[1], args[6]

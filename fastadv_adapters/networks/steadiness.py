@@ -5,7 +5,7 @@ any size, and an attack that searches for a border searches for such a place. A 
 decide what a later one gives, and random numbers that are drawn twice are others for all that draw afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..engines import frozen_attributes
-from ..modules import are_equal, generator_states, holds_generator
+from ..modules import OperatorMode, are_equal, generator_states, holds_generator
 
 _JUMP = {
     *("sign", "sgn", "copysign", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder"),
@@ -63,16 +62,16 @@ def watching_steadiness(network: nn.Module, device: torch.device) -> Iterator[St
     found.keeps = not same or _versions(network) != versions
 
 
-class _Jumps(TorchDispatchMode):
+class _Jumps(OperatorMode):
     """Looks for an operator that jumps."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found = ""
         self._places: dict[int, Tensor] = {}  # of the largest, say: as long as nobody uses them, they decide nothing
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+    def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        output = func(*args, **kwargs)
         given = [] if self.found else _tensors((args, kwargs))
         name = func.overloadpacket.__name__.removesuffix("_")
         if any(id(t) in self._places for t in given):

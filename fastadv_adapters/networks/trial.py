@@ -29,8 +29,10 @@ from ..modules import (
     Precision,
     clone,
     copy_module,
+    filled_gradients_of,
     first_line,
     generator_states,
+    gradients_of,
     in_one_block,
     is_out_of_memory,
     own_dtype,
@@ -209,7 +211,7 @@ class Trial:
                     break
                 if wanted and len(cuts.below) == len(cuts.above) and is_full_above(wanted):
                     weights = [weights_for(o) for o in wanted]
-                    torch.autograd.grad(wanted, cuts.above or leaves, weights, allow_unused=True)
+                    gradients_of(wanted, cuts.above or leaves, weights)
                     return ends, found.layers
         return None, found.layers
 
@@ -282,13 +284,13 @@ class Trial:
                 self._dtypes |= dtypes_below(outputs)
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
                 weights = [weights_for(o) for o in outputs]
-                grads = torch.autograd.grad(outputs, wanted, weights, retain_graph=looks, materialize_grads=True)
+                grads = filled_gradients_of(outputs, wanted, weights, retain_graph=looks)
                 self._seen = look(places, leaves, self.batched) if looks else self._seen
         except Exception as error:
             if is_out_of_memory(error):  # says nothing of the model
                 raise
             return first_line(error)
-        return [o.detach() for o in outputs], list(grads)
+        return [o.detach() for o in outputs], grads
 
     @contextmanager
     def _gradients(self, draws: int) -> Iterator[list[Tensor]]:

@@ -262,7 +262,7 @@ def test_copies_between_host_and_device_are_refused(non_blocking: bool) -> None:
                 tensor.to(to, non_blocking=non_blocking)
         write = torch.ops.aten.copy_.default  # a build without CUDA refuses it before any mode sees it
         with pytest.raises(CannotRecordError, match="between host and device"):
-            waiting._Looking(CUDA).__torch_dispatch__(write, (), (device, host, non_blocking))
+            waiting._Looking(CUDA).run(write, (device, host, non_blocking), {})
         with refuse_what_waits(CUDA):
             (device * torch.empty(()) + 1).half().to(CUDA)
 
