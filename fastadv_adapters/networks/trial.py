@@ -32,7 +32,6 @@ from ..modules import (
     filled_gradients_of,
     first_line,
     generator_states,
-    gradients_of,
     in_one_block,
     is_out_of_memory,
     own_dtype,
@@ -210,8 +209,7 @@ class Trial:
                 if any(t.is_complex() for t in cuts.below):
                     break
                 if wanted and len(cuts.below) == len(cuts.above) and is_full_above(wanted):
-                    weights = [weights_for(o) for o in wanted]
-                    gradients_of(wanted, cuts.above or leaves, weights)
+                    filled_gradients_of(wanted, cuts.above or leaves, [weights_for(o) for o in wanted])
                     return ends, found.layers
         return None, found.layers
 
