@@ -98,7 +98,9 @@ def _few(tensor: Tensor) -> Tensor:
 
 
 def _glance(tensor: Tensor) -> Glance:
-    deviation, mean = torch.std_mean(_few(tensor), correction=0)
+    few = _few(tensor)
+    mean = few.mean()
+    deviation = torch.linalg.vector_norm(few - mean) / max(few.numel(), 1) ** 0.5  # std_mean takes ten times as long
     return Glance(float(mean), float(deviation))
 
 
