@@ -52,9 +52,14 @@ class Loss:
     def rate(self, outputs: Any, targets: Any, samples: int) -> Tensor:
         """The same of outputs and targets of any kind, of so many samples.
 
-        The function is given copies, which it may write into; gradients pass through those of the outputs.
+        The function is given copies, which it may write into; gradients pass through those of the outputs. If it raises
+        an error, as tensors of its own in float32 make it (class weights, embeddings, a head), it is given outputs in
+        float32.
         """
-        values: object = self.function(_copies(outputs), _copies(targets))
+        try:
+            values: object = self.function(_copies(outputs), _copies(targets))
+        except RuntimeError as error:
+            values = self._in_float32(outputs, targets, error)
         if not isinstance(values, Tensor) or values.shape != (samples,):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
@@ -62,6 +67,14 @@ class Loss:
                 f'Return it without reduction over the batch (reduction="none")'
             )
         return values
+
+    def _in_float32(self, outputs: Any, targets: Any, error: RuntimeError) -> object:
+        try:
+            return self.function(_copies(outputs, narrow=True), _copies(targets))
+        except Exception:
+            raise error from None
+        finally:
+            del error  # its traceback knows this frame
 
     def ascent(self, logits: Tensor, labels: Tensor, progress: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
         """Values (N,) and, per sample, the direction at the logits (N, C) to backpropagate; both without history.
@@ -153,9 +166,9 @@ def resolve_loss(loss: LossName | LossFunction | Loss, targeted: bool = False) -
     raise ValueError(f"expected loss to be {choices}, got {loss!r}. Choose one of these")
 
 
-def _copies(tree: Any) -> Any:
+def _copies(tree: Any, *, narrow: bool = False) -> Any:
     packed = Packed(tree)
-    return packed.rebuild([t.clone() for t in packed.tensors])
+    return packed.rebuild([t.float() if narrow and t.dtype == torch.float64 else t.clone() for t in packed.tensors])
 
 
 @dataclass(frozen=True)

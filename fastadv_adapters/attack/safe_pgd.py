@@ -35,9 +35,9 @@ class SafePGD(LeftOut):
 
     Safe means:
 
-    - The loss is computed in float64 (float32 on devices without it). ``"auto"``, ``"ce"`` and ``"margin"`` do not
-      saturate. If the gradient of ``"dlr"`` or of a callable on class labels is all zero or not finite at a sample's
-      logits, that step follows the margin.
+    - The loss is computed in float64 (float32 on devices without it, and for a callable that raises an error in
+      float64). ``"auto"``, ``"ce"`` and ``"margin"`` do not saturate. If the gradient of ``"dlr"`` or of a callable on
+      class labels is all zero or not finite at a sample's logits, that step follows the margin.
     - A sample is attacked again in full precision if its gradient was not finite in some step and was not mended at
       once, if its logits were not finite, or if the fast model alone calls its candidate adversarial.
     - The result is the best candidate that was seen (with ``early_stop`` the first adversarial one). It lies within

@@ -156,6 +156,36 @@ def test_a_loss_that_is_not_one_value_per_sample_is_an_error(function: Any, got:
         resolve_loss(function)(LOGITS, LABELS)
 
 
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 1.5, 1.0])
+NARROW: dict[str, LossFunction] = {
+    "class weights": nn.CrossEntropyLoss(weight=WEIGHTS, reduction="none"),
+    "embeddings": lambda logits, labels: F.cross_entropy(logits @ WEIGHTS.diag(), labels, reduction="none"),
+    "a product per sample": lambda logits, labels: torch.einsum("nc,c->n", logits, WEIGHTS),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_loss_with_tensors_of_its_own_in_float32_is_given_outputs_in_float32(name: str) -> None:
+    values, direction = resolve_loss(NARROW[name]).ascent(LOGITS, LABELS)
+    leaf = LOGITS.float().requires_grad_()
+    expected = NARROW[name](leaf, LABELS)
+    torch.testing.assert_close(values, expected.detach())
+    (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    torch.testing.assert_close(F.normalize(direction), F.normalize(gradient.double()))
+
+
+def test_an_error_of_the_loss_itself_is_that_of_its_first_call() -> None:
+    seen: list[torch.dtype] = []
+
+    def broken(logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(logits.dtype)
+        raise RuntimeError(f"call {len(seen)}")
+
+    with pytest.raises(RuntimeError, match="call 1"):
+        resolve_loss(broken)(LOGITS, LABELS)
+    assert seen == [torch.float64, torch.float32]
+
+
 def test_a_loss_without_gradient_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"differentiated by the logits, got values of accuracy without a gradient"):
         resolve_loss(accuracy).ascent(LOGITS, LABELS)
