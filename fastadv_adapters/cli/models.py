@@ -14,7 +14,7 @@ from ..modules import need
 from .locating import called, find
 
 _NAMED = 3  # keys that are named when some do not fit
-_PARALLEL = "module."  # in front of all keys of a model in DataParallel
+_COUNTER = "n_averaged"  # beside the weights of an AveragedModel
 
 
 def device_named(name: str) -> torch.device:
@@ -116,12 +116,22 @@ def _state_in(path: Path) -> dict[str, Any]:
 
 
 def _named_as(own: Collection[str], state: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors without, or with, the prefix of DataParallel and its kin, if only so they fit the model."""
-    ways = [state, {f"{_PARALLEL}{key}": value for key, value in state.items()}]
-    if all(key.startswith(_PARALLEL) for key in state):
-        ways.append({key.removeprefix(_PARALLEL): value for key, value in state.items()})
+    """The same tensors without, or with, what may stand in front of all keys, as it fits the model.
+
+    DataParallel and its kin, torch.compile and modules that train the model put it there.
+    """
+    named = {key: value for key, value in state.items() if key in own or key != _COUNTER}
+    pairs = [(off, on) for off in _fronts(named) for on in _fronts(own)]
+    ways = [{f"{on}{key.removeprefix(off)}": value for key, value in named.items()} for off, on in pairs]
     most = max(len(set(own).intersection(way)) for way in ways)  # an error then names the keys that are really missing
     return next(way for way in ways if len(set(own).intersection(way)) == most)
+
+
+def _fronts(keys: Collection[str]) -> list[str]:
+    """Nothing, and what all keys begin with, up to each dot."""
+    first = next(iter(keys), "")
+    fronts = ["", *(first[: end + 1] for end, letter in enumerate(first) if letter == ".")]
+    return [front for front in fronts if all(key.startswith(front) for key in keys)]
 
 
 def _some(keys: list[str]) -> str:

@@ -102,15 +102,17 @@ def test_evaluate_and_report_write_the_same_numbers_and_hold_requirements(fastad
 
 
 @pytest.mark.parametrize("factory", ["Net", "parallel", "Holds"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
-def test_weights_saved_with_or_without_data_parallel(factory: str, prefix: str, folder: Path) -> None:
-    torch.save({f"{prefix}1.weight": torch.zeros(3, 12), f"{prefix}1.bias": torch.eye(3)[2]}, "w.pt")
-    arguments = f"networks_of_a_user.py:{factory}", Path("w.pt"), torch.device("cpu")
-    if (factory, prefix) != ("Net", "module.module."):
-        assert list(model_named(*arguments).state_dict().values())[1].tolist() == [0, 0, 1]
-        return
-    with pytest.raises(ValueError, match=r"expected weights with the keys of Net, got w.pt without 1.bias, 1.weight"):
-        model_named(*arguments)
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "_orig_mod.", "module._orig_mod.", "net."])
+def test_weights_saved_from_a_model_in_another_one(factory: str, prefix: str, folder: Path) -> None:
+    weights: dict[str, Any] = {f"{prefix}1.weight": torch.zeros(3, 12), f"{prefix}1.bias": torch.eye(3)[2]}
+    torch.save(weights, "w.pt")
+    torch.save(weights | {"n_averaged": torch.tensor(2)}, "averaged.pt")
+    torch.save(weights | {"head.weight": torch.zeros(3, 12)}, "more.pt")
+    for file in ("w.pt", "averaged.pt"):
+        made = model_named(f"networks_of_a_user.py:{factory}", Path(file), torch.device("cpu"))
+        assert list(made.state_dict().values())[1].tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match=r"expected weights with the keys of .* more.pt .*with .*head.weight"):
+        model_named(f"networks_of_a_user.py:{factory}", Path("more.pt"), torch.device("cpu"))
 
 
 def test_weights_are_loaded(fastadv: Run, folder: Path) -> None:
