@@ -103,7 +103,7 @@ class Flow:
     def of(cls, pool: Pool, x: Tensor) -> "Flow":
         """Samples that have done nothing yet."""
         step, start, forwards, backwards = torch.zeros(4, len(x), dtype=torch.int64, device=x.device).unbind()
-        seconds = torch.zeros(len(x), dtype=torch.float64)
+        seconds = torch.zeros(len(x), dtype=torch.float64, device="cpu")
         return cls(pool, Best.none(x.clone()), step, start, forwards, backwards, seconds)
 
     def take(self, index: Tensor) -> "Flow":

@@ -134,7 +134,7 @@ def _of_tensors(x: Tensor, y: Tensor) -> Samples:
         )
 
     def read(index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        places = torch.tensor(list(index), dtype=torch.int64)
+        places = torch.tensor(list(index), dtype=torch.int64, device="cpu")  # whatever the default device is
         return x.detach()[places.to(x.device)], y.detach()[places.to(y.device)].to(x.device)
 
     return Samples(len(x), read)

@@ -175,5 +175,5 @@ def _within(found: Tensor, x: Tensor, eps: float, setting: Setting) -> Tensor:
     length = lengths(found, x, less_rounding=True)[:, ("linf", "l2", "l1").index(setting.norm)]
     flat = found.flatten(1)
     inside = (flat >= lower - slack).all(1) & (flat <= upper + slack).all(1)
-    known = float(torch.tensor(eps, dtype=found.dtype))  # all that an attack in this dtype knows of eps
+    known = float(torch.tensor(eps, dtype=found.dtype, device="cpu"))  # all that an attack in this dtype knows of eps
     return inside & (length <= reach(max(eps, known), setting.bounds))

@@ -200,8 +200,10 @@ def test_the_judge_makes_no_graph() -> None:
         assert not judge.verdicts(x[:4] + 0, y[:4]).logits.requires_grad
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_evaluations_run_in_any_mode(mode: Any) -> None:
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.device("meta")], ids=["no_grad", "inference", "device"]
+)
+def test_evaluations_run_in_any_mode_and_whatever_the_default_device_is(mode: Any) -> None:
     model, (x, y) = net(), data()
     attacks = [torchattacks.PGD(model, eps=EPS, steps=2), "safe-pgd-5"]
     wanted = evaluate(model, (x, y), attacks, eps=EPS, progress=False, options=FLOAT32, limit=8)
