@@ -64,7 +64,7 @@ class FastAttackModel(Shell):
             ``torch.compile`` once per input shape; ``"cudagraph"``, recorded once per shape and replayed; ``"auto"``,
             CUDA graphs on CUDA, else eager. If one cannot run the network, a simpler one does, and says so.
         auto_update: look for changes of the wrapped model before every forward pass and follow them. What cannot be
-            noticed (``.data.mul_()``, numpy views, replayed CUDA graphs) needs :meth:`update`.
+            noticed (on a GPU ``.data.mul_()``, numpy views, replayed CUDA graphs) needs :meth:`update`.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.

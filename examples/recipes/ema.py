@@ -3,7 +3,7 @@
 Three kinds of average are shown: PyTorch's AveragedModel, timm's ModelEmaV3, and one by hand through `.data`. The model
 is trained adversarially, and its average is attacked and used in the end. One line makes a `FastAttackModel` of the
 average, as of any model. PyTorch's and timm's averages are written in place, and the fast model follows by itself. One
-that is written through `.data` leaves no trace in PyTorch, so it needs `fast.update()`.
+that is written through `.data` leaves no trace in PyTorch, so on a GPU it needs `fast.update()`.
 """
 
 import copy

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..modules import are_equal, held_by, held_in, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer, put_on
+from .corners import Corners
 
 
 class Change(enum.Enum):
@@ -77,8 +78,8 @@ class Freshness:
 
     Noticed: a tensor replaced in its module's dict, an in-place change (version counters of all parameters and
     buffers), ``tensor.data = ...`` (data pointers), a step of any optimizer that holds one of the parameters, a plain
-    attribute set to another value, modules and hooks added or removed. Not noticeable: ``.data.mul_()`` and the like,
-    writes through numpy views, replayed CUDA graphs.
+    attribute set to another value, modules and hooks added or removed; on a processor also what leaves no record, such
+    as ``.data.mul_()``, if it changes the first or the last value of a tensor.
 
     The comparison is one dict comparison per module, in C, so that it can be made before every forward.
     """
@@ -96,6 +97,7 @@ class Freshness:
         if change in (Change.STRUCTURE, Change.TENSORS):
             self._take_tensors()
         self._stepped = False
+        self._values = self._corners.now()
         self._versions = list(map(_version, self._versioned))
         self._written = list(map(_version, self._parameters))
         self._switches = self._now_switches()
@@ -139,6 +141,7 @@ class Freshness:
         self._strided = [t for t in self._tensors if t.layout is torch.strided]
         self._sparse = [t for t in self._tensors if t.layout is not torch.strided]
         self._kinds, self._devices, self._pointers = self._now_kinds(), self._now_devices(), self._now_pointers()
+        self._corners = Corners(zip(self._strided, self._pointers, strict=False))  # those of sparse ones come last
         self._parameters = [t for t in owned if isinstance(t, nn.Parameter) and not t.is_inference()]
         self._versioned = [t for t in (*self._tensors, *self._held) if not t.is_inference()]
 
@@ -182,6 +185,7 @@ class Freshness:
             return Change.STRUCTURE if self._holds_own or given else Change.TENSORS
         if self._now_switches() != self._switches:  # a trace may have taken the other branch
             return Change.STRUCTURE
+        self._stepped = self._stepped or self._corners.now() != self._values  # where nothing has moved
         stale = self._stepped or list(map(_version, self._versioned)) != self._versions
         return Change.VALUES if stale else Change.NONE
 

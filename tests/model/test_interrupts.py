@@ -20,7 +20,16 @@ from torch import Tensor, nn
 import fastadv_adapters
 from fastadv_adapters import FastAttackModel, SafePGD
 from fastadv_adapters.foolbox import FastPyTorchModel
-from tests.support.tools import batch, cosine, fingerprint, input_gradient, reference, settle, small_net
+from tests.support.tools import (
+    batch,
+    between_the_ends,
+    cosine,
+    fingerprint,
+    input_gradient,
+    reference,
+    settle,
+    small_net,
+)
 
 FLOAT32: Any = {"dtype": torch.float32}
 PACKAGE = str(Path(fastadv_adapters.__file__).parent)
@@ -193,8 +202,8 @@ def spread(total: int, most: int) -> list[int]:
 
 def new_values(net: Fragile, step: int) -> None:
     """In a way that is not noticed by itself, so that only a finished update can have seen it."""
-    net.conv.weight.data.copy_(torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step)))
-    net.norm.weight.data.neg_()
+    between_the_ends(net.conv.weight).copy_(torch.randn(4 * 27 - 2, generator=torch.Generator().manual_seed(step)))
+    between_the_ends(net.norm.weight).neg_()
 
 
 def new_structure(net: Fragile, step: int) -> None:

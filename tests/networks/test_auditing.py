@@ -20,7 +20,7 @@ from fastadv_adapters.networks.finding import SAMPLES, Finding
 from fastadv_adapters.networks.nearness import off_by
 from fastadv_adapters.networks.schedule import PASSES, SOON
 from tests.networks.test_rounding import Constant
-from tests.support.tools import attackable_net, batch, cosine, head_of, input_gradient, small_net
+from tests.support.tools import attackable_net, batch, between_the_ends, cosine, head_of, input_gradient, small_net
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -607,7 +607,7 @@ def test_weights_that_were_changed_past_pytorch_are_noticed_at_the_next_audit() 
     fast = FastAttackModel(model, dtype=torch.bfloat16)
     input_gradient(fast, x, y)
     for parameter in model.parameters():
-        parameter.data.mul_(1.3)
+        between_the_ends(parameter).mul_(1.3)
     for _ in range(SOON - 1):
         input_gradient(fast, x, y)
     with pytest.warns(FastAttackWarning, match="changed where PyTorch records nothing.*#old-weights"):
@@ -636,7 +636,7 @@ def test_a_number_for_the_whole_call_tells_of_old_weights_too() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.autograd.grad(fast(x.requires_grad_(), y), x)
-    head_of(model.net).weight.data.mul_(-1)
+    between_the_ends(head_of(model.net).weight).mul_(-1)
     (kind,) = fast._networks.kinds.values()
     kind.schedule.passes = PASSES
     with pytest.warns(FastAttackWarning, match="#old-weights"):

@@ -54,6 +54,11 @@ def head_of(net: nn.Sequential) -> nn.Linear:
     return head
 
 
+def between_the_ends(tensor: Tensor) -> Tensor:
+    """All values but the first and the last, in which writes past PyTorch cannot be noticed on a processor either."""
+    return tensor.data.view(-1)[1:-1]
+
+
 def steep() -> nn.Sequential:
     """Overflows in float16 until the scale has been lowered."""
     net = small_net()
