@@ -1,4 +1,7 @@
-"""Which attack of a library is asking: a model is called without being told, and the stack of calls knows."""
+"""Which attack of a library is asking: a model is called without being told, and the stack of calls knows.
+
+So does a walk over its parts: libraries that explain a model put hooks on its layers.
+"""
 
 import sys
 import weakref
@@ -37,6 +40,9 @@ _FIXED_BUDGET = ("auto_pgd", "projected_gradient_descent")
 """Attacks of adv-lib are functions, one or two a module: those in all modules but these minimise a perturbation."""
 _FUNCTION = "cleverhans.torch.attacks.carlini_wagner_l2"
 """Of cleverhans' functions this module's does."""
+
+EXPLAINERS = ("captum", "shap", "zennit")
+"""Libraries that walk over a model to have its layers compute otherwise, and silently do nothing where none is seen."""
 
 
 _Read = Literal["", "decisions", "gradients"]
@@ -109,3 +115,13 @@ def _holds(module: str) -> Literal["", "classes", "functions"]:
         return "classes"
     minimises = module.startswith(_FUNCTIONS) and module.removeprefix(_FUNCTIONS) not in _FIXED_BUDGET
     return "functions" if minimises or module == _FUNCTION else ""
+
+
+def explainer_above(frame: FrameType | None) -> str:
+    """The library of ``EXPLAINERS`` whose walk over a model has come to this frame, of one of its parts; or nothing."""
+    while frame is not None and frame.f_globals.get("__name__") == "torch.nn.modules.module":
+        if frame.f_code.co_name == "_named_members":  # it asks for parameters or buffers
+            return ""
+        frame = frame.f_back
+    root = "" if frame is None else str(frame.f_globals.get("__name__", "")).split(".")[0]
+    return root if root in EXPLAINERS else ""

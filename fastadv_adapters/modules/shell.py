@@ -1,12 +1,14 @@
 """A module without weights of its own, around one that has them."""
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from .anchor import Anchor
+from .callers import explainer_above
 from .classes import hooks_of
 from .leaving_out import LeftOut
 
@@ -33,6 +35,29 @@ class Shell(LeftOut, nn.Module):
         if self._anchor.device != self.device:
             self._anchor = Anchor.on(self.device)
         return super().named_parameters(*args, **kwargs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Itself alone; TypeError if that would have a library compute something else, without a word."""
+        self._refuse_explainers()
+        found: Iterator[tuple[str, nn.Module]] = super().named_modules(*args, **kwargs)
+        return found
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """None; TypeError likewise."""
+        self._refuse_explainers()
+        return super().named_children()
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> "Shell":
+        """Call the function on this module alone; TypeError likewise."""
+        self._refuse_explainers()
+        return super().apply(fn)
+
+    def _refuse_explainers(self) -> None:
+        if library := explainer_above(sys._getframe(2)):
+            raise TypeError(
+                f"expected a model whose layers can be changed, which {library} does here, got a "
+                f"{type(self).__name__}, which shows none: give it the plain model, fast.wrapped"
+            )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Shell":
         # Device and dtype follow the wrapped model. A parent that is moved finds all its parameters moved.

@@ -40,3 +40,32 @@ def test_attacks_that_read_decisions_get_those_of_the_plain_model(module: str) -
     fast = FastAttackModel(model.eval(), dtype=torch.bfloat16)
     is_exact = torch.equal(asking(module, ATTACKS[module], fast, x), model(x).detach())
     assert is_exact != module.endswith(FIXED_BUDGET)
+
+
+WALKS = {
+    "apply": "model.apply(found.append)",
+    "modules": "found += model.modules()",
+    "named modules": "found += [part for _, part in model.named_modules()]",
+    "children": "found += [part for child in model.children() for part in (child, *child.children())]",
+}
+
+
+def walk(library: str, how: str, model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that code of this library finds."""
+    names: dict[str, Any] = {"__name__": f"{library}.core", "model": model, "found": []}
+    exec(f"list(model.parameters())\n{WALKS[how]}", names)
+    found: list[nn.Module] = names["found"]
+    return found
+
+
+@pytest.mark.parametrize("how", WALKS)
+@pytest.mark.parametrize("library", ["captum", "shap", "zennit"])
+def test_libraries_that_change_layers_are_told_that_they_find_none(library: str, how: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU()).eval()
+    fast = FastAttackModel(model)
+    assert model[1] in walk(library, how, model)
+    for shell in (fast, nn.Sequential(fast)):
+        with pytest.raises(TypeError, match=f"which {library} does here, got a FastAttackModel, which shows none"):
+            walk(library, how, shell)
+        assert fast in walk("someone", how, nn.Sequential(shell))
+    fast(torch.rand(2, 3, 4, 4, requires_grad=True)).sum().backward()
