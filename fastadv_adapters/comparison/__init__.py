@@ -7,8 +7,8 @@ is shown as a table (``showing``), drawn (``drawing``) and written whole (``writ
 on, ``progress`` tells what is being done. The benchmarks use the same clock.
 """
 
-from .attacking import refuse_class, refuse_labels_for_targets
-from .budgets import MARGIN, Own, doubt_own, extent, is_from, own_budget, reach
+from .attacking import copy_of, refuse_class, refuse_labels_for_targets
+from .budgets import MARGIN, Own, doubt_own, extent, is_from, own_budget, parts_of, reach
 from .comparing import compare
 from .device import describe_device, versions
 from .fidelity import row_cosines
@@ -29,6 +29,7 @@ __all__ = [
     "Way",
     "bytes_kept",
     "compare",
+    "copy_of",
     "describe_device",
     "doubt_own",
     "expect_picture",
@@ -39,6 +40,7 @@ __all__ = [
     "lent_in_eval_mode",
     "measure_in_turn",
     "own_budget",
+    "parts_of",
     "reach",
     "reason",
     "refuse_class",

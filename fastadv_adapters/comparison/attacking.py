@@ -1,8 +1,8 @@
 """One attack, on the plain model and on fast ones: of torchattacks, of foolbox, a callable, or PGD with ten steps."""
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,22 +21,25 @@ STEPS = 10
 """Of the attack that is made if none is given."""
 
 
-class Attacker(ABC):
+@dataclass(frozen=True)
+class Attacker:
     """An attack that can be made on the plain model and on fast ones.
 
     Attributes:
         name: as it is shown.
+        on_plain: makes it on the plain model.
+        on_fast: makes it on a fast copy of the model, which it makes too.
     """
 
     name: str
+    on_plain: Callable[[nn.Module], Run]
+    on_fast: Callable[[nn.Module, FastAttackOptions], Run]
 
-    @abstractmethod
-    def on_plain(self, model: nn.Module) -> Run:
-        """The attack on the plain model."""
 
-    @abstractmethod
-    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
-        """The attack on a fast copy of the model, which is made here."""
+def copy_of(attack: Any) -> Any:
+    """An attack of torchattacks like this one, all attacks inside it copied too, on the same models."""
+    models = [getattr(part, "model", None) for part in parts_of(attack)]
+    return copy.deepcopy(attack, {id(model): model for model in models if model is not None})
 
 
 def refuse_class(attack: Any, argument: str) -> None:
@@ -68,7 +71,7 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
         ValueError: a torchattacks attack on another model than the one that is compared.
     """
     if attack is None:
-        return _Called(_pgd(budget), f"PGD-{STEPS}")
+        return _called(_pgd(budget), f"PGD-{STEPS}")
     if is_from("torchattacks", attack):
         refuse_labels_for_targets(attack, "attack")
         if attack.model is not model:
@@ -76,9 +79,9 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
                 f"expected an attack on the plain model that is compared, got {attack.attack} on another "
                 f"{type(attack.model).__name__}: make the attack on that model itself"
             )
-        return _Torchattacks(attack)
+        return _of_torchattacks(attack)
     if is_from("foolbox", attack):
-        return _Foolbox(attack, budget)
+        return _of_foolbox(attack, budget)
     if isinstance(attack, SafePGD):
         raise TypeError(
             "expected an attack that takes any model, got a SafePGD, which holds one: pass "
@@ -89,58 +92,40 @@ def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
             f"expected attack to be of torchattacks or foolbox, or a callable (model, x, y), got "
             f"{type(attack).__name__}: pass one of these, or None for PGD"
         )
-    return _Called(attack, getattr(attack, "__name__", type(attack).__name__))
+    return _called(attack, getattr(attack, "__name__", type(attack).__name__))
 
 
-class _Called(Attacker):
-    def __init__(self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], name: str) -> None:
-        self._attack, self.name = attack, name
+def _called(attack: Callable[[nn.Module, Tensor, Tensor], Tensor], name: str) -> Attacker:
+    def on(model: nn.Module) -> Run:
+        return lambda x, y: attack(model, x, y)
 
-    def on_plain(self, model: nn.Module) -> Run:
-        return lambda x, y: self._attack(model, x, y)
-
-    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
-        fast = FastAttackModel(model, **options)
-        return lambda x, y: self._attack(fast, x, y)
+    return Attacker(name, on, lambda model, options: on(FastAttackModel(model, **options)))
 
 
-class _Torchattacks(Attacker):
-    def __init__(self, attack: Any) -> None:
-        self._attack, self.name = attack, f"torchattacks {attack.attack}"
+def _of_torchattacks(attack: Any) -> Attacker:
+    from ..torchattacks import accelerate
 
-    def on_plain(self, model: nn.Module) -> Run:
-        attack: Run = self._copy()
-        return attack
-
-    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
-        from ..torchattacks import accelerate
-
-        attack: Run = accelerate(self._copy(), **options)
-        return attack
-
-    def _copy(self) -> Any:
-        """Another attack with the same settings on the same models."""
-        return copy.deepcopy(self._attack, {id(part.model): part.model for part in parts_of(self._attack)})
+    return Attacker(
+        f"torchattacks {attack.attack}",
+        lambda model: copy_of(attack),
+        lambda model, options: accelerate(copy_of(attack), **options),
+    )
 
 
-class _Foolbox(Attacker):
-    def __init__(self, attack: Any, budget: Budget) -> None:
-        self._attack, self._budget, self.name = attack, budget, f"foolbox {type(attack).__name__}"
+def _of_foolbox(attack: Any, budget: Budget) -> Attacker:
+    import foolbox
 
-    def on_plain(self, model: nn.Module) -> Run:
-        return self._on(model, self._attack)
+    from ..foolbox import accelerate
 
-    def on_fast(self, model: nn.Module, options: FastAttackOptions) -> Run:
-        from ..foolbox import accelerate
+    def on(model: nn.Module, attack: Any) -> Run:
+        fmodel = foolbox.PyTorchModel(model, budget.bounds, device=next(model.parameters()).device)
+        return lambda x, y: attack(fmodel, x, y, epsilons=budget.eps)[1]
 
-        return self._on(model, accelerate(self._attack, **options))
-
-    def _on(self, model: nn.Module, attack: Any) -> Run:
-        import foolbox
-
-        device = next(model.parameters()).device
-        fmodel = foolbox.PyTorchModel(model, self._budget.bounds, device=device)
-        return lambda x, y: attack(fmodel, x, y, epsilons=self._budget.eps)[1]
+    return Attacker(
+        f"foolbox {type(attack).__name__}",
+        lambda model: on(model, attack),
+        lambda model, options: on(model, accelerate(attack, **options)),
+    )
 
 
 def _pgd(budget: Budget) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:

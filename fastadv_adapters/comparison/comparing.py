@@ -26,10 +26,10 @@ from .attacking import Attacker, Run, attacker_for, refuse_class
 from .budgets import Budget, budget_for, reach
 from .data import accept_data, are_right, doubts
 from .device import describe_device, versions
-from .fidelity import Agreement, Pass, agreement, gradient_pass, reference_pass
+from .fidelity import Agreement, agreement, gradient_pass, reference_pass
 from .leaving import lent_in_eval_mode, plain
 from .memory import bytes_kept
-from .progress import Progress
+from .progress import progress_shown
 from .result import Comparison
 from .row import Effect, Row
 from .timing import Way, measure_in_turn, quartiles, reason, seconds_of
@@ -102,12 +102,17 @@ def compare(
     switched = by_its_own_eval(accept_model(model))  # before it is lent
     refuse_class(attack, "attack")
     budget, device = budget_for(attack, eps, norm, bounds), device_of(model)
-    with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), Progress(progress) as told:
+    with (
+        torch.inference_mode(False),
+        random_state_kept(device),
+        lent_in_eval_mode(model),
+        progress_shown(progress) as say,
+    ):
         _try_options(options or {}, device)
         y, logits = accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
         notes = doubts(model, study.x, y, logits, budget, switched)
-        recommended = study.run(repeats, told.say)
+        recommended = study.run(repeats, say)
         notes += study.doubt_distance()
     setting = {**budget.record(), "repeats": repeats}
     name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
@@ -201,7 +206,7 @@ class _Study:
             f"{_name(network.dtype)}, {network.engine}" if isinstance(network, FastAttackModel) else "as it is"
         )
         self.rows[row.name], self._runs[row.name] = row, made[0]
-        self._agreements[row.name] = self._agreement(gradients)
+        self._agreements[row.name] = agreement(gradients, self._reference)
         self._effects[row.name] = self._effect(found[0])
         row.put(self._agreements[row.name], self._agreements["plain"])
         row.judge(self._effects[row.name], self._effects["plain"], self.rows["plain"])
@@ -210,9 +215,6 @@ class _Study:
     def _attack(self, run: Run) -> Tensor:
         """Run it once, on tensors that it may write into."""
         return run(self.x.clone(), self.y.clone())
-
-    def _agreement(self, found: Pass) -> Agreement:
-        return agreement(found, self._reference)
 
     def _effect(self, adversarial: Any) -> Effect:
         """What the attack did, as the plain model sees it."""

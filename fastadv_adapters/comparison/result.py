@@ -86,7 +86,7 @@ class Comparison:
         Raises:
             ImportError: rich is not installed.
         """
-        print_table(self._title, self._lines(), self._legend, self._last_lines, file)
+        print_table(*self._shown, file)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, its keys the names of the attributes; the file is replaced as a whole."""
@@ -126,7 +126,7 @@ class Comparison:
         return f"Comparison({self.verdict!r})"
 
     def _repr_html_(self) -> str:
-        return as_html(self._title, self._lines(), self._legend, self._last_lines)
+        return as_html(*self._shown)
 
     @property
     def _title(self) -> str:
@@ -135,15 +135,10 @@ class Comparison:
         return f"{self.attack} on {self.samples} images, {budget}"
 
     @property
-    def _legend(self) -> str:
-        return LEGEND.format(reference=self.reference)
-
-    @property
-    def _last_lines(self) -> list[str]:
-        return [self.verdict, *(f"note: {note}" for note in self.notes)]
-
-    def _lines(self) -> list[list[str]]:
-        return lines_of(self.rows, self.recommended_row)
+    def _shown(self) -> tuple[str, list[list[str]], str, list[str]]:
+        """Title, table, legend, and what is said below."""
+        last = [self.verdict, *(f"note: {note}" for note in self.notes)]
+        return self._title, lines_of(self.rows, self.recommended_row), LEGEND.format(reference=self.reference), last
 
 
 def _speed(row: Row, *, surely: bool = True) -> str:

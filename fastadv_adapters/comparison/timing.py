@@ -106,57 +106,28 @@ def measure_in_turn(
     """
     if repeats < 1:
         raise ValueError(f"expected repeats of at least 1, got {repeats}; give a larger number")
-    rounds = _Rounds(ways, device, failures)
-    for _ in range(warmup):
-        rounds.one()
-    warm, longest = rounds.collect(), 0.0
-    for index in range(repeats):
-        if index >= 2 and budget is not None and budget.left < longest:
+    prepared = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    longest = 0.0
+    for number in range(warmup + repeats):
+        if number >= warmup + 2 and budget is not None and budget.left < longest:
             break
-        longest = max(longest, rounds.one())
-    return {name: Timing(tuple(values), sum(warm[name])) for name, values in rounds.collect().items()}
-
-
-class _Rounds:
-    """Runs all ways once a round, forwards and backwards by turns, and keeps their seconds."""
-
-    def __init__(
-        self,
-        ways: Mapping[str, Way | Callable[[], object]],
-        device: torch.device,
-        failures: dict[str, str] | None,
-    ) -> None:
-        self.ways = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
-        self.device = device
-        self.failures = failures
-        self.seconds: dict[str, list[float]] = {name: [] for name in ways}
-        self._backwards = False
-
-    def one(self) -> float:
-        """Run every way once; returns the seconds of the whole round."""
-        start = time.perf_counter()
-        names = list(self.ways)
+        begun = time.perf_counter()
         # A B B A: what a way leaves behind (a hot core, a heap in pieces) falls upon both of its neighbours.
-        for name in reversed(names) if self._backwards else names:
+        for name in list(seconds)[:: -1 if number % 2 else 1]:
+            way = prepared[name]
             try:
-                self.seconds[name].append(self._measure(self.ways[name]))
+                if way.prepare is not None:
+                    way.prepare()
+                seconds[name].append(seconds_of(way.run, device))
             except Exception as error:
-                if self.failures is None:
+                if failures is None:
                     raise
-                self.failures[name] = reason(error)
-                del self.ways[name], self.seconds[name]
-        self._backwards = not self._backwards
-        return time.perf_counter() - start
-
-    def _measure(self, way: Way) -> float:
-        if way.prepare is not None:
-            way.prepare()
-        return seconds_of(way.run, self.device)
-
-    def collect(self) -> dict[str, list[float]]:
-        """Seconds per way since the last call."""
-        found, self.seconds = self.seconds, {name: [] for name in self.ways}
-        return found
+                failures[name] = reason(error)
+                del seconds[name]
+        if number >= warmup:
+            longest = max(longest, time.perf_counter() - begun)
+    return {name: Timing(tuple(taken[warmup:]), sum(taken[:warmup])) for name, taken in seconds.items()}
 
 
 def reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What users may ask for: presets, names, and attacks that exist already."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from ..attack import SafePGD, asked_of
@@ -100,4 +101,4 @@ def _renamed(attack: Attack, taken: set[str]) -> Attack:
     name, number = attack.name, 2
     while name in taken:
         name, number = f"{attack.name} ({number})", number + 1
-    return attack.named(name)
+    return replace(attack, name=name)

@@ -1,9 +1,7 @@
 """Attacks of other libraries and callables in an evaluation, each on the view of the fast model that suits it."""
 
-import copy
 import numbers
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..comparison import Own, is_from, own_budget
+from ..comparison import Own, copy_of, is_from, own_budget, parts_of
 from ..model import FastAttackModel
-from ..modules import need
 from .calling import default_of, takes_model
 from .describing import code_of, described
 from .identity import are_one, model_hash, unwrapped
@@ -24,17 +21,29 @@ _PASSING = re.compile(r" at 0x[0-9a-f]+|\bdevice=[^,)]*, |, \w+=tensor\(.*?\)(?=
 
 
 @dataclass(frozen=True)
-class Torchattack(Attack):
+class Given(Attack):
+    """An attack that exists already, with a budget of its own, if it has one.
+
+    Attributes:
+        attack: as it was given.
+    """
+
+    attack: Any
+
+    @property
+    def own(self) -> Own:
+        """What the attack says."""
+        return own_budget(self.attack)
+
+
+@dataclass(frozen=True)
+class Torchattack(Given):
     """An attack of torchattacks; it is copied, and the copy runs on the fast model where it would on the plain one.
 
     (Other models in it, whose adversarials are to be transferred, stay; and so does LGV's own copy, which it trains.)
-
-    Attributes:
-        attack: as it was given; its budget is its own.
     """
 
     libraries = ("torchattacks",)
-    attack: Any
 
     @property
     def description(self) -> str:
@@ -43,23 +52,15 @@ class Torchattack(Attack):
         taken = "".join(f", {name}={value.flatten().tolist()}" for name, value in sorted(normal.items()))
         return f"torchattacks {_PASSING.sub('', repr(self.attack))}{taken}{code_of(type(self.attack))}"
 
-    @property
-    def own(self) -> Own:
-        """The budget of the attack that was given."""
-        return own_budget(self.attack)
-
     def transferred_from(self, model: nn.Module) -> str:
         """The other models in it, but for that of LGV, which is trained on the way."""
-        adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
-        others = [part.model for part in adapter.attacks_in(self.attack) if not _copies(part)]
+        others = [part.model for part in parts_of(self.attack) if not _copies(part)]
         plain = [other.wrapped if isinstance(other, FastAttackModel) else other for other in others]
         return "".join(f" of the model {model_hash(unwrapped(one))}" for one in plain if not are_one(one, model))
 
     def doubt(self, model: nn.Module) -> str | None:
         """Whether it was made of another model."""
-        adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
-        parts = list(adapter.attacks_in(self.attack))
-        if any(are_one(part.model, model) or _copies(part) for part in parts):
+        if any(are_one(part.model, model) or _copies(part) for part in parts_of(self.attack)):
             return None
         return (
             f"{self.name} was made of another model, a {type(self.attack.model).__name__}: it attacks that, and its "
@@ -68,14 +69,14 @@ class Torchattack(Attack):
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack, whatever its budget is: a candidate outside of the evaluation's is no success."""
-        adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
-        attack = _copied(self.attack)
-        shared = setting.shared
-        parts = list(adapter.attacks_in(attack))
+        from ..torchattacks import view_for
+
+        attack, shared = copy_of(self.attack), setting.shared
+        parts = parts_of(attack)
         for part in parts:  # one fast copy serves all
             if unwrapped(part.model) is unwrapped(setting.model):
-                part.model = adapter.view_for(part, shared, setting.options)
-        counted = all(shares(part.model, setting.fast) for part in parts)
+                part.model = view_for(part, shared, setting.options)
+        counted = all(_shares(part.model, setting.fast) for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)
 
 
@@ -85,31 +86,22 @@ def _copies(attack: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Foolbox(Attack):
-    """An attack of foolbox.
-
-    Attributes:
-        attack: as it was given.
-    """
+class Foolbox(Given):
+    """An attack of foolbox, which says its norm."""
 
     libraries = ("foolbox",)
-    attack: Any
 
     @property
     def description(self) -> str:
         """The class and its attributes."""
         return f"foolbox {_of_foolbox(self.attack)}{code_of(type(self.attack))}"
 
-    @property
-    def own(self) -> Own:
-        """The norm of the attack that was given."""
-        return own_budget(self.attack)
-
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack with this budget."""
-        adapter = need("fastadv_adapters.foolbox", extra="foolbox")
-        view = setting.fast.view(**adapter.suits(type(_innermost(self.attack)), setting.judge.device, setting.options))
-        model = adapter.FastPyTorchModel(view, setting.bounds)
+        from ..foolbox import FastPyTorchModel, suits
+
+        view = setting.fast.view(**suits(type(_innermost(self.attack)), setting.judge.device, setting.options))
+        model = FastPyTorchModel(view, setting.bounds)
 
         def run(x: Tensor, y: Tensor) -> Tensor:
             found: Tensor = self.attack(model, x, y, epsilons=[eps])[1][0]
@@ -119,48 +111,29 @@ class Foolbox(Attack):
 
 
 @dataclass(frozen=True)
-class Function(Attack):
-    """A callable ``(model, x, y) -> candidates``, which is given the fast model, or ``(x, y) -> candidates``.
-
-    Attributes:
-        function: as it was given.
-    """
-
-    function: Callable[..., Tensor]
+class Function(Given):
+    """A callable ``(model, x, y) -> candidates``, which is given the fast model, or ``(x, y) -> candidates``."""
 
     @property
     def description(self) -> str:
         """Where it is defined, its eps if it has one or a default value of that name, and its code."""
         eps = self.own.eps
-        found = default_of(self.function, "eps") if eps is None else eps
-        text = described(self.function)
+        found = default_of(self.attack, "eps") if eps is None else eps
+        text = described(self.attack)
         if "eps=" not in text and isinstance(found, numbers.Real):
             text += f"(eps={float(found):.6g})"
-        return text + code_of(self.function)
-
-    @property
-    def own(self) -> Own:
-        """The budget of the callable."""
-        return own_budget(self.function)
+        return text + code_of(self.attack)
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The callable, whatever its budget is: a candidate outside of the evaluation's is no success."""
-        if not takes_model(self.function):
-            return BatchStage(self.name, eps, setting, self.function, False)
-        return BatchStage(self.name, eps, setting, partial(self.function, setting.fast), True)
+        if not takes_model(self.attack):
+            return BatchStage(self.name, eps, setting, self.attack, False)
+        return BatchStage(self.name, eps, setting, partial(self.attack, setting.fast), True)
 
 
-def shares(model: Any, fast: FastAttackModel) -> bool:
+def _shares(model: Any, fast: FastAttackModel) -> bool:
     """Whether a model is a view of this fast model."""
     return isinstance(model, FastAttackModel) and model._networks is fast._networks
-
-
-def _copied(attack: Any) -> Any:
-    """A copy of an attack and of those inside it, on the same models."""
-    adapter = need("fastadv_adapters.torchattacks", extra="torchattacks")
-    inside = adapter.attacks_in(attack)
-    models = {id(part.model): part.model for part in inside if isinstance(getattr(part, "model", None), nn.Module)}
-    return copy.deepcopy(attack, dict(models))
 
 
 def _innermost(attack: Any) -> Any:

@@ -86,21 +86,15 @@ class Safe(Attack):
 
 
 @dataclass
-class SafeStage:
+class SafeStage(Stage):
     """Samples on their way through ``SafePGD``.
 
     Attributes:
-        name: of the attack.
-        eps: the budget.
-        setting: of the evaluation.
         attack: its settings and networks.
         way: how the stream runs.
         rivals: how many classes each sample is pushed to, 0 if the loss chooses.
     """
 
-    name: str
-    eps: float
-    setting: Setting
     attack: SafePGD
     way: Streaming
     rivals: int

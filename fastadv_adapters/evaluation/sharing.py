@@ -4,13 +4,14 @@ Under ``torchrun`` processes meet in the store of its process group (Python's ``
 runs. A process that falls silent is held dead, and what it had taken is taken again.
 """
 
+import functools
 import itertools
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -42,41 +43,13 @@ class Count(NamedTuple):
     broken: int
 
 
-class Sharing(Protocol):
-    """The processes of one evaluation.
+class Sharing:
+    """The processes of one evaluation: here one alone.
 
     Attributes:
         rank: of this one; that of rank 0 reports.
         world: how many there are.
     """
-
-    rank: int
-    world: int
-
-    def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What rank 0 makes, for all; its error is everybody's."""
-
-    def chunks(self, todo: list[int]) -> Iterator[list[int]]:
-        """Samples that this process is to attack, until nobody has to begin with any."""
-
-    def inherited(self, finished: Callable[[], set[int]]) -> list[int] | None:
-        """Samples of a process that died, once this one has finished all of its own; None if all are finished."""
-
-    def begin(self, count: int) -> None:
-        """Say that so many samples are on their way."""
-
-    def done(self, indices: list[int], broken: int) -> "Count":
-        """Say that samples are on disk, and how many of them are broken; returns what all have done by now."""
-
-    def close(self, merge: Callable[[], None]) -> None:
-        """Let the lowest rank that is alive merge, once, and wait for that."""
-
-    def leave(self) -> None:
-        """Fall silent after an error: nobody is to wait for this process, which may live on."""
-
-
-class Alone:
-    """One process."""
 
     rank, world = 0, 1
 
@@ -84,37 +57,37 @@ class Alone:
         self._begun = self._finished = self._broken = 0
 
     def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What it makes."""
+        """What rank 0 makes, for all; its error is everybody's."""
         return make()
 
     def chunks(self, todo: list[int]) -> Iterator[list[int]]:
-        """All samples, a few at a time."""
+        """Samples that this process is to attack, until nobody has to begin with any."""
         for first in range(0, len(todo), CHUNK):
             yield todo[first : first + CHUNK]
 
     def inherited(self, finished: Callable[[], set[int]]) -> list[int] | None:
-        """None: nobody else is there."""
+        """Samples of a process that died, once this one has finished all of its own; None if all are finished."""
         return None
 
     def begin(self, count: int) -> None:
-        """Count."""
+        """Say that so many samples are on their way."""
         self._begun += count
 
-    def done(self, indices: list[int], broken: int) -> "Count":
-        """Count."""
+    def done(self, indices: list[int], broken: int) -> Count:
+        """Say that samples are on disk, and how many of them are broken; returns what all have done by now."""
         self._finished += len(indices)
         self._broken += broken
         return Count(self._begun, self._finished, self._broken)
 
     def close(self, merge: Callable[[], None]) -> None:
-        """Merge."""
+        """Let the lowest rank that is alive merge, once, and wait for that."""
         merge()
 
     def leave(self) -> None:
-        """Nobody waits."""
+        """Fall silent after an error: the others take what is left, and do not wait for this process."""
 
 
-class Together:
+class Together(Sharing):
     """Several processes, each with this object, on one store.
 
     Args:
@@ -124,6 +97,7 @@ class Together:
     """
 
     def __init__(self, store: Any, rank: int, world: int) -> None:
+        super().__init__()
         self._store, self.rank, self.world = store, rank, world
         self._chunks: list[list[int]] = []
         self._chunk_of: dict[int, int] = {}
@@ -132,7 +106,7 @@ class Together:
         self._heard: dict[int, tuple[int, float]] = {}
 
     def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What rank 0 makes, for all; its error is everybody's."""
+        """From rank 0 through the store."""
         if self.rank == 0:
             try:
                 plan = make()
@@ -177,7 +151,7 @@ class Together:
         """Count."""
         self._store.add("begun", count)
 
-    def done(self, indices: list[int], broken: int) -> "Count":
+    def done(self, indices: list[int], broken: int) -> Count:
         """Mark chunks of which every sample is on disk."""
         for index in indices:
             number = self._chunk_of[index]
@@ -188,7 +162,7 @@ class Together:
         return Count(self._store.add("begun", 0), finished, broken)
 
     def close(self, merge: Callable[[], None]) -> None:
-        """Let the lowest rank that is alive merge, once, and wait for that."""
+        """Merge, or wait for who does."""
         while not self._store.check(["merged"]):
             if all(self._is_dead(rank) for rank in range(self.rank)):
                 merge()
@@ -203,7 +177,7 @@ class Together:
             time.sleep(_POLL)
 
     def leave(self) -> None:
-        """Fall silent: the others take what is left."""
+        """Give no more signs of life."""
         self._stop.set()
 
     def _wait_until_told(self) -> None:
@@ -246,10 +220,16 @@ class Together:
                 return
 
 
-_met: list[Any] = []
-
-
 _calls = itertools.count()
+
+
+@functools.cache
+def _met() -> tuple[Any, int, int]:
+    """The store of ``torchrun``, the rank of this process, and how many there are; it connects once."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world = next(iter(rendezvous("env://")))
+    return store, rank, world
 
 
 def sharing() -> Sharing:
@@ -257,14 +237,10 @@ def sharing() -> Sharing:
     if dist.is_available() and dist.is_initialized():
         store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ and dist.is_available():
-        if not _met:  # connect once
-            from torch.distributed.rendezvous import rendezvous
-
-            _met.extend(next(iter(rendezvous("env://"))))
-        store, rank, world = _met
+        store, rank, world = _met()
     else:
-        return Alone()
+        return Sharing()
     if world == 1:
-        return Alone()
+        return Sharing()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Together(dist.distributed_c10d.PrefixStore(f"fastadv_adapters/{attempt}/{next(_calls)}", store), rank, world)

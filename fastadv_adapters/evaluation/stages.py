@@ -2,10 +2,11 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from ..comparison import Own
 from ..model import FastAttackModel
 from ..options import FastAttackOptions
 from .confirming import Judge
-from .counting import Counter
 from .rows import Case
 from .seeds import seed_of, seeded
 
@@ -56,17 +56,21 @@ class Setting:
         return self.fast if "logits_dtype" in self.options else self.fast.view(logits_dtype=torch.float32)
 
 
-class Stage(Protocol):
+@dataclass
+class Stage(ABC):
     """One attack with one budget.
 
     Attributes:
         name: of the attack.
         eps: the budget.
+        setting: of the evaluation.
     """
 
     name: str
     eps: float
+    setting: Setting
 
+    @abstractmethod
     def run(self, source: Iterator[Case]) -> Iterator[tuple[Case, Tensor, bool]]:
         """Each sample, a candidate for it, and whether the attack claims that it is adversarial."""
 
@@ -106,37 +110,33 @@ class Attack(ABC):
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The attack with this budget."""
 
-    def named(self, name: str) -> "Attack":
-        """The same under another name."""
-        return replace(self, name=name)
 
+@contextmanager
+def _counted(fast: FastAttackModel) -> Iterator[list[int]]:
+    """The rows of all forward and of all backward passes through any view of a fast model, known afterwards."""
+    passes, before = [0, 0], fast.gradient_stats.samples
 
-class Batched(Protocol):
-    """Attacks a batch of images (N, ...) with labels (N,)."""
+    def count(module: Any, inputs: tuple[Any, ...]) -> None:
+        passes[0] += next((len(t) for t in inputs if isinstance(t, Tensor)), 0)
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Candidates of the same shape."""
+    with fast.register_forward_pre_hook(count):  # which all views share
+        yield passes
+    passes[1] = fast.gradient_stats.samples - before
 
 
 @dataclass
-class BatchStage:
+class BatchStage(Stage):
     """An attack that takes batches.
 
     Its random numbers depend on the seed, its name and the first sample of each batch; so its candidates may depend on
     the batch.
 
     Attributes:
-        name: of the attack.
-        eps: the budget.
-        setting: of the evaluation.
-        attack: what attacks a batch.
+        attack: images (N, ...) and labels (N,) to candidates of the same shape.
         counted: whether it runs on views of the fast model, so that passes can be counted.
     """
 
-    name: str
-    eps: float
-    setting: Setting
-    attack: Batched
+    attack: Callable[[Tensor, Tensor], Tensor]
     counted: bool
 
     def run(self, source: Iterator[Case]) -> Iterator[tuple[Case, Tensor, bool]]:
@@ -148,12 +148,13 @@ class BatchStage:
         begun, device = time.perf_counter(), self.setting.judge.device
         x = torch.stack([case.x for case in cases])
         y = torch.tensor([case.label for case in cases], device=device)
-        counter = Counter(self.setting.fast)
+        networks = self.setting.fast._networks
         found, failed = None, -1
-        while failed < self.setting.fast._networks.failed:  # an attack may remember what it saw before an audit failed
-            failed = self.setting.fast._networks.failed
-            with seeded(seed_of(self.setting.seed, self.name, cases[0].index), device), counter:
-                found = self.attack(x.clone(), y.clone())  # it may write into them
+        with _counted(self.setting.fast) as passes:
+            while failed < networks.failed:  # an attack may remember what it saw before an audit failed
+                failed = networks.failed
+                with seeded(seed_of(self.setting.seed, self.name, cases[0].index), device):
+                    found = self.attack(x.clone(), y.clone())  # it may write into them
         if not isinstance(found, Tensor) or found.shape != x.shape:
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -161,9 +162,8 @@ class BatchStage:
                 f"candidate per image"
             )
         candidates = found.detach().to(x.device, x.dtype)
-        count = len(cases)
-        forward, backward = (passes / count if self.counted else None for passes in (counter.forward, counter.backward))
-        seconds = (time.perf_counter() - begun) / count
+        forward, backward = (rows / len(cases) if self.counted else None for rows in passes)
+        seconds = (time.perf_counter() - begun) / len(cases)
         for case in cases:
             case.add(forward, backward, seconds)
         with seeded(seed_of(self.setting.seed, self.name, cases[0].index, "claimed"), device):

@@ -23,7 +23,7 @@ from digits import grey_digits, trained_net
 from fastadv_adapters import Comparison, FastAttackModel, SafePGD, compare
 from fastadv_adapters.comparison import Row
 from fastadv_adapters.comparison.fidelity import Pass, agreement
-from fastadv_adapters.comparison.progress import Progress
+from fastadv_adapters.comparison.progress import progress_shown
 from fastadv_adapters.comparison.row import Effect
 
 DATA = grey_digits(test_size=16)
@@ -143,9 +143,9 @@ def test_on_a_terminal_it_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> 
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Progress(True) as told:
-        told.say("timing 3 ways in turn")
-        told.say("timing default once more")
+    with progress_shown(True) as say:
+        say("timing 3 ways in turn")
+        say("timing default once more")
     assert "\x1b[" in terminal.getvalue()
 
 

@@ -14,7 +14,8 @@ import torchattacks
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.evaluation.libraries import Function, Torchattack, _copied
+from fastadv_adapters.comparison import copy_of
+from fastadv_adapters.evaluation.libraries import Function, Torchattack
 from fastadv_adapters.evaluation.safe import Safe
 from tests.evaluation.runs import EPS, data, evaluated, net
 from tests.support.tools import attackable_net
@@ -185,7 +186,7 @@ def test_attacks_that_were_put_into_a_multiattack_later_are_copied_on_their_mode
     model, other = net(), attackable_net()
     multi = torchattacks.MultiAttack([torchattacks.FGSM(model), torchattacks.FGSM(model)])
     multi.attacks.append(torchattacks.PGD(other))
-    copied = _copied(multi)
+    copied = copy_of(multi)
     assert copied.attacks[2] is not multi.attacks[2]
     assert [part.model for part in copied.attacks] == [model, model, other]
 
