@@ -2,8 +2,8 @@
 
 ``models`` and ``data`` find what is named, by ``locating``; ``numbers`` reads fractions, shapes and requirements. The
 commands stand in ``app``, their options in ``arguments``; ``info`` tells what there is, ``demo`` trains what is shown.
-``failing`` and ``usage`` make one line and an exit status of what goes wrong; ``naming`` calls options in it by their
-names, and ``speaking`` lets one process of several say it.
+``failing`` makes one line and an exit status of what goes wrong, in which options have their names, and ``speaking``
+lets one process of several say it.
 """
 
 import sys

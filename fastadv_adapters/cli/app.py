@@ -1,6 +1,5 @@
 """The commands."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +11,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..attack import LOADED, accept_norm
-from ..comparison import Comparison, compare, expect_picture, expect_writable, write_whole
+from ..comparison import Comparison, compare, expect_picture, expect_writable, write_json
 from ..evaluation import Report, evaluate
 from . import arguments as given
 from .data import data_named, first_of
 from .demo import EPS, trained
-from .failing import FALLS_SHORT, in_one_line
+from .failing import FALLS_SHORT, OneLine, in_one_line
 from .info import information
 from .models import device_named, model_named
 from .numbers import bounds as bounds_of
 from .numbers import number, numbers, requirement, shape
 from .speaking import is_first, record
-from .usage import OneLine
 
 app = typer.Typer(
     help="Fast adversarial attacks in PyTorch that stay as strong.",
@@ -49,9 +47,7 @@ def show_information(json_file: given.Json = None, debug: given.Debug = False) -
                 text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
                 console.print(f"  {name}: {text}", markup=False, soft_wrap=True)
         if json_file is not None:
-            write_whole(
-                json_file, lambda beside: beside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            )
+            write_json(json_file, found)
 
 
 @app.command("compare")

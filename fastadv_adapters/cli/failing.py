@@ -1,15 +1,26 @@
 """What goes wrong, as one line on standard error and an exit status; with ``--debug`` as Python tells it."""
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from .naming import as_options
+from typer.core import TyperGroup
+
 from .speaking import is_first, say
 
 BAD, FALLS_SHORT, INTERRUPTED = 2, 1, 130
 """Exit status for wrong use or bad input, for a comparison or a number that falls short, and after Ctrl-C."""
+
+NAMES = ("attacks", "batch_size", "bounds", "data", "eps", "limit", "norm", "output", "repeats", "resume", "seed")
+"""Arguments of ``evaluate`` and ``compare`` that are options of the same name."""
+
+_NAME = f"({'|'.join(NAMES)})"
+_SUBJECT = re.compile(rf"^expected {_NAME}(?= (?:to (?:be|give|hold|name)|of at least)\b| \()")
+_TRUTH = re.compile(rf"\b{_NAME}=(True|False)\b")
+_GIVEN = re.compile(rf"\b{_NAME}=(\([^)]*\)|\"[^\"]*\"|[\w.+/-]*\w)")
 
 
 @contextmanager
@@ -41,3 +52,38 @@ def said(error: BaseException) -> str:
         text = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     known = isinstance(error, (ValueError, TypeError, OSError, ImportError)) and text
     return text if known else f"{type(error).__name__}: {text}"
+
+
+def as_options(text: str) -> str:
+    """The text of an error with ``--bounds 0,1`` for ``bounds=(0, 1)``, and with options as its subject."""
+    text = _SUBJECT.sub(lambda found: f"expected {_option(found[1])}", text)
+    text = _TRUTH.sub(lambda found: f"--{'' if found[2] == 'True' else 'no-'}{_option(found[1])[2:]}", text)
+    return _GIVEN.sub(lambda found: f"{_option(found[1])} {_plain(found[2])}", text)
+
+
+def _plain(value: str) -> str:
+    return value.strip('()"').replace(" ", "")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+class OneLine(TyperGroup):
+    """A group of commands that tells wrong use in one line, and ends with status 2."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command that the arguments name, and end the process with its exit status."""
+        try:
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except Exception as error:  # commands tell their own errors, so this is one of their arguments
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                sys.stderr.write(f"{error.format_message()}\n")
+                sys.exit(BAD)
+            context = getattr(error, "ctx", None)
+            hint = f": see {context.command_path} --help" if context is not None else ""
+            say(f"{' '.join(error.format_message().split()).rstrip('.')}{hint}")
+            sys.exit(BAD)
+        sys.exit(status if isinstance(status, int) else 0)

@@ -17,7 +17,7 @@ from .memory import BytesKept, bytes_kept
 from .result import Comparison
 from .row import Row
 from .timing import Timing, Way, measure_in_turn, reason, seconds_of, synchronize
-from .writing import expect_picture, expect_writable, write_picture, write_whole
+from .writing import expect_picture, expect_writable, write_json, write_picture
 
 __all__ = [
     "MARGIN",
@@ -49,6 +49,6 @@ __all__ = [
     "seconds_of",
     "synchronize",
     "versions",
+    "write_json",
     "write_picture",
-    "write_whole",
 ]

@@ -136,15 +136,15 @@ class _Study:
         self.attacker, self.options, self.budget = attacker, options, budget
         self.rows: dict[str, Row] = {}
         self._runs: dict[str, Run] = {}
-        self._agreements: dict[str, Agreement] = {}
-        self._effects: dict[str, Effect] = {}
+        self._plain: tuple[Agreement, Effect]
 
     def run(self, repeats: int, say: Callable[[str], None]) -> str | None:
         """Everything; returns the name of the row that is recommended."""
         say("gradients in float64")
         self._reference, self.reference_dtype = reference_pass(self.model, self.x, self.y)
         say("the plain model")
-        self._begin(Row("plain"), lambda: self.attacker.on_plain(self.model), self.model)
+        self.rows["plain"] = Row("plain", runs_in="as it is")
+        self._begin(self.rows["plain"], lambda: self.attacker.on_plain(self.model), self.model)
         self._begin_fast("default", self.options, say)
         for name, options in self._others():
             self._begin_fast(name, options, say)
@@ -160,7 +160,7 @@ class _Study:
 
     def doubt_distance(self) -> list[str]:
         """A note if the attack on the plain model goes farther than the budget that is reported."""
-        budget, farthest = self.budget, self._effects["plain"].distance.nan_to_num(0, posinf=0).max().item()
+        budget, farthest = self.budget, self._plain[1].distance.nan_to_num(0, posinf=0).max().item()
         rounding = torch.finfo(self.x.dtype).eps * (float(self.x.abs().max()) + budget.eps)
         if not budget.stated or farthest <= reach(budget.eps, budget.bounds) + rounding:
             return []
@@ -191,25 +191,23 @@ class _Study:
 
     def _begin(self, row: Row, make: Callable[[], Run], network: nn.Module) -> None:
         """Build one way, attack for the first time, and judge it."""
-        made: list[Run] = []
-        found: list[Tensor] = []
+        found: Any = None
 
         def first() -> None:
-            made.append(make())
+            nonlocal found
+            self._runs[row.name] = make()
             seed_generators(0, self.x.device)
-            found.append(self._attack(made[0]))
+            found = self._attack(self._runs[row.name])
 
         row.first_seconds = seconds_of(first, self.x.device)
         gradients = gradient_pass(network, self.x, self.y)
-        # Known after a gradient pass only.
-        row.runs_in = (
-            f"{_name(network.dtype)}, {network.engine}" if isinstance(network, FastAttackModel) else "as it is"
-        )
-        self.rows[row.name], self._runs[row.name] = row, made[0]
-        self._agreements[row.name] = agreement(gradients, self._reference)
-        self._effects[row.name] = self._effect(found[0])
-        row.put(self._agreements[row.name], self._agreements["plain"])
-        row.judge(self._effects[row.name], self._effects["plain"], self.rows["plain"])
+        if isinstance(network, FastAttackModel):  # known after a gradient pass only
+            row.runs_in = f"{_name(network.dtype)}, {network.engine}"
+        agreed, effect = agreement(gradients, self._reference), self._effect(found)
+        if network is self.model:
+            self._plain = agreed, effect
+        row.put(agreed, self._plain[0])
+        row.judge(effect, self._plain[1], self.rows["plain"])
         row.kept_bytes = _kept(network, self.x)
 
     def _attack(self, run: Run) -> Tensor:

@@ -1,6 +1,5 @@
 """What ``compare`` has found: the rows, a verdict in one sentence, and the options that it recommends."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from ..options import FastAttackOptions
 from .drawing import draw
 from .row import Row
 from .showing import LEGEND, as_html, lines_of, print_table
-from .writing import write_whole
+from .writing import finite, write_json
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,8 +89,7 @@ class Comparison:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, its keys the names of the attributes; the file is replaced as a whole."""
-        text = json.dumps(self.record(), indent=2, allow_nan=False) + "\n"
-        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_json(path, self.record())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Write a picture: speed with its spread, and how far gradients are from float64; PNG, PDF or SVG by ending.
@@ -116,7 +114,7 @@ class Comparison:
             "attack": self.attack,
             "samples": self.samples,
             "reference": self.reference,
-            "setting": dict(self.setting),
+            "setting": finite(dict(self.setting)),
             "device": dict(self.device),
             "versions": dict(self.versions),
             "rows": [row.record() for row in self.rows],

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..options import FastAttackOptions
 from .fidelity import Agreement
 from .timing import quartiles
+from .writing import finite
 
 COSINE = 0.9
 """The least median of the gradients' cosine with float64 that is called faithful, if the plain model reaches it."""
@@ -111,17 +112,18 @@ class Row:
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON has it; numbers that are not finite become None."""
-        options = None if self.options is None else {k: option_text(v) for k, v in self.options.items()}
+        given = (self.options or {}).items()
+        texts = {name: str(value) if isinstance(value, torch.dtype) else value for name, value in given}
         whole = {
             **asdict(self),
-            "options": options,
+            "options": None if self.options is None else texts,
             "median_seconds": self.median_seconds,
             "ratio": self.ratio,
-            "spread": list(self.spread),
+            "spread": self.spread,
             "cosine": self.cosine,
             "faithful": self.faithful,
         }
-        return {key: _finite(value) for key, value in whole.items()}
+        return dict(finite(whole))
 
     def put(self, agreement: Agreement, plain: Agreement) -> None:
         """Take in how logits and gradients agree with the reference, beside those of the plain model."""
@@ -154,16 +156,5 @@ class Row:
             self.faults.append(f"its adversarials are farther away: {longer:.4g} in the median")
 
 
-def option_text(value: Any) -> Any:
-    """An option as it is written in code, a text for JSON; what JSON knows stays."""
-    return str(value) if isinstance(value, torch.dtype) else value
-
-
 def _median(values: Tensor) -> float | None:
     return values.median().item() if len(values) else None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -1,10 +1,12 @@
 """Files that are there as a whole or not at all."""
 
+import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..modules import need
 
@@ -34,6 +36,25 @@ def write_whole(path: Place, write: Callable[[Path], object]) -> None:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+def write_json(path: Place, value: Any, *, indent: int = 2) -> None:
+    """Write a value as JSON.
+
+    Raises:
+        OSError: it cannot be written to.
+    """
+    text = json.dumps(finite(value), indent=indent, allow_nan=False) + "\n"
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that are infinite or NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_picture(path: Place, figure: "Figure") -> None:

@@ -1,7 +1,7 @@
 """How a callable among the attacks wants to be called."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -34,18 +34,9 @@ def takes_model(function: Callable[..., Any]) -> bool:
     return with_model
 
 
-def default_of(function: Callable[..., Any], name: str) -> Any:
-    """The default value of a parameter; None if there is none."""
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What a function takes, or what objects of a class are made with; nothing if it is in C and does not show it."""
     try:
-        parameter = inspect.signature(function).parameters.get(name)
+        return inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return None
-    return None if parameter is None else parameter.default
-
-
-def parameters_of(kind: type) -> list[str]:
-    """What objects of a class are made with, by name."""
-    try:
-        return list(inspect.signature(kind).parameters)
-    except (TypeError, ValueError):  # a class in C that does not show how it is made
-        return []
+        return {}

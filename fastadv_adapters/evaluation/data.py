@@ -1,6 +1,5 @@
 """Any data as samples that have an index: loaders, data sets, pairs of tensors, and what can be read only once."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,11 @@ from torch.utils.data import (
 
 from ..attack import accept_inputs
 from ..modules import lone_image, random_state_kept
-from .content import bytes_of
+from .content import bytes_of, digest
 from .lookalikes import refuse_lookalikes
 
 AT_ONCE = 256
 """How many samples are read at once to look at them."""
-
-Read = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Samples:
     """
 
     count: int
-    read: Read
+    read: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,10 @@ def samples_of(data: Any, limit: int | None) -> Samples:
         ValueError: there is no sample, or an item is no pair.
     """
     refuse_lookalikes(data)
+    in_batches = isinstance(data, DataLoader) and data.batch_sampler is not None
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         found = _of_tensors(*data)
-    elif isinstance(data, DataLoader) and data.batch_sampler is not None and _has_indices(data):
+    elif in_batches and not isinstance(data.dataset, IterableDataset):
         found = _of_dataset(data.dataset, _indices(data), data.collate_fn)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         found = _of_dataset(data, range(len(data)), default_collate)
@@ -99,7 +97,7 @@ def look_at(samples: Samples, bounds: tuple[float, float], classes: Callable[[Te
     """
     hashes: list[str] = []
     labels: list[int] = []
-    most, whole = 0, hashlib.blake2b(digest_size=16)
+    most = 0
     for first in range(0, samples.count, AT_ONCE):
         index = range(first, min(samples.count, first + AT_ONCE))
         x, y = samples.read(index)
@@ -115,15 +113,12 @@ def look_at(samples: Samples, bounds: tuple[float, float], classes: Callable[[Te
             )
         hashes += [hash_of(image) for image in x]
         labels += y.tolist()
-    whole.update(repr((hashes, labels)).encode())
-    return Seen(hashes, labels, whole.hexdigest())
+    return Seen(hashes, labels, digest(repr((hashes, labels)).encode()))
 
 
 def hash_of(image: Tensor) -> str:
     """Of the values, dtype and shape of an image."""
-    digest = hashlib.blake2b(repr((image.dtype, tuple(image.shape))).encode(), digest_size=8)
-    digest.update(bytes_of(image))
-    return digest.hexdigest()
+    return digest(repr((image.dtype, tuple(image.shape))).encode() + bytes_of(image), 8)
 
 
 def _of_tensors(x: Tensor, y: Tensor) -> Samples:
@@ -176,10 +171,6 @@ def _pair(item: Any) -> tuple[Tensor, Tensor]:
             f"make tensors of them"
         ) from error
     return x, y
-
-
-def _has_indices(loader: DataLoader[Any]) -> bool:
-    return not isinstance(loader.dataset, IterableDataset)
 
 
 def _indices(loader: DataLoader[Any]) -> Sequence[int]:

@@ -2,7 +2,6 @@
 
 import dis
 import functools
-import hashlib
 import inspect
 import numbers
 import re
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from ..model import FastAttackModel
 from .calling import parameters_of
-from .content import bytes_of
-from .identity import OF_A_PROCESS, dense, model_hash
+from .content import bytes_of, digest
+from .identity import OF_A_PROCESS, model_hash
 
 _OF_LIBRARIES = re.compile(r"[\\/](site|dist)-packages[\\/]")
 _PLAIN = (numbers.Number, str, bytes, type(None), type(...), torch.dtype)
@@ -52,7 +51,7 @@ def code_of(value: Any) -> str:
     """
     seen: set[int] = set()
     told = list(_of_class(value, seen) if isinstance(value, type) else _told(value, seen, first=True))
-    return f" #{hashlib.blake2b(repr(told).encode(), digest_size=4).hexdigest()}" if told else ""
+    return f" #{digest(repr(told).encode(), 4)}" if told else ""
 
 
 def _settings(value: Any) -> Iterator[tuple[str, Any]]:
@@ -68,7 +67,7 @@ def _told(value: Any, seen: set[int], *, first: bool = False) -> Iterator[str]:
     elif isinstance(value, Tensor):
         yield _of_tensor(value)
     elif hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array of NumPy
-        yield f"{value.dtype} {hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()}"
+        yield f"{value.dtype} {digest(value.tobytes())}"
     elif isinstance(value, (tuple, list)):
         yield from _of_several(value, seen)
     elif isinstance(value, dict):
@@ -117,7 +116,7 @@ def _of_object(value: Any, seen: set[int], *, first: bool) -> Iterator[str]:
 
 def _of_tensor(tensor: Tensor) -> str:
     known = tensor.device.type != "meta" and tensor.numel() <= _LARGEST
-    content = hashlib.blake2b(bytes_of(dense(tensor)), digest_size=16).hexdigest() if known else ""
+    content = digest(bytes_of(tensor)) if known else ""
     return f"{tensor.dtype} {tuple(tensor.shape)} {content}"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model import FastAttackModel
 from ..modules import attributes_of, inside_of
-from .content import bytes_of
+from .content import bytes_of, digest
 from .stages import Attack
 
 OF_A_PROCESS = re.compile("rank|device|gpu")
@@ -21,15 +21,15 @@ OF_A_PROCESS = re.compile("rank|device|gpu")
 
 def model_hash(model: nn.Module) -> str:
     """Of the modules' classes, and of all parameters and buffers, their names, dtypes and shapes."""
-    digest = hashlib.blake2b(digest_size=16)
+    whole = hashlib.blake2b(digest_size=16)
     for name, part in model.named_modules():
         printed = part.extra_repr() if _is_of_torch(type(part)) else ""  # that of others may count, say
-        digest.update(repr((name, type(part).__qualname__, printed)).encode())
+        whole.update(repr((name, type(part).__qualname__, printed)).encode())
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(bytes_of(dense(tensor)))
-    return digest.hexdigest()
+        whole.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        whole.update(bytes_of(tensor))
+    return whole.hexdigest()
 
 
 def settings_of(model: nn.Module) -> dict[str, str]:
@@ -54,17 +54,12 @@ def _constant(value: Any) -> str:
     if isinstance(value, numbers.Number):
         return repr(value)
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {hashlib.blake2b(bytes_of(dense(value)), digest_size=16).hexdigest()}"
+        return f"{tuple(value.shape)} {digest(bytes_of(value))}"
     if isinstance(value, (list, tuple)):
         return ", ".join(filter(None, map(_constant, value)))
     if isinstance(value, dict):
         return ", ".join(f"{key}: {text}" for key, item in value.items() if (text := _constant(item)))
     return ""
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """The values of a tensor of any layout."""
-    return tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
 
 
 def versions(attacks: Iterable[Attack]) -> dict[str, str]:
@@ -74,11 +69,6 @@ def versions(attacks: Iterable[Attack]) -> dict[str, str]:
     return {"fastadv_adapters": own, "torch": torch.__version__} | {
         name: importlib.metadata.version(name) for name in sorted(libraries)
     }
-
-
-def options_text(options: dict[str, Any]) -> dict[str, str]:
-    """Options of a fast model for the header."""
-    return {name: str(value) for name, value in sorted(options.items())}
 
 
 def unwrapped(model: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..comparison import Own, copy_of, is_from, own_budget, parts_of
 from ..model import FastAttackModel
-from .calling import default_of, takes_model
+from .calling import parameters_of, takes_model
 from .describing import code_of, described
 from .identity import are_one, model_hash, unwrapped
 from .stages import Attack, BatchStage, Setting, Stage
@@ -117,9 +117,10 @@ class Function(Given):
     @property
     def description(self) -> str:
         """Where it is defined, its eps if it has one or a default value of that name, and its code."""
-        eps = self.own.eps
-        found = default_of(self.attack, "eps") if eps is None else eps
         text = described(self.attack)
+        found: Any = self.own.eps
+        if found is None:
+            found = getattr(parameters_of(self.attack).get("eps"), "default", None)
         if "eps=" not in text and isinstance(found, numbers.Real):
             text += f"(eps={float(found):.6g})"
         return text + code_of(self.attack)

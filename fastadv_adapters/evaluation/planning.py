@@ -27,7 +27,7 @@ from ..options import FastAttackOptions
 from .attacks import attacks_of
 from .confirming import SIZE, Judge
 from .data import Samples, Seen, look_at, samples_of
-from .identity import model_hash, options_text, settings_of, versions
+from .identity import model_hash, settings_of, versions
 from .rows import Row
 from .stages import Attack, Setting, Stage
 
@@ -153,7 +153,7 @@ def _header(
         "attacks": {attack.name: attack.description + attack.transferred_from(setting.model) for attack in attacks},
         "seed": setting.seed,
         "limit": asked.limit,
-        "options": options_text({**setting.fast._given, **setting.options})
+        "options": {name: str(value) for name, value in sorted({**setting.fast._given, **setting.options}.items())}
         | ({"full_precision": "True"} if setting.fast._full_precision else {}),
     }
     model = setting.model

@@ -1,6 +1,5 @@
 """What an evaluation found, with the numbers that can be quoted."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..attack import NONE_RIGHT, doubt_accuracy, doubt_classes, wilson
-from ..comparison import write_whole
+from ..comparison import write_json
 from .pictures import draw_report, draw_triples
 from .rows import CLEAN, Row
 from .store import SHOWN, Folder
@@ -88,30 +87,32 @@ class Report:
     @property
     def clean_accuracy(self) -> float:
         """The share of samples that the plain model classifies as labelled, 0 to 1."""
-        return self._share(lambda row: row.broken_by != CLEAN)
+        return sum(row.broken_by != CLEAN for row in self.samples) / len(self.samples)
 
     @property
     def robust_accuracy(self) -> float:
         """The share of finished samples that stand up to all attacks, 0 to 1; of several budgets at the largest."""
-        return self._share(lambda row: row.broken_by is None)
+        return self._standing / len(self.samples)
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the robust accuracy for other samples of the same kind (Wilson)."""
-        return wilson(sum(row.broken_by is None for row in self.samples), len(self.samples))
+        return wilson(self._standing, len(self.samples))
 
     @property
     def curve(self) -> dict[float, float]:
         """Robust accuracy by budget; what broke within a smaller budget is broken within a larger one."""
-        return {eps: self._standing(eps) for eps in self.header["settings"]["eps"]}
+        budgets = self.header["settings"]["eps"]
+        return {
+            eps: sum(row.eps is None or row.eps > eps for row in self.samples) / len(self.samples) for eps in budgets
+        }
 
     @property
     def by_attack(self) -> dict[str, float]:
         """Accuracy before any attack and after each of them, in their order, with whichever of several budgets."""
-        order = [CLEAN, *self.header["settings"]["attacks"]]
-        broken = {name: sum(row.broken_by == name for row in self.samples) for name in order}
+        broken = Counter(row.broken_by for row in self.samples)
         left, found = len(self.samples), {}
-        for name in order:
+        for name in (CLEAN, *self.header["settings"]["attacks"]):
             left -= broken[name]
             found[name] = left / len(self.samples)
         return found
@@ -135,8 +136,7 @@ class Report:
     @property
     def random(self) -> bool:
         """Whether the model draws random numbers, so that its verdicts are majorities of several passes."""
-        random: bool = self.header["model"]["random"]
-        return random
+        return bool(self.header["model"]["random"])
 
     @property
     def complete(self) -> bool:
@@ -146,7 +146,9 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """What to know beside the numbers, as settings that are seldom meant and what was found by the way."""
-        left, twice = int(self.header["data"]["samples"]) - len(self.samples), self._copies()
+        left = int(self.header["data"]["samples"]) - len(self.samples)
+        twice = len(self.samples) - len({row.hash for row in self.samples})
+        lost = sum(-1 in (row.clean, row.prediction) for row in self.samples)
         said = [
             NONE_RIGHT if self.clean_accuracy == 0 else None,
             _told(twice, "sample has the image of another: it", "samples have the image of another: each", _COPIES),
@@ -155,7 +157,7 @@ class Report:
             "the model draws random numbers: verdicts are majorities of several passes" if self.random else None,
             _told(left, "sample is", "samples are", "not finished"),
             self._by_chance(),
-            doubt_classes(self._lost()),
+            doubt_classes(lost),
         ]
         vain = [
             _told(n, f"image of the attack {name} is", f"images of the attack {name} are", _VAIN)
@@ -185,8 +187,7 @@ class Report:
         Raises:
             OSError: it cannot be written to.
         """
-        text = json.dumps(self.as_dict(), indent=1) + "\n"
-        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_json(path, self.as_dict(), indent=1)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw accuracy attack by attack, passes per sample, and robust accuracy against eps if there are several.
@@ -242,8 +243,8 @@ class Report:
     def _accuracies(self) -> str:
         done, total = len(self.samples), int(self.header["data"]["samples"])
         if not self.complete:
-            standing = sum(row.broken_by is None for row in self.samples)
-            between = f"between {100 * standing / total:.2f} and {100 * (standing + total - done) / total:.2f} %"
+            most = self._standing + total - done
+            between = f"between {100 * self._standing / total:.2f} and {100 * most / total:.2f} %"
             return f"not finished, {done} of {total} samples: {between} robust accuracy"
         low, high = self.interval
         return (
@@ -257,19 +258,9 @@ class Report:
         right = sum(row.broken_by != CLEAN for row in self.samples)
         return doubt_accuracy(right, len(self.samples), classes) if classes and self.complete else None
 
-    def _lost(self) -> int:
-        """How many samples, or their adversarials, have no class by the plain model."""
-        return sum(-1 in (row.clean, row.prediction) for row in self.samples)
-
-    def _copies(self) -> int:
-        """How many samples have an image that came before."""
-        return len(self.samples) - len({row.hash for row in self.samples})
-
-    def _standing(self, eps: float) -> float:
-        return self._share(lambda row: row.eps is None or row.eps > eps)
-
-    def _share(self, holds: Callable[[Row], bool]) -> float:
-        return sum(map(holds, self.samples)) / len(self.samples)
+    @property
+    def _standing(self) -> int:
+        return sum(row.broken_by is None for row in self.samples)
 
 
 def _told(count: int, one: str, many: str, rest: str) -> str | None:

@@ -1,5 +1,6 @@
 """What is known of a sample: while it is under attack, and once it is finished."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -67,19 +68,11 @@ class Row:
 class Case:
     """A sample on its way through the attacks.
 
+    Attributes that are not named here are those of its row, as far as they are known.
+
     Attributes:
-        index: its place in the data.
-        hash: of the image.
         x: the image, on the model's device.
-        label: the class that it should have.
-        clean: the class that the plain model gives it.
         rivals: the likeliest other classes, the likeliest first.
-        forward: forward passes so far, None if unknown.
-        backward: likewise.
-        seconds: its share of the time so far.
-        denied: how many claims the plain model has denied.
-        borderline: whether a candidate was within rounding of the other verdict.
-        outside: the attacks whose candidate was not within eps and bounds.
     """
 
     index: int
@@ -101,28 +94,23 @@ class Case:
         self.backward = None if backward is None or self.backward is None else self.backward + backward
         self.seconds += seconds
 
-    def standing(self) -> Row:
-        """The row of a sample that no attack broke."""
-        return self._row(None, None, self.clean, (None, None, None))
-
-    def misclassified(self) -> Row:
-        """The row of a sample that needs no attack."""
-        return self._row(CLEAN, 0.0, self.clean, (None, None, None))
-
-    def broken(self, by: str, eps: float, prediction: int, distances: tuple[float, float, float]) -> Row:
-        """The row of a sample that this attack broke."""
-        return self._row(by, eps, prediction, distances)
-
-    def _row(self, by: str | None, eps: float | None, prediction: int, distances: tuple[float | None, ...]) -> Row:
+    def finished(
+        self,
+        broken_by: str | None = None,
+        eps: float | None = None,
+        prediction: int | None = None,
+        distances: Sequence[float | None] = (None, None, None),
+    ) -> Row:
+        """Its row; without arguments that of a sample that stands."""
         linf, l2, l1 = distances
         return Row(
             index=self.index,
             hash=self.hash,
             label=self.label,
             clean=self.clean,
-            broken_by=by,
+            broken_by=broken_by,
             eps=eps,
-            prediction=prediction,
+            prediction=self.clean if prediction is None else prediction,
             linf=linf,
             l2=l2,
             l1=l1,

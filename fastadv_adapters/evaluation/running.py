@@ -11,7 +11,7 @@ from ..comparison import MARGIN, extent, reach
 from ..modules import widest_on
 from .confirming import SIZE
 from .data import Samples, Seen, hash_of
-from .rows import Case, Row
+from .rows import CLEAN, Case, Row
 from .sharing import Count, Sharing
 from .stages import Setting, Stage
 from .store import Finished
@@ -74,7 +74,7 @@ def run(
     for stage in stages:
         cases = _standing(stage.run(cases), stage, setting, sink)
     for case in cases:
-        sink.finish(case.standing(), case.x)
+        sink.finish(case.finished(), case.x)
     sink.flush()
 
 
@@ -103,7 +103,7 @@ def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setti
         case = Case(i, seen.hashes[i], image, label, prediction, rivals)
         if wrong:
             case.borderline = near
-            sink.finish(case.misclassified(), image)
+            sink.finish(case.finished(CLEAN, 0.0), image)
         else:
             yield case
 
@@ -118,7 +118,7 @@ def _standing(
         x = torch.stack([case.x for case in cases])
         y = torch.tensor([case.label for case in cases], device=x.device)
         verdicts = setting.judge.verdicts(found, y, stage.name, stage.eps, cases[0].index)
-        distances = lengths(found, x)
+        distances = _lengths(found, x).tolist()
         valid = _within(found, x, stage.eps, setting)
         inside, broken = valid.tolist(), (verdicts.adversarial & valid).tolist()
         predictions, near = verdicts.predictions.tolist(), (verdicts.borderline & valid).tolist()
@@ -129,8 +129,8 @@ def _standing(
                 case.outside.append(stage.name)
             if broken[i]:
                 case.borderline = near[i]
-                linf, l2, l1 = distances[i].tolist()
-                sink.finish(case.broken(stage.name, stage.eps, predictions[i], (linf, l2, l1)), case.x, candidate)
+                row = case.finished(stage.name, stage.eps, predictions[i], distances[i])
+                sink.finish(row, case.x, candidate)
             else:
                 case.borderline |= near[i]
                 yield case
@@ -146,7 +146,7 @@ def _for_a_while(source: Iterator[tuple[Case, Tensor, bool]]) -> Iterator[tuple[
             return
 
 
-def lengths(found: Tensor, x: Tensor, *, less_rounding: bool = False) -> Tensor:
+def _lengths(found: Tensor, x: Tensor, *, less_rounding: bool = False) -> Tensor:
     """Lengths of changes of x (N, ...) in the L-infinity, L2 and L1 norm, (N, 3), in float64 where there is one.
 
     Args:
@@ -172,7 +172,7 @@ def _within(found: Tensor, x: Tensor, eps: float, setting: Setting) -> Tensor:
     """Which candidates lie within the budget and the bounds, up to rounding."""
     lower, upper = setting.bounds
     slack = MARGIN * extent(setting.bounds)
-    length = lengths(found, x, less_rounding=True)[:, ("linf", "l2", "l1").index(setting.norm)]
+    length = _lengths(found, x, less_rounding=True)[:, ("linf", "l2", "l1").index(setting.norm)]
     flat = found.flatten(1)
     inside = (flat >= lower - slack).all(1) & (flat <= upper + slack).all(1)
     known = float(torch.tensor(eps, dtype=found.dtype, device="cpu"))  # all that an attack in this dtype knows of eps

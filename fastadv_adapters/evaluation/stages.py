@@ -174,5 +174,4 @@ class BatchStage(Stage):
         changed = (candidates != x).flatten(1).any(1)
         with torch.no_grad():
             seen = self.setting.fast.view(decisions="fast")(candidates).argmax(1) != y
-        claimed: list[bool] = (changed & seen).tolist()
-        return claimed
+        return (changed & seen).tolist()  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastadv_adapters.cli import main
-from fastadv_adapters.cli.naming import NAMES, as_options
+from fastadv_adapters.cli.failing import NAMES, as_options
 from fastadv_adapters.cli.speaking import LINGER
 
 from .conftest import Run
