@@ -65,13 +65,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 def data_named(text: str, dtype: torch.dtype, bounds: tuple[float, float]) -> Any:
     """A pair of tensors, or whatever else ``evaluate`` takes.
 
-    Args:
-        text: a file of arrays ``x`` and ``y`` (``.npz``, ``.safetensors``), a folder of images, or ``MODULE:DATASET``.
-        dtype: of the images in a file.
-        bounds: the least and the largest value of an image, which bytes are scaled to.
-
-    Raises:
-        ValueError: there is no such data, or it is not as described.
+    It is named as a file of arrays x and y, whose images become this dtype; as a folder of images; or as
+    ``MODULE:DATASET``. Bytes are scaled to the bounds.
     """
     path = Path(text)
     if path.is_dir():
@@ -89,12 +84,7 @@ def data_named(text: str, dtype: torch.dtype, bounds: tuple[float, float]) -> An
 
 
 def first_of(data: Any, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` samples, as ``evaluate`` reads them, as one batch.
-
-    Raises:
-        TypeError: they are arrays of NumPy, or something else that only looks like data.
-        ValueError: there is none, or they are no pairs of images of one shape and labels.
-    """
+    """The first ``count`` samples, as ``evaluate`` reads them, as one batch."""
     samples = samples_of(data, count)
     return samples.read(range(samples.count))
 

@@ -1,6 +1,6 @@
 """What there is: devices, versions, extras, and what ``auto`` would choose here."""
 
-import importlib.util
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,17 +23,13 @@ EXTRAS = {
 def information() -> dict[str, Any]:
     """Everything, as JSON has it."""
     devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
-    missing = {extra: [name for name in names if not _is_there(name)] for extra, names in EXTRAS.items()}
+    missing = {extra: [name for name in names if find_spec(name) is None] for extra, names in EXTRAS.items()}
     return {
         "versions": versions(),
         "devices": {str(device): describe_device(device) for device in devices},
         "auto": {str(device): _chosen(device) for device in devices},
         "extras": {e: f"{', '.join(names)} not installed" if names else "there" for e, names in missing.items()},
     }
-
-
-def _is_there(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 def _chosen(device: torch.device) -> dict[str, str]:

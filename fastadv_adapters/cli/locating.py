@@ -3,22 +3,13 @@
 import importlib
 import importlib.util
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 
 def find(target: str, what: str) -> Any:
-    """The object that ``MODULE:NAME`` names; MODULE is a module or a file, NAME may have dots.
-
-    Args:
-        target: what was written.
-        what: what it is to be, for errors.
-
-    Raises:
-        ValueError: it is not written so, the module cannot be imported, or has no such name.
-    """
+    """The object that ``MODULE:NAME`` names, which errors call ``what``; MODULE may be a file, NAME may have dots."""
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise ValueError(f"expected {what} as MODULE:NAME, got {target!r}: write package.module:name or file.py:name")
@@ -31,11 +22,7 @@ def find(target: str, what: str) -> Any:
 
 
 def called(make: Any, target: str, what: str) -> Any:
-    """What a callable without arguments makes.
-
-    Raises:
-        ValueError: it raised.
-    """
+    """What a callable without arguments makes; ValueError if it raises."""
     try:
         return make()
     except Exception as error:
@@ -65,7 +52,7 @@ def _of_file(path: Path) -> ModuleType:
     """The module in a file, which may import its neighbours as a script may."""
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_loader(path.stem, SourceFileLoader(path.stem, str(path)))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     known = path.stem in sys.modules  # another module has this name: it keeps it
     if not known:

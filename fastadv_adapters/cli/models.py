@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import need
+from ..modules import first_line, need
 from .locating import called, find
 
 _NAMED = 3  # keys that are named when some do not fit
@@ -18,11 +18,7 @@ _COUNTER = "n_averaged"  # beside the weights of an AveragedModel
 
 
 def device_named(name: str) -> torch.device:
-    """The device of this name; ``auto``: a GPU if there is one, under torchrun the one of this process.
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """The device of this name; ``auto``: a GPU if there is one, under torchrun the one of this process."""
     if name == "auto":
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         found = torch.cuda.is_available()
@@ -37,16 +33,7 @@ def device_named(name: str) -> torch.device:
 
 
 def model_named(target: str, weights: Path | None, device: torch.device) -> nn.Module:
-    """Make the model.
-
-    Args:
-        target: ``MODULE:FACTORY``; a callable without arguments, or a module that is there.
-        weights: a file of them; None for those that the model has.
-        device: where it is to be.
-
-    Raises:
-        ValueError: it names no model, making it raised, or the weights do not fit.
-    """
+    """The model that ``MODULE:FACTORY`` is or makes, on this device; without a file it keeps the weights it has."""
     made = find(target, "a model")
     if not isinstance(made, nn.Module):
         if not callable(made):
@@ -99,9 +86,8 @@ def _state_in(path: Path) -> dict[str, Any]:
     except ImportError:
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"expected {path} to hold weights, got {type(error).__name__}: {first}: save model.state_dict() again"
+            f"expected {path} to hold weights, got {first_line(error)}: save model.state_dict() again"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

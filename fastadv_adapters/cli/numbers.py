@@ -7,15 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_RELATIONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, ">": operator.gt}
-
 
 def number(text: str) -> float:
-    """A number, or a fraction such as ``8/255``.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """A number, or a fraction such as ``8/255``."""
     above, slash, below = text.partition("/")
     try:
         value = float(above) / (float(below) if slash else 1.0)
@@ -61,15 +55,11 @@ class Requirement:
 
 
 def requirement(text: str) -> Requirement:
-    """Read a requirement.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Read a requirement."""
     found = re.fullmatch(r"\s*(robust|clean)(?:_accuracy)?\s*(>=|>)\s*(\S+)\s*", text)
     if found is None:
         raise ValueError(f"expected a requirement on robust or clean accuracy, got {text!r}: write 'robust>=0.4', say")
     limit = number(found[3])
     if not 0 <= limit <= 1:
         raise ValueError(f"expected a requirement between 0 and 1, got {text!r}: write a share, 'robust>=0.4', say")
-    return Requirement(text, f"{found[1]}_accuracy", _RELATIONS[found[2]], limit)
+    return Requirement(text, f"{found[1]}_accuracy", operator.ge if found[2] == ">=" else operator.gt, limit)

@@ -64,12 +64,7 @@ def refuse_labels_for_targets(attack: Any, argument: str) -> None:
 
 
 def attacker_for(attack: Any, model: nn.Module, budget: Budget) -> Attacker:
-    """What makes this attack.
-
-    Raises:
-        TypeError: it is none.
-        ValueError: a torchattacks attack on another model than the one that is compared.
-    """
+    """What makes this attack; TypeError if it is none, ValueError if it is one on another model."""
     if attack is None:
         return _called(_pgd(budget), f"PGD-{STEPS}")
     if is_from("torchattacks", attack):

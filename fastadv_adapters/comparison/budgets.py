@@ -42,10 +42,6 @@ class Budget:
     bounds: tuple[float, float]
     stated: bool = True
 
-    def record(self) -> dict[str, Any]:
-        """As a comparison reports it, in the types of JSON."""
-        return {"eps": self.eps if self.stated else None, "norm": self.norm, "bounds": list(self.bounds)}
-
 
 @dataclass(frozen=True)
 class Own:
@@ -95,13 +91,7 @@ def parts_of(attack: Any) -> list[Any]:
 
 
 def budget_for(attack: Any, eps: float | None, norm: Norm | None, bounds: tuple[float, float]) -> Budget:
-    """The budget that an attack has in a comparison.
-
-    Args:
-        attack: an attack object, a callable, or None for an attack that takes any budget.
-        eps: what was asked for; None for the attack's own.
-        norm: likewise.
-        bounds: of the images.
+    """The budget that an attack has in a comparison; None stands for an attack that takes any, or for its own.
 
     Raises:
         TypeError, ValueError: they are no budget, or not the attack's.
@@ -120,14 +110,7 @@ def budget_for(attack: Any, eps: float | None, norm: Norm | None, bounds: tuple[
 
 
 def doubt_own(name: str, own: Own, budgets: Sequence[float], norm: Norm) -> list[str]:
-    """Notes if an attack does not have the budget of an evaluation.
-
-    Args:
-        name: of the attack.
-        own: what it says of its own budget.
-        budgets: of the evaluation.
-        norm: of these.
-    """
+    """Notes if an attack does not have the budget of an evaluation, which has these ``budgets`` in this norm."""
     if own.norm not in (None, norm):
         return [
             f"the attack {name} measures in {own.norm}, and the evaluation in {norm}: these are different budgets. "

@@ -4,6 +4,8 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,9 +31,9 @@ from .device import describe_device, versions
 from .fidelity import Agreement, agreement, gradient_pass, reference_pass
 from .leaving import lent_in_eval_mode, plain
 from .memory import bytes_kept
-from .progress import progress_shown
 from .result import Comparison
 from .row import Effect, Row
+from .showing import progress_shown
 from .timing import Way, measure_in_turn, quartiles, reason, seconds_of
 
 LEAST_SECONDS = 0.05
@@ -114,7 +116,8 @@ def compare(
         notes = doubts(model, study.x, y, logits, budget, switched)
         recommended = study.run(repeats, say)
         notes += study.doubt_distance()
-    setting = {**budget.record(), "repeats": repeats}
+    length = budget.eps if budget.stated else None
+    setting = {"eps": length, "norm": budget.norm, "bounds": list(budget.bounds), "repeats": repeats}
     name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
     return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions(), notes)
 
@@ -126,14 +129,18 @@ def _try_options(options: FastAttackOptions, device: torch.device) -> None:
         FastAttackModel(nn.Linear(1, 1, device=device), **options)
 
 
+@dataclass
 class _Study:
     """All ways on one batch: built, judged, timed, and one of them chosen."""
 
-    def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, attacker: Attacker, options: FastAttackOptions, budget: Budget
-    ) -> None:
-        self.model, self.x, self.y = model, x, y
-        self.attacker, self.options, self.budget = attacker, options, budget
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    attacker: Attacker
+    options: FastAttackOptions
+    budget: Budget
+
+    def __post_init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self._runs: dict[str, Run] = {}
         self._plain: tuple[Agreement, Effect]
@@ -208,7 +215,8 @@ class _Study:
             self._plain = agreed, effect
         row.put(agreed, self._plain[0])
         row.judge(effect, self._plain[1], self.rows["plain"])
-        row.kept_bytes = _kept(network, self.x)
+        with suppress(Exception):  # a model that cannot be copied, say
+            row.kept_bytes = bytes_kept(network, self.x).total
 
     def _attack(self, run: Run) -> Tensor:
         """Run it once, on tensors that it may write into."""
@@ -260,13 +268,6 @@ class _Study:
         best = max((row.ratio for row in good), default=0.0)
         good.sort(key=lambda row: (row.name != "default" or row.ratio < NEARLY * best, -row.ratio))
         return [row.name for row in good]
-
-
-def _kept(network: nn.Module, x: Tensor) -> float | None:
-    try:
-        return bytes_kept(network, x).total
-    except Exception:  # a model that cannot be copied, say
-        return None
 
 
 def _name(dtype: torch.dtype) -> str:

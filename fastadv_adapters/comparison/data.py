@@ -29,11 +29,7 @@ RANDOM = (
 def accept_data(
     model: nn.Module, x: Tensor, y: Tensor | None, budget: Budget, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The labels (N,), and the model's logits (N, C).
-
-    Raises:
-        TypeError, ValueError: inputs or labels that cannot be attacked, or a model that does not return logits.
-    """
+    """The labels (N,), and the model's logits (N, C)."""
     given = torch.zeros(getattr(x, "shape", ())[:1], dtype=torch.int64, device=device) if y is None else y
     largest = accept_inputs(x, given, device, budget.bounds)
     if not len(x):

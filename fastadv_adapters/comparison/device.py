@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -53,8 +54,6 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, those not installed left out."""
     found = {"python": platform.python_version()}
     for package in REPORTED_PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

@@ -50,11 +50,7 @@ def gradient_pass(model: nn.Module, x: Tensor, y: Tensor) -> Pass:
 
 
 def reference_pass(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Pass, torch.dtype]:
-    """The pass in float64, on a copy; in the model's own precision if it, or the device, cannot compute in float64.
-
-    Returns:
-        The pass, and the dtype that it was computed in.
-    """
+    """The pass in float64, on a copy; in the model's own precision if it, or the device, cannot; and in which dtype."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,10 +1,13 @@
-"""A comparison as a table, a column for each way: on the terminal, and in a notebook."""
+"""What is being done, and a comparison as a table, a column for each way: on the terminal, and in a notebook."""
 
 import html
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from ..modules import need
+from ..modules import accept_flag, need
 from .row import Row
 
 LEGEND = (
@@ -12,6 +15,19 @@ LEGEND = (
     "signs are of gradients, with {reference}. Robust accuracy is judged by the plain model; images differ if their "
     "outcome is another than after the plain attack."
 )
+
+
+@contextmanager
+def progress_shown(wanted: bool) -> Iterator[Callable[[str], None]]:
+    """Gives what says what is done from now on; it says nothing if standard error is no terminal, or without rich."""
+    accept_flag("progress", wanted)
+    if wanted and sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("rich"):
+        from rich.console import Console
+
+        with Console(stderr=True).status("compare") as status:
+            yield status.update
+    else:
+        yield lambda what: None
 
 
 def lines_of(rows: Sequence[Row], recommended: str | None) -> list[list[str]]:

@@ -27,14 +27,9 @@ _KNOWN = (
 
 
 def attacks_of(given: Any, *, random: bool) -> list[Attack]:
-    """The attacks that were asked for, each under a name of its own.
+    """The attacks of a preset, a name, an attack or a list of them, each under a name of its own.
 
-    Args:
-        given: a preset, a name, an attack, or a list of them.
-        random: whether the model draws random numbers.
-
-    Raises:
-        TypeError, ValueError: nothing, an unknown name, a class, or something that is no attack.
+    ``random`` says whether the model draws random numbers.
     """
     wanted = list(given) if isinstance(given, (list, tuple)) else [given]
     if not wanted:

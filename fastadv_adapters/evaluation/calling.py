@@ -11,11 +11,7 @@ _MODELS = ("model", "net", "network", "f")
 
 
 def takes_model(function: Callable[..., Any]) -> bool:
-    """Whether a callable wants ``(model, x, y)``, and not ``(x, y)``: by its first name, or by three without a default.
-
-    Raises:
-        TypeError: it takes neither.
-    """
+    """Whether a callable takes ``(model, x, y)``, not ``(x, y)``: by its first name, or by three without a default."""
     try:
         signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):  # nothing that shows how it is called

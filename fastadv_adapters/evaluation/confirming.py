@@ -45,11 +45,7 @@ class Verdicts:
 
 
 class Judge:
-    """The plain model, in eval mode while it is asked.
-
-    Args:
-        model: the plain model.
-        seed: of the random numbers that it may draw.
+    """The plain model, in eval mode while it is asked; ``seed`` is that of the random numbers that it may draw.
 
     Attributes:
         passes: how often it is asked about each sample.
@@ -64,11 +60,7 @@ class Judge:
         self.clearance = (WITHIN_HALF if self._dtype in HALF else WITHIN) * torch.finfo(self._dtype).eps
 
     def classes(self, x: Tensor) -> int:
-        """How many classes the model knows.
-
-        Raises:
-            ValueError: it does not take them, or does not return logits (N, C).
-        """
+        """How many classes the model knows; ValueError if it does not take x, or does not return logits (N, C)."""
         with _evaluating(self._model), seeded(self._seed, self.device):
             return accept_classifier(self._model, x.to(self.device, self._dtype)).shape[1]
 

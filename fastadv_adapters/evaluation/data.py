@@ -59,10 +59,6 @@ def samples_of(data: Any, limit: int | None) -> Samples:
 
     A loader's data set is read in the order of its indices, so shuffling changes nothing. An iterable is read to its
     end, or up to ``limit``, and kept in memory.
-
-    Raises:
-        TypeError: none of these.
-        ValueError: there is no sample, or an item is no pair.
     """
     refuse_lookalikes(data)
     in_batches = isinstance(data, DataLoader) and data.batch_sampler is not None
@@ -85,15 +81,9 @@ def samples_of(data: Any, limit: int | None) -> Samples:
 
 
 def look_at(samples: Samples, bounds: tuple[float, float], classes: Callable[[Tensor], int]) -> Seen:
-    """Read all samples once: check them and note who they are.
+    """Read all samples once: check them and note who they are; errors tell the place of the first that is wrong.
 
-    Args:
-        samples: all.
-        bounds: within which values have to be.
-        classes: a few images to the number of classes that the model knows.
-
-    Raises:
-        TypeError, ValueError: images or labels are not as described, with the place of the first.
+    ``classes`` tells from a few images how many classes the model knows.
     """
     hashes: list[str] = []
     labels: list[int] = []

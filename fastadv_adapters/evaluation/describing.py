@@ -102,7 +102,8 @@ def _of_object(value: Any, seen: set[int], *, first: bool) -> Iterator[str]:
         else:
             yield f"{value.__module__}.{value.__qualname__}"
     elif isinstance(value, CodeType):
-        yield from _of_code(value, seen)
+        yield repr((value.co_code, value.co_names, value.co_freevars))  # what it does, and not where it is written
+        yield from _of_several(value.co_consts, seen)
     elif isinstance(value, type) or hasattr(value, "__qualname__"):
         if not first:  # words name it already
             yield f"{value.__module__}.{value.__qualname__}"
@@ -151,12 +152,6 @@ def _of_outside(value: Any, seen: set[int]) -> Iterator[str]:
         value = [item for item in items if callable(item)]
     if isinstance(value, (*_PLAIN, Tensor, tuple, list, frozenset)) or callable(value):
         yield from _told(value, seen)
-
-
-def _of_code(code: CodeType, seen: set[int]) -> Iterator[str]:
-    """What it does, and not where it is written."""
-    yield repr((code.co_code, code.co_names, code.co_freevars))
-    yield from _of_several(code.co_consts, seen)
 
 
 def _names_in(code: CodeType) -> tuple[set[str], set[str]]:

@@ -185,7 +185,7 @@ def _attack(
         sink = Sink(together, write, shown.update, asked.callback)
         chunks: Any = together.chunks(todo)
         while chunks is not None:
-            run(chunks, plan.samples, plan.seen, plan.stages, plan.setting, sink)
+            run(chunks, plan, sink)
             inherited = together.inherited(written)
             chunks = None if inherited is None else [inherited]
         shown.update(together.done([], 0), last=True)

@@ -23,7 +23,8 @@ def model_hash(model: nn.Module) -> str:
     """Of the modules' classes, and of all parameters and buffers, their names, dtypes and shapes."""
     whole = hashlib.blake2b(digest_size=16)
     for name, part in model.named_modules():
-        printed = part.extra_repr() if _is_of_torch(type(part)) else ""  # that of others may count, say
+        is_of_torch = type(part).__module__.partition(".")[0] in ("torch", "torchvision")
+        printed = part.extra_repr() if is_of_torch else ""  # that of others may count, say
         whole.update(repr((name, type(part).__qualname__, printed)).encode())
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
@@ -43,10 +44,6 @@ def settings_of(model: nn.Module) -> dict[str, str]:
             if (text := _constant(value)) and not OF_A_PROCESS.search(attribute):
                 found[f"{name}.{attribute}".lstrip(".")] = text
     return found
-
-
-def _is_of_torch(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in ("torch", "torchvision")
 
 
 def _constant(value: Any) -> str:

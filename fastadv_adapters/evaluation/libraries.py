@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..comparison import Own, copy_of, is_from, own_budget, parts_of
 from ..model import FastAttackModel
@@ -76,7 +76,8 @@ class Torchattack(Given):
         for part in parts:  # one fast copy serves all
             if unwrapped(part.model) is unwrapped(setting.model):
                 part.model = view_for(part, shared, setting.options)
-        counted = all(_shares(part.model, setting.fast) for part in parts)
+        networks = setting.fast._networks
+        counted = all(isinstance(part.model, FastAttackModel) and part.model._networks is networks for part in parts)
         return BatchStage(self.name, eps, setting, attack, counted)
 
 
@@ -102,12 +103,7 @@ class Foolbox(Given):
 
         view = setting.fast.view(**suits(type(_innermost(self.attack)), setting.judge.device, setting.options))
         model = FastPyTorchModel(view, setting.bounds)
-
-        def run(x: Tensor, y: Tensor) -> Tensor:
-            found: Tensor = self.attack(model, x, y, epsilons=[eps])[1][0]
-            return found
-
-        return BatchStage(self.name, eps, setting, run, True)
+        return BatchStage(self.name, eps, setting, lambda x, y: self.attack(model, x, y, epsilons=[eps])[1][0], True)
 
 
 @dataclass(frozen=True)
@@ -132,11 +128,6 @@ class Function(Given):
         return BatchStage(self.name, eps, setting, partial(self.attack, setting.fast), True)
 
 
-def _shares(model: Any, fast: FastAttackModel) -> bool:
-    """Whether a model is a view of this fast model."""
-    return isinstance(model, FastAttackModel) and model._networks is fast._networks
-
-
 def _innermost(attack: Any) -> Any:
     """The attack that one of foolbox repeats, or itself."""
     return _innermost(attack.attack) if type(attack).__name__ == "Repeated" else attack
@@ -144,10 +135,7 @@ def _innermost(attack: Any) -> Any:
 
 def _of_foolbox(attack: Any) -> str:
     """The class of an attack and its attributes; other attacks are among them."""
-    given = [f"{k}={v!r}" for k, v in vars(attack).items() if _is_plain(v)]
+    plain = (int, float, str, bool, tuple, type(None), torch.dtype)
+    given = [f"{k}={v!r}" for k, v in vars(attack).items() if isinstance(v, plain)]
     given += [f"{k}={_of_foolbox(v)}" for k, v in vars(attack).items() if is_from("foolbox", v)]
     return f"{type(attack).__name__}({', '.join(given)})"
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float, str, bool, tuple, type(None), torch.dtype))

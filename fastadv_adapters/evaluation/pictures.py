@@ -40,9 +40,6 @@ def draw_triples(
 
     Values between the bounds (of the images themselves, if bounds have no end) go from black to white. In a
     perturbation grey is none, and its largest change is black or white.
-
-    Raises:
-        ValueError: what is shown are no images.
     """
     if any(clean.ndim not in (2, 3) for _, clean, _ in shown):
         raise ValueError(

@@ -73,9 +73,6 @@ class Plan:
     """An evaluation, ready to run.
 
     Attributes:
-        samples: all.
-        seen: what a look at them has found.
-        setting: what attacks share.
         stages: attacks with budgets, in the order in which samples pass them.
         header: what has to be the same in a call that goes on, as JSON gives it back.
         failed: how many audits of the fast model had failed before.
@@ -90,11 +87,7 @@ class Plan:
 
 
 def plan_of(asked: Asked) -> Plan:
-    """Look at the model and at all samples.
-
-    Raises:
-        TypeError, ValueError: something is not as described.
-    """
+    """Look at the model and at all samples."""
     model = asked.model
     # Up to date, whatever its options are: the model is judged as it is.
     fast = model.update() if isinstance(model, FastAttackModel) else FastAttackModel(model, **(asked.options or {}))
@@ -169,8 +162,7 @@ def _header(
         "data": {"samples": len(seen.labels), "hash": seen.fingerprint},
         "versions": versions(attacks),
     } | ({"notes": notes} if notes else {})
-    found: dict[str, Any] = json.loads(json.dumps(header))
-    return found
+    return dict(json.loads(json.dumps(header)))
 
 
 def _own_options(fast: FastAttackModel) -> FastAttackOptions:

@@ -5,8 +5,8 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
-from types import TracebackType
 from typing import Any
 
 from .sharing import Count
@@ -18,10 +18,11 @@ TELLING = 16
 """Of so many finished samples the speed is known well enough to tell how long the rest takes."""
 
 
+@dataclass
 class Progress:
     """Shows how many samples are finished, and the robust accuracy among them.
 
-    Args:
+    Attributes:
         total: how many samples there are.
         done: how many are finished already.
         broken: how many of those do not stand.
@@ -31,30 +32,27 @@ class Progress:
         show: whether anything is shown.
     """
 
-    def __init__(
-        self,
-        total: int,
-        done: int,
-        broken: int,
-        *,
-        begun: int = 0,
-        notes: Sequence[str] = (),
-        source: object = None,
-        show: bool,
-    ) -> None:
-        self._total, self._before, self._broken_before, self._begun_before = total, done, broken, begun
-        self._done = 0  # in this call
-        self._notes, self._source, self._show = notes, source, show
+    total: int
+    done: int
+    broken: int
+    _: KW_ONLY
+    begun: int = 0
+    notes: Sequence[str] = ()
+    source: object = None
+    show: bool
+
+    def __post_init__(self) -> None:
+        self._finished = 0  # in this call
         self._bar: Any = None
         self._since = self._last = time.monotonic()
 
     def __enter__(self) -> "Progress":
-        for note in self._notes if self._show else ():
+        for note in self.notes if self.show else ():
             sys.stderr.write(f"evaluate: note: {note}\n")
-        if self._show and self._before == self._total:
-            sys.stderr.write(f"evaluate: already finished; report read from {self._source}\n")
-            self._show = False  # there is nothing else to tell
-        if self._show and sys.stderr.isatty():
+        if self.show and self.done == self.total:
+            sys.stderr.write(f"evaluate: already finished; report read from {self.source}\n")
+            self.show = False  # there is nothing else to tell
+        if self.show and sys.stderr.isatty():
             with suppress(ImportError):
                 self._bar = self._made()
         if self._bar is not None:
@@ -62,9 +60,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -74,16 +70,16 @@ class Progress:
         Broken samples are finished sooner than others, so the robust accuracy is that of all that have begun: whatever
         is on its way stands so far.
         """
-        if not self._show:
+        if not self.show:
             return
-        self._done, total = count.finished, self._before + count.finished
-        begun = max(self._before + max(count.begun, count.finished), self._begun_before)
-        robust = f"{100 * (1 - (self._broken_before + count.broken) / begun):.1f} % robust" if begun else ""
+        self._finished, total = count.finished, self.done + count.finished
+        begun = max(self.done + max(count.begun, count.finished), self.begun)
+        robust = f"{100 * (1 - (self.broken + count.broken) / begun):.1f} % robust" if begun else ""
         if self._bar is not None:
             self._bar.update(0, completed=total, robust=robust)
         elif last or time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
-            sys.stderr.write(f"evaluate: {total}/{self._total} samples, {robust}, {self}\n")
+            sys.stderr.write(f"evaluate: {total}/{self.total} samples, {robust}, {self}\n")
             sys.stderr.flush()
 
     def __str__(self) -> str:
@@ -91,8 +87,8 @@ class Progress:
 
         (rich would tell the speed of the last few updates, and samples come in bursts.)
         """
-        rate, left = self._done / max(1e-9, time.monotonic() - self._since), self._total - self._before - self._done
-        rest = f", {timedelta(seconds=round(left / rate))} left" if left and self._done >= TELLING else ""
+        rate, left = self._finished / max(1e-9, time.monotonic() - self._since), self.total - self.done - self._finished
+        rest = f", {timedelta(seconds=round(left / rate))} left" if left and self._finished >= TELLING else ""
         return f"{rate:.1f} samples/s{rest}"
 
     def _made(self) -> Any:
@@ -106,5 +102,5 @@ class Progress:
             rich.TextColumn("{task.fields[pace]}"),
         ]
         bar = rich.Progress(*columns, console=console.Console(stderr=True))
-        bar.add_task("", total=self._total, completed=self._before, robust="", pace=self)
+        bar.add_task("", total=self.total, completed=self.done, robust="", pace=self)
         return bar

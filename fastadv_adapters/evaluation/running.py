@@ -1,8 +1,9 @@
 """The way of the samples: clean decisions, one attack after the other, and into the files."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from ..comparison import MARGIN, extent, reach
 from ..modules import widest_on
 from .confirming import SIZE
-from .data import Samples, Seen, hash_of
+from .data import hash_of
+from .planning import Plan
 from .rows import CLEAN, Case, Row
 from .sharing import Count, Sharing
 from .stages import Setting, Stage
@@ -20,30 +22,29 @@ LATE = 5.0
 """After so many seconds samples are judged and written even if they are few."""
 
 
+@dataclass
 class Sink:
     """Where finished samples end.
 
-    Args:
+    Attributes:
         sharing: is told what is finished.
         write: puts samples on disk, or wherever they are kept.
         notice: is told what all processes have done.
         callback: is given each row once it is written.
     """
 
-    def __init__(
-        self,
-        sharing: Sharing,
-        write: Callable[[list[Finished]], None],
-        notice: Callable[[Count], None],
-        callback: Callable[[Row], object] | None,
-    ) -> None:
-        self._sharing, self._write, self._notice, self._callback = sharing, write, notice, callback
+    sharing: Sharing
+    write: Callable[[list[Finished]], None]
+    notice: Callable[[Count], None]
+    callback: Callable[[Row], object] | None
+
+    def __post_init__(self) -> None:
         self._held: list[Finished] = []
         self._since = time.monotonic()
 
     def begin(self, count: int) -> None:
         """So many samples are on their way."""
-        self._sharing.begin(count)
+        self.sharing.begin(count)
 
     def finish(self, row: Row, clean: Tensor, adversarial: Tensor | None = None) -> None:
         """Take a sample; sooner or later it is written."""
@@ -58,38 +59,30 @@ class Sink:
         held, self._held = self._held, []
         if not held:
             return
-        self._write(held)
+        self.write(held)
         rows = [finished.row for finished in held]
-        self._notice(self._sharing.done([row.index for row in rows], sum(row.broken_by is not None for row in rows)))
-        if self._callback:
+        self.notice(self.sharing.done([row.index for row in rows], sum(row.broken_by is not None for row in rows)))
+        if self.callback:
             for row in rows:
-                self._callback(row)
+                self.callback(row)
 
 
-def run(
-    chunks: Iterable[list[int]], samples: Samples, seen: Seen, stages: list[Stage], setting: Setting, sink: Sink
-) -> None:
+def run(chunks: Iterable[list[int]], plan: Plan, sink: Sink) -> None:
     """Attack the samples of all chunks, each by one attack after the other until it is broken."""
-    cases = _clean(chunks, samples, seen, setting, sink)
-    for stage in stages:
-        cases = _standing(stage.run(cases), stage, setting, sink)
+    cases: Iterator[Case] = itertools.chain.from_iterable(_clean(index, plan, sink) for index in chunks)
+    for stage in plan.stages:
+        cases = _standing(stage.run(cases), stage, sink)
     for case in cases:
         sink.finish(case.finished(), case.x)
     sink.flush()
 
 
-def _clean(chunks: Iterable[list[int]], samples: Samples, seen: Seen, setting: Setting, sink: Sink) -> Iterator[Case]:
+def _clean(index: list[int], plan: Plan, sink: Sink) -> Iterator[Case]:
     """Samples that the plain model classifies as labelled; the others are finished."""
-    for chunk in chunks:
-        for first in range(0, len(chunk), SIZE):
-            yield from _judged_clean(chunk[first : first + SIZE], samples, seen, setting, sink)
-
-
-def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setting, sink: Sink) -> Iterator[Case]:
-    judge = setting.judge
+    judge, hashes = plan.setting.judge, plan.seen.hashes
     sink.begin(len(index))
-    x, y = samples.read(index)
-    if [hash_of(image) for image in x] != [seen.hashes[i] for i in index]:
+    x, y = plan.samples.read(index)
+    if [hash_of(image) for image in x] != [hashes[i] for i in index]:
         raise ValueError(
             f"expected data that gives the same images each time, got others in samples {index[0]} to {index[-1]}: "
             f"leave random transforms out"
@@ -100,7 +93,7 @@ def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setti
     others = order[order != y[:, None]].view(len(y), -1)  # the label is no rival of itself
     values = (t.tolist() for t in (y, verdicts.predictions, others, verdicts.adversarial, verdicts.borderline))
     for i, image, label, prediction, rivals, wrong, near in zip(index, x, *values, strict=True):
-        case = Case(i, seen.hashes[i], image, label, prediction, rivals)
+        case = Case(i, hashes[i], image, label, prediction, rivals)
         if wrong:
             case.borderline = near
             sink.finish(case.finished(CLEAN, 0.0), image)
@@ -108,18 +101,16 @@ def _judged_clean(index: list[int], samples: Samples, seen: Seen, setting: Setti
             yield case
 
 
-def _standing(
-    source: Iterator[tuple[Case, Tensor, bool]], stage: Stage, setting: Setting, sink: Sink
-) -> Iterator[Case]:
+def _standing(source: Iterator[tuple[Case, Tensor, bool]], stage: Stage, sink: Sink) -> Iterator[Case]:
     """Samples that stand after an attack; the plain model judges all candidates in batches of one size."""
     while judged := list(_for_a_while(source)):
         cases = [case for case, _, _ in judged]
         found = torch.stack([candidate for _, candidate, _ in judged])
         x = torch.stack([case.x for case in cases])
         y = torch.tensor([case.label for case in cases], device=x.device)
-        verdicts = setting.judge.verdicts(found, y, stage.name, stage.eps, cases[0].index)
+        verdicts = stage.setting.judge.verdicts(found, y, stage.name, stage.eps, cases[0].index)
         distances = _lengths(found, x).tolist()
-        valid = _within(found, x, stage.eps, setting)
+        valid = _within(found, x, stage.eps, stage.setting)
         inside, broken = valid.tolist(), (verdicts.adversarial & valid).tolist()
         predictions, near = verdicts.predictions.tolist(), (verdicts.borderline & valid).tolist()
         for i, (case, candidate, claimed) in enumerate(judged):
@@ -140,7 +131,7 @@ def _standing(
 def _for_a_while(source: Iterator[tuple[Case, Tensor, bool]]) -> Iterator[tuple[Case, Tensor, bool]]:
     """As many as the judge is given at once, or fewer if they come slowly."""
     begun = time.monotonic()
-    for item in islice(source, SIZE):
+    for item in itertools.islice(source, SIZE):
         yield item
         if time.monotonic() - begun > LATE:
             return
@@ -149,10 +140,7 @@ def _for_a_while(source: Iterator[tuple[Case, Tensor, bool]]) -> Iterator[tuple[
 def _lengths(found: Tensor, x: Tensor, *, less_rounding: bool = False) -> Tensor:
     """Lengths of changes of x (N, ...) in the L-infinity, L2 and L1 norm, (N, 3), in float64 where there is one.
 
-    Args:
-        found: the changed x.
-        x: the images.
-        less_rounding: whether each entry is taken for as near to that of x as it may have been before it was rounded.
+    ``less_rounding`` takes each entry for as near to that of x as it may have been before it was rounded.
     """
     wide = widest_on(x.device)
     change = (found.to(wide) - x.to(wide)).abs().flatten(1)

@@ -58,11 +58,7 @@ class Safe(Attack):
         )
 
     def stage(self, setting: Setting, eps: float) -> Stage:
-        """The attack with this budget.
-
-        Raises:
-            ValueError: it was given with another one.
-        """
+        """The attack with this budget, which has to be its own if it was given."""
         if self.given not in (None, (eps, setting.norm, setting.bounds)):
             raise ValueError(
                 f"expected SafePGD with eps, norm and bounds of the evaluation, {(eps, setting.norm, setting.bounds)}, "

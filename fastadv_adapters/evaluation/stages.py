@@ -27,11 +27,6 @@ class Setting:
     Attributes:
         model: the plain model.
         fast: the fast one.
-        judge: the plain model as judge.
-        norm: of the budget.
-        bounds: the least and the largest value of an input.
-        batch_size: how many samples are attacked at once.
-        seed: of all random numbers.
         classes: how many the model knows.
         shape: of one image.
         random: whether the model draws random numbers.

@@ -26,9 +26,6 @@ _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 _TARGETS = 4
 """The least number of classes that the targeted attacks know how to handle."""
 
-_AXES = 3
-"""Of an image to Square: channels, rows and columns."""
-
 
 @dataclass(frozen=True)
 class Reference(Attack):
@@ -47,12 +44,8 @@ class Reference(Attack):
         return f"AutoAttack {self.key}"
 
     def stage(self, setting: Setting, eps: float) -> Stage:
-        """The attack with this budget and AutoAttack's own settings.
-
-        Raises:
-            ValueError: too few classes, bounds other than 0 and 1, or no images for an attack that paints squares.
-        """
-        if self.key == "square" and len(setting.shape) != _AXES:
+        """The attack with this budget and AutoAttack's own settings."""
+        if self.key == "square" and len(setting.shape) != 3:
             raise ValueError(
                 f"expected images of shape (C, H, W) for square of AutoAttack, got {setting.shape}: name the other "
                 f"attacks, apgd-ce and apgd-t say, or take the preset strong"

@@ -35,13 +35,7 @@ MOST_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished sample.
-
-    Attributes:
-        row: what is known of it.
-        clean: the image.
-        adversarial: of a broken sample, else None.
-    """
+    """A finished sample: its row, its image, and the adversarial of a broken one."""
 
     row: Row
     clean: Tensor
@@ -49,21 +43,13 @@ class Finished:
 
 
 class Folder:
-    """The folder of an evaluation.
-
-    Args:
-        path: of the folder.
-    """
+    """The folder of an evaluation."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def header(self) -> dict[str, Any] | None:
-        """What was written first, None if there is nothing yet.
-
-        Raises:
-            ValueError: the header is not one of this package.
-        """
+        """What was written first, None if there is nothing yet; ValueError if it is not of this package."""
         path = self.path / HEADER
         if not path.is_file():
             return None
@@ -78,12 +64,7 @@ class Folder:
         return header
 
     def begin(self, header: dict[str, Any], *, resume: bool) -> None:
-        """Make the folder, or go on in it.
-
-        Raises:
-            ValueError: it holds another evaluation, or any if not ``resume``.
-            OSError: it cannot be written to.
-        """
+        """Make the folder, or go on in it; ValueError if it holds another evaluation, or any if not ``resume``."""
         made = not self.path.exists()
         try:
             known = self.header()
@@ -195,8 +176,7 @@ class Writer:
     def write(self, finished: list[Finished], findings: Sequence[str] = ()) -> None:
         """Write what failed audits have found, adversarials, and then, in one piece, the lines.
 
-        Raises:
-            OSError: the disk is full, say; what was finished before is still there.
+        If the disk is full, say, what was finished before is still there.
         """
         broken = [
             (f.row.index, f.adversarial, f.clean if f.row.index < SHOWN else None)

@@ -24,7 +24,7 @@ _NAMELESS = re.compile(r"(?<![\w.])(\d+)$")
 
 def summarise(networks: Networks, options: dict[str, Any]) -> str:
     """A line per fact, then on batch norms, equal ones together, and on sizes that do not suit tensor cores."""
-    precision = networks.precision
+    precision, in_place = networks.precision, len(networks.folded.in_place)
     facts = {
         "device": precision.device,
         "dtype": _dtype(networks) + (", but this view in full precision" if options["full_precision"] else ""),
@@ -35,8 +35,8 @@ def summarise(networks: Networks, options: dict[str, Any]) -> str:
         "logits": _short(options["logits_dtype"]),
         "loss scale": _scale(networks, options["loss_scale"]),
         "updates": f"{'automatic' if options['auto_update'] else 'by update() only'}, {networks.updates} so far",
-        "self-check": _check(networks),
-        "in place": _in_place(len(networks.folded.in_place)),
+        "self-check": f"{'done' if networks.kinds else 'due'} at the first gradient pass",
+        "in place": f"{in_place or 'no'} activation{'' if in_place == 1 else 's'}",
         "speed": _speed(networks),
     }
     lines = [f"FastAttackModel of {type(networks.source).__name__}"]
@@ -69,27 +69,15 @@ def _scale(networks: Networks, loss_scale: object) -> str:
     return f"per-sample, and per-call in {len(together)} of {len(kinds)} kinds of calls, since there {why}"
 
 
-def _check(networks: Networks) -> str:
-    return "done at the first gradient pass" if networks.kinds else "due at the first gradient pass"
-
-
 def _speed(networks: Networks) -> str:
     """What to expect, which depends on the model; measuring is not for a summary."""
     gain = "half precision, the faster the larger the layers are"
     if networks.dtype not in HALF:
         folded = any(done.startswith("folded") for done in networks.folded.report.values())
-        smaller, none = (
-            "no half precision, so the gain is smaller",
-            "no half precision, nothing folded: perhaps no gain",
-        )
-        gain = smaller if folded else none
+        gain = f"no half precision, {'so the gain is smaller' if folded else 'nothing folded: perhaps no gain'}"
     elif not is_in_hardware(networks.dtype, networks.precision.device):
         gain = "half precision without hardware, slower than float32"
     return f"{gain} (docs/performance.md); first calls are slow"
-
-
-def _in_place(number: int) -> str:
-    return f"{number or 'no'} activation{'' if number == 1 else 's'}"
 
 
 def _batch_norms(networks: Networks) -> list[str]:

@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import math
 import random
 import re
 import sys
@@ -23,8 +24,8 @@ from digits import grey_digits, trained_net
 from fastadv_adapters import Comparison, FastAttackModel, SafePGD, compare
 from fastadv_adapters.comparison import Row
 from fastadv_adapters.comparison.fidelity import Pass, agreement
-from fastadv_adapters.comparison.progress import progress_shown
 from fastadv_adapters.comparison.row import Effect
+from fastadv_adapters.comparison.showing import progress_shown
 
 DATA = grey_digits(test_size=16)
 X, Y = DATA.test_images, DATA.test_labels
@@ -114,6 +115,12 @@ def test_a_file_of_before_stays_if_writing_fails(
             found.to_json(path)
     assert path.read_text(encoding="utf-8") == "of before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bounds_without_an_end_can_be_written(tmp_path: Path) -> None:
+    found = compare(linear(), X, Y, eps=0.1, bounds=(-math.inf, math.inf), repeats=1)
+    found.to_json(tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["setting"]["bounds"] == [None, None]
 
 
 def test_what_is_slower_is_never_recommended() -> None:
