@@ -210,7 +210,7 @@ def _batch(
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """Of the images: that of the model's first floating parameter, float32 if there is none."""
+    """The dtype of images: that of the model's first floating parameter, float32 if there is none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 

@@ -13,7 +13,7 @@ from ..modules import need
 from .locating import called, find
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-"""Of files that are taken for images."""
+"""Files with these endings are taken for images."""
 
 GREY, DEEP = ("1", "L", "LA", "La"), ("I", "F")
 """Pillow's modes of images with one channel (and opacity), and how those of more than 8 bits begin."""

@@ -18,7 +18,7 @@ Run = Callable[[Tensor, Tensor], Tensor]
 """Images (N, ...) and labels (N,) to adversarial images."""
 
 STEPS = 10
-"""Of the attack that is made if none is given."""
+"""The attack that is made if none is given has so many steps."""
 
 
 @dataclass(frozen=True)

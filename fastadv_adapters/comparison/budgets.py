@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 from ..attack import Norm, accept_bounds, accept_norm, accept_size
 
 EPS = 8 / 255
-"""Of attacks that take any budget, if none is given."""
+"""The budget of attacks that take any, if none is given."""
 
 MARGIN = 1e-5
-"""By so much more than eps, relatively, a change may measure, for attacks of other libraries round otherwise."""
+"""A change may be longer than eps by this share of it, for attacks of other libraries round otherwise."""
 
 ROUNDING = 1e-6
-"""By so much more it may measure, as a share of the bounds, for images round too, whatever eps is."""
+"""It may be longer by this share of the bounds too, for images round as well, whatever eps is."""
 
 _NORMS: dict[object, Norm] = {"linf": "linf", "l2": "l2", "l1": "l1", math.inf: "linf", 2: "l2", 1: "l1"}
 
@@ -163,7 +163,7 @@ def _said(attack: Any) -> Norm | None:
 
 
 def _norm_of(attack: Any) -> Norm | None:
-    """That of an attack with an eps, which does not say it: torchattacks' own are in L-infinity, or named after L2."""
+    """The norm of an attack that has an eps: torchattacks' own are in L-infinity, or named after L2."""
     if hasattr(attack, "norm") or not type(attack).__module__.startswith("torchattacks."):
         return None
     return "l2" if "L2" in type(attack).__name__ else "linf"

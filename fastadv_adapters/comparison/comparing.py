@@ -40,10 +40,10 @@ LEAST_SECONDS = 0.05
 """An attack that is over sooner is run several times between two looks at the clock."""
 
 MOST_ATTACKS = 100
-"""How many times at most."""
+"""It is run so many times at most."""
 
 FASTER = 1.05
-"""By how many times a way must be faster than plain to be recommended, in each of two measurements."""
+"""A way is recommended if it is so many times as fast as the plain model, in each of two measurements."""
 
 CONFIRMING = 2
 """How many times as many rounds the second measurement has, which is of one way and the plain model alone."""

@@ -54,7 +54,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
             network is measured (brought up to date first, as before any forward pass).
         *args: what the model takes, on its device; N is the length of the first floating-point tensor among it, at
             least 1.
-        **kwargs: likewise.
+        **kwargs: what it takes by name.
 
     Returns:
         Bytes per sample, which are those of the pass divided by N.

@@ -19,7 +19,7 @@ WITHIN = 100
 """Two logits closer than so many units of rounding of the largest might change places in another batch."""
 
 WITHIN_HALF = 4
-"""Likewise in half precision. Its products add up in float32 and round once, to the logit that is written; what layers
+"""The same in half precision. Its products add up in float32 and round once, to the logit that is written; what layers
 before round is nearly the same in any batch. A hundred units would be 0.8 of the largest logit in bfloat16, which
 hardly a candidate reaches: a few are 0.03 there, 0.004 in float16."""
 
@@ -66,14 +66,10 @@ class Judge:
 
     def notice_randomness(self, x: Tensor) -> bool:
         """Ask twice about the same inputs, and from now on more often if the answers differ."""
-        first, second = (self._logits(x, (0, number)) for number in range(2))
+        first, second = (self.logits(x, 0, number) for number in range(2))
         differs = is_random(first, second)
         self.passes = PASSES if differs else 1
         return differs
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits of at most SIZE inputs, of one pass."""
-        return self._logits(x, ("logits",))
 
     def verdicts(self, x: Tensor, y: Tensor, *names: object) -> Verdicts:
         """What it makes of inputs (N, ...) with these labels; ``names`` seed its random numbers."""
@@ -81,7 +77,7 @@ class Judge:
         return Verdicts(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _part(self, x: Tensor, y: Tensor, names: tuple[object, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        asked = [self._logits(x, (*names, number)) for number in range(self.passes)]
+        asked = [self.logits(x, *names, number) for number in range(self.passes)]
         found = [logits.argmax(1).where(~undecided(logits), -1) for logits in asked]
         votes = torch.stack([classes != y for classes in found]).sum(0)
         broken = 2 * votes > self.passes
@@ -98,8 +94,8 @@ class Judge:
             borderline = (own - rival).abs() <= self.clearance * largest
         return asked[0], predictions, broken, borderline
 
-    def _logits(self, x: Tensor, names: tuple[object, ...]) -> Tensor:
-        """Logits of at most SIZE inputs, with copies of the first beside them."""
+    def logits(self, x: Tensor, *names: object) -> Tensor:
+        """Logits of at most SIZE inputs, of one pass, with copies of the first beside them."""
         rows = torch.cat([x, x[:1].expand(SIZE - len(x), *x.shape[1:])]) if len(x) < SIZE else x.clone()
         with _evaluating(self._model), seeded(seed_of(self._seed, "judge", *names), self.device):
             logits: Tensor = self._model(rows.to(self._dtype))

@@ -107,7 +107,7 @@ def look_at(samples: Samples, bounds: tuple[float, float], classes: Callable[[Te
 
 
 def hash_of(image: Tensor) -> str:
-    """Of the values, dtype and shape of an image."""
+    """A hash of the values, dtype and shape of an image."""
     return digest(repr((image.dtype, tuple(image.shape))).encode() + bytes_of(image), 8)
 
 
@@ -171,7 +171,7 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     in_order = type(sampler) is SequentialSampler and len(sampler) == size
     if not own_batches and (shuffled or in_order or isinstance(sampler, DistributedSampler)):
         return range(size)  # of a share per process the whole, for the processes share it anew
-    with random_state_kept(torch.device("cpu")):  # what a sampler draws is nobody's business
+    with random_state_kept(torch.device("cpu")):  # a sampler may draw
         own = (index for batch in loader.batch_sampler or () for index in batch)
         found = list(own if own_batches else sampler)
     partial = isinstance(sampler, RandomSampler) and not own_batches and len(found) < size

@@ -6,7 +6,7 @@ import inspect
 import numbers
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from .calling import parameters_of
 from .content import bytes_of, digest
 from .identity import OF_A_PROCESS, model_hash
 
@@ -23,7 +22,7 @@ _PLAIN = (numbers.Number, str, bytes, type(None), type(...), torch.dtype)
 _MUTABLE = (list, dict, set)
 
 _LARGEST = 2**20
-"""Of a tensor with more entries only the shape counts."""
+"""A tensor with more entries than this is told by its shape alone."""
 
 
 def described(value: Any) -> str:
@@ -52,6 +51,14 @@ def code_of(value: Any) -> str:
     seen: set[int] = set()
     told = list(_of_class(value, seen) if isinstance(value, type) else _told(value, seen, first=True))
     return f" #{digest(repr(told).encode(), 4)}" if told else ""
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What a function takes, or what objects of a class are made with; nothing if it is in C and does not show it."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _settings(value: Any) -> Iterator[tuple[str, Any]]:
@@ -146,7 +153,7 @@ def _of_function(function: FunctionType, seen: set[int]) -> Iterator[str]:
 
 
 def _of_outside(value: Any, seen: set[int]) -> Iterator[str]:
-    """Likewise, of a list without numbers and texts in it, which may be what was found so far."""
+    """A value outside; of a list what can be called alone, for numbers and texts may be what was found so far."""
     if isinstance(value, _MUTABLE):
         items = list(value.values()) if isinstance(value, dict) else list(value)
         value = [item for item in items if callable(item)]

@@ -20,7 +20,7 @@ OF_A_PROCESS = re.compile("rank|device|gpu")
 
 
 def model_hash(model: nn.Module) -> str:
-    """Of the modules' classes, and of all parameters and buffers, their names, dtypes and shapes."""
+    """A hash of the modules' classes, and of all parameters and buffers with their names, dtypes and shapes."""
     whole = hashlib.blake2b(digest_size=16)
     for name, part in model.named_modules():
         is_of_torch = type(part).__module__.partition(".")[0] in ("torch", "torchvision")
@@ -60,7 +60,7 @@ def _constant(value: Any) -> str:
 
 
 def versions(attacks: Iterable[Attack]) -> dict[str, str]:
-    """Of this package, of PyTorch, and of the libraries that attacks come from."""
+    """The versions of this package, of PyTorch, and of the libraries that attacks come from."""
     libraries = {library for attack in attacks for library in attack.libraries}
     own = importlib.import_module("fastadv_adapters").__version__
     return {"fastadv_adapters": own, "torch": torch.__version__} | {

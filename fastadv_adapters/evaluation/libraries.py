@@ -1,7 +1,9 @@
 """Attacks of other libraries and callables in an evaluation, each on the view of the fast model that suits it."""
 
+import inspect
 import numbers
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,13 +13,15 @@ from torch import nn
 
 from ..comparison import Own, copy_of, is_from, own_budget, parts_of
 from ..model import FastAttackModel
-from .calling import parameters_of, takes_model
-from .describing import code_of, described
+from .describing import code_of, described, parameters_of
 from .identity import are_one, model_hash, unwrapped
 from .stages import Attack, BatchStage, Setting, Stage
 
 _PASSING = re.compile(r" at 0x[0-9a-f]+|\bdevice=[^,)]*, |, \w+=tensor\(.*?\)(?=, \w+=|\)$)", re.DOTALL)
 """What an attack of torchattacks prints of itself that is no setting: where it is, and arrays that settings make."""
+
+_MODELS = ("model", "net", "network", "f")
+"""Names of a first parameter that is a model."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,29 @@ class Function(Given):
 
     def stage(self, setting: Setting, eps: float) -> Stage:
         """The callable, whatever its budget is: a candidate outside of the evaluation's is no success."""
-        if not takes_model(self.attack):
+        if not _takes_model(self.attack):
             return BatchStage(self.name, eps, setting, self.attack, False)
         return BatchStage(self.name, eps, setting, partial(self.attack, setting.fast), True)
+
+
+def _takes_model(function: Callable[..., Any]) -> bool:
+    """Whether a callable takes ``(model, x, y)``, not ``(x, y)``: by its first name, or by three without a default."""
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):  # nothing that shows how it is called
+        return False
+    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    with_model = required == 3 or (bool(positional) and positional[0].name in _MODELS)
+    try:
+        signature.bind(*range(3 if with_model else 2))
+    except TypeError:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"expected a callable (model, x, y) or (x, y) in attacks, got {name}{signature}: set all else before, with "
+            f"functools.partial(..., eps=eps) say"
+        ) from None
+    return with_model
 
 
 def _innermost(attack: Any) -> Any:

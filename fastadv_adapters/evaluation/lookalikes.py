@@ -12,9 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 POSITIONAL = 3
-"""Of the arguments of ``evaluate``, so many come without a name: model, data and attacks."""
-
-CONVERT = "pass (torch.from_numpy(x), torch.from_numpy(y)), and torch.tensor of what is a list"
+"""So many arguments of ``evaluate`` come without a name: model, data and attacks."""
 
 
 def refuse_lookalikes(data: Any) -> None:
@@ -36,7 +34,10 @@ def refuse_lookalikes(data: Any) -> None:
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and (any(map(_is_array, data)) or _labels(data[1]))
     if is_pair and not all(isinstance(part, Tensor) for part in data):
         kinds = " and ".join(map(_kind, data))
-        raise TypeError(f"expected data as a pair of tensors (x, y), got {kinds}: {CONVERT}")
+        raise TypeError(
+            f"expected data as a pair of tensors (x, y), got {kinds}: pass (torch.from_numpy(x), torch.from_numpy(y)), "
+            f"and torch.tensor of what is a list"
+        )
 
 
 def with_one_data(function: Callable[P, R]) -> Callable[P, R]:

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,20 +25,17 @@ except ImportError as error:
 _numbers = itertools.count()
 
 
+@dataclass(eq=False)
 class _Held:
     """Model, attack and seed of a metric, no submodules of it.
 
     Copies of the metric share them, unless the model is copied too. That is known once the whole copy is made.
     """
 
-    def __init__(
-        self,
-        fast: FastAttackModel,
-        attack: Callable[[Tensor, Tensor], Tensor],
-        seed: int,
-        copied: dict[int, Any] | None = None,
-    ) -> None:
-        self.fast, self.attack, self.seed, self._copied = fast, attack, seed, copied
+    fast: FastAttackModel
+    attack: Callable[[Tensor, Tensor], Tensor]
+    seed: int
+    copied: dict[int, Any] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Held":
         held = self.settled()
@@ -48,7 +46,7 @@ class _Held:
 
     def settled(self) -> "_Held":
         """With the copies of model and attack, if the model was copied."""
-        copied, self._copied = self._copied, None
+        copied, self.copied = self.copied, None
         if copied is not None and id(self.fast.wrapped) in copied:
             self.fast, self.attack = copy.deepcopy((self.fast, self.attack), copied)
         return self

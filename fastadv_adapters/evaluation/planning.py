@@ -113,11 +113,12 @@ def plan_of(asked: Asked) -> Plan:
     budgets = _budgets(asked.eps)
     stages = [attack.stage(setting, budget) for budget in budgets for attack in attacks]
     other = None if setting.random else by_its_own_eval(fast.wrapped)
+    logits = judge.logits(x, "logits")
     doubts = [
         doubt_budget(budgets[-1], setting.norm, bounds, x[0].numel()),
         doubt_images(x, bounds),
-        doubt_logits(judge.logits(x)),
-        None if other is None else doubt_mode(judge.logits(x), Judge(other, asked.seed).logits(x)),
+        doubt_logits(logits),
+        None if other is None else doubt_mode(logits, Judge(other, asked.seed).logits(x, "logits")),
     ]
     doubts += [attack.doubt(fast.wrapped) for attack in attacks]
     notes = [note for note in doubts if note is not None]

@@ -15,7 +15,7 @@ EVERY = 10.0
 """Seconds between two plain lines."""
 
 TELLING = 16
-"""Of so many finished samples the speed is known well enough to tell how long the rest takes."""
+"""After so many finished samples the speed is known well enough to tell how long the rest takes."""
 
 
 @dataclass

@@ -145,7 +145,7 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """What to know beside the numbers, as settings that are seldom meant and what was found by the way."""
+        """What to know beside the numbers, such as settings that are seldom meant, and what was found on the way."""
         left = int(self.header["data"]["samples"]) - len(self.samples)
         twice = len(self.samples) - len({row.hash for row in self.samples})
         lost = sum(-1 in (row.clean, row.prediction) for row in self.samples)

@@ -22,13 +22,13 @@ class Row:
             largest is infinite.
         broken_by: the attack that broke it, ``"clean"`` if it is misclassified as it is, None if it stands.
         eps: the smallest of the budgets at which it broke, 0 if it is misclassified as it is, None if it stands.
-        prediction: the class that the plain model gives the adversarial, or the image itself if it stands; likewise.
+        prediction: the class that the plain model gives the adversarial, or the image itself if it stands; -1 as above.
         linf: the largest change of a coordinate in the adversarial, None if there is none.
-        l2: the Euclidean length of the change, likewise.
-        l1: the sum of absolute changes, likewise.
+        l2: the Euclidean length of the change, or None.
+        l1: the sum of absolute changes, or None.
         forward: forward passes that attacks took, a mean over its batch for attacks of other libraries; None if one of
             them runs on a model of its own.
-        backward: backward passes, likewise.
+        backward: backward passes, counted in the same way.
         seconds: its share of the time that attacks took.
         denied: how many attacks claimed an adversarial within the budget that the plain model denies.
         borderline: whether the verdict is within rounding: the two largest logits of the deciding candidate agree to

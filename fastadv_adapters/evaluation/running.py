@@ -150,7 +150,7 @@ def _lengths(found: Tensor, x: Tensor, *, less_rounding: bool = False) -> Tensor
 
 
 def _half_units(found: Tensor) -> Tensor:
-    """By how much rounding to its dtype may have moved each entry at most: half a unit in its last place."""
+    """How far rounding to its dtype may have moved each entry: half a unit in its last place."""
     limits, values = torch.finfo(found.dtype), found.to(widest_on(found.device))
     exponents = torch.frexp(values.abs().clamp(min=limits.tiny)).exponent
     return torch.ldexp(torch.full_like(values, limits.eps / 4), exponents)  # of [0.5, 1): a unit is half of eps

@@ -113,7 +113,7 @@ class SafeStage(Stage):
             source = iter(again)
 
     def _once(self, source: Iterator[Case]) -> Iterator[tuple[Case, Tensor, bool, int]]:
-        """Likewise, with how many audits had failed when the sample came in."""
+        """Each sample once, with how many audits had failed when it came in."""
         inside: dict[int, tuple[Case, int]] = {}
         stream = stream_of(self.attack, self.way, rivals=self.rivals > 0, largest_label=self.setting.classes - 1)
 

@@ -24,7 +24,7 @@ _ALL = "adversarials-all-"
 _UNFINISHED = ".unfinished"
 
 SHOWN = 64
-"""Of samples with a lower index than this the clean image is kept too, for pictures."""
+"""Samples with a lower index than this keep their clean image too, for pictures."""
 
 WHOLE = 4096
 """How many adversarials a merged file holds at most."""
@@ -200,7 +200,7 @@ class Writer:
 
 
 def _images_in(path: Path, among: Container[int] | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Of one file, read one by one."""
+    """Adversarials and clean images of one file, read one by one."""
     with need("safetensors", extra="evaluate").safe_open(path, framework="pt") as file:
         images, clean = file.get_slice("adversarial"), file.get_slice("clean")
         kept = {index: place for place, index in enumerate(file.get_tensor("clean_index").tolist())}
