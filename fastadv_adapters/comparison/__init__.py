@@ -3,8 +3,8 @@
 ``comparing`` runs an attack (``attacking``), with the budget that it has (``budgets``), on a batch (``data``): on the
 plain model, which is left as it was (``leaving``), and on fast ones, in turn (``timing``). It looks how near gradients
 are to float64 (``fidelity``) and how many bytes they keep (``memory``). Each way is a ``row`` of the ``result``, which
-is shown as a table, as is what is being done (``showing``), drawn (``drawing``) and written whole (``writing``).
-``device`` describes what it ran on. The benchmarks use the same clock.
+is shown as a table (``showing``, which also tells what is being done), drawn (``drawing``) and written whole
+(``writing``). ``device`` describes what it ran on. The benchmarks use the same clock.
 """
 
 from .attacking import copy_of, refuse_class, refuse_labels_for_targets

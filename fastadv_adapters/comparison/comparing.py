@@ -104,12 +104,8 @@ def compare(
     switched = by_its_own_eval(accept_model(model))  # before it is lent
     refuse_class(attack, "attack")
     budget, device = budget_for(attack, eps, norm, bounds), device_of(model)
-    with (
-        torch.inference_mode(False),
-        random_state_kept(device),
-        lent_in_eval_mode(model),
-        progress_shown(progress) as say,
-    ):
+    lent, shown = lent_in_eval_mode(model), progress_shown(progress)
+    with torch.inference_mode(False), random_state_kept(device), lent, shown as say:
         _try_options(options or {}, device)
         y, logits = accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)

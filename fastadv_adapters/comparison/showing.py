@@ -1,4 +1,4 @@
-"""What is being done, and a comparison as a table, a column for each way: on the terminal, and in a notebook."""
+"""A comparison as a table, a column for each way, on the terminal and in a notebook; and what is being done."""
 
 import html
 import importlib.util
@@ -19,7 +19,7 @@ LEGEND = (
 
 @contextmanager
 def progress_shown(wanted: bool) -> Iterator[Callable[[str], None]]:
-    """Gives what says what is done from now on; it says nothing if standard error is no terminal, or without rich."""
+    """A function that says what is being done, in one line of the terminal; nothing if there is none, or no rich."""
     accept_flag("progress", wanted)
     if wanted and sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("rich"):
         from rich.console import Console

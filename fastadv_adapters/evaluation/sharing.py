@@ -88,13 +88,7 @@ class Sharing:
 
 
 class Together(Sharing):
-    """Several processes, each with this object, on one store.
-
-    Args:
-        store: of ``torch.distributed``, shared by all.
-        rank: of this process.
-        world: how many there are.
-    """
+    """Several processes, each with this object, on one ``store`` of ``torch.distributed``."""
 
     def __init__(self, store: Any, rank: int, world: int) -> None:
         super().__init__()
@@ -137,13 +131,11 @@ class Together(Sharing):
     def inherited(self, finished: Callable[[], set[int]]) -> list[int] | None:
         """Wait until somebody dies, or all is finished."""
         while left := [n for n in range(len(self._chunks)) if not self._store.check([f"done/{n}"])]:
-            for number in left:
-                if self._inherits(number):
-                    known = finished()
-                    rest = [index for index in self._chunks[number] if index not in known]
-                    if rest:
-                        return self._taken(number, rest)
-                    self._store.set(f"done/{number}", "1")
+            for number in filter(self._inherits, left):
+                known = finished()
+                if rest := [index for index in self._chunks[number] if index not in known]:
+                    return self._taken(number, rest)
+                self._store.set(f"done/{number}", "1")
             time.sleep(_POLL)
         return None
 
