@@ -56,6 +56,7 @@ from .inputs import (
     first_line,
     is_out_of_memory,
     number_of_samples,
+    refuse_freed,
     refuse_unfit,
 )
 from .layouts import differ, in_one_block, kind, pointer, same_memory, write
@@ -180,6 +181,7 @@ __all__ = [
     "read_by_caller",
     "reads_decisions",
     "refusals_borne",
+    "refuse_freed",
     "refuse_unfit",
     "refused",
     "resolve",

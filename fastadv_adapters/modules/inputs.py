@@ -75,11 +75,27 @@ def refuse_unfit(model: nn.Module) -> None:
             )
         if tensor.is_meta:
             raise ValueError(f"expected real weights, got {name} on the meta device: load the weights first")
+    refuse_freed(model)
     if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
         raise ValueError(
             f"expected a model in Python, got {type(model).__name__} with TorchScript in it, whose code can neither be "
             f"folded nor copied around its tensors: wrap the model as it was before torch.jit"
         )
+
+
+def refuse_freed(model: nn.Module) -> None:
+    """Raise ValueError for weights whose memory was given back: reading it would end the process."""
+    for name, tensor in _tensors(model).items():
+        if tensor.layout is torch.strided and tensor.numel() and not tensor.is_meta and _is_freed(tensor):
+            raise ValueError(
+                f"expected weights in memory, got {name}, whose storage was resized to nothing: load the weights back "
+                f"(from where they were offloaded to) before the fast model is called"
+            )
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    holds_others: Callable[[Any], bool] = is_traceable_wrapper_subclass
+    return not holds_others(tensor) and tensor.untyped_storage().nbytes() == 0
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 from ..boundary import START, STEP, Engine, Packed, state_on
 from ..engines import EagerEngine
 from ..folding import Folded, Trace, build_fast, trace
-from ..modules import EngineName, RunBy, device_of, number_of_samples, refuse_unfit, resolve
+from ..modules import EngineName, RunBy, device_of, number_of_samples, refuse_freed, refuse_unfit, resolve
 from ..modules.transforms import outside_of_transforms
 from . import remarks
 from .audited import Audited
@@ -103,6 +103,8 @@ class Networks(BuiltLater, Audited):
         if change is Change.STRUCTURE:
             self._rebuild()
             return
+        if change is Change.TENSORS:
+            refuse_freed(self.source)
         self._freshness.take(change)  # first: what changes meanwhile is seen the next time
         self.twin.follow()
         if self._pattern and self._pattern.follow():

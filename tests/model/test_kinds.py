@@ -104,6 +104,23 @@ def test_a_model_that_is_only_ready_for_quantisation_is_not() -> None:
     agrees(FastAttackModel(net, **FLOAT32), net, batch(4)[0])
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_weights_whose_memory_was_given_back_are_refused_until_they_are_there(asked: bool) -> None:
+    net = small_net()
+    fast, (x, y) = FastAttackModel(net, dtype=torch.float32), batch(4)
+    before = input_gradient(fast, x, y)
+    weight = next(net.parameters())
+    kept, storage = weight.detach().clone(), weight.untyped_storage()
+    size = storage.nbytes()
+    storage.resize_(0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"expected weights in memory, got .*weight, whose storage was resized"):
+            fast.update() if asked else fast(x)
+    storage.resize_(size)
+    weight.data.copy_(kept)
+    torch.testing.assert_close(input_gradient(fast, x, y), before)
+
+
 def test_what_becomes_unfit_later_is_refused_and_taken_again_when_mended() -> None:
     net, x = small_net().eval(), batch(4)[0]
     fast = FastAttackModel(net, **FLOAT32)
