@@ -42,6 +42,10 @@ class Budget:
     bounds: tuple[float, float]
     stated: bool = True
 
+    def record(self) -> dict[str, Any]:
+        """What a comparison reports of it."""
+        return {"eps": self.eps if self.stated else None, "norm": self.norm, "bounds": list(self.bounds)}
+
 
 @dataclass(frozen=True)
 class Own:

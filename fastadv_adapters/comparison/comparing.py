@@ -33,7 +33,7 @@ from .leaving import lent_in_eval_mode, plain
 from .memory import bytes_kept
 from .result import Comparison
 from .row import Effect, Row
-from .showing import progress_shown
+from .showing import telling
 from .timing import Way, measure_in_turn, quartiles, reason, seconds_of
 
 LEAST_SECONDS = 0.05
@@ -104,16 +104,14 @@ def compare(
     switched = by_its_own_eval(accept_model(model))  # before it is lent
     refuse_class(attack, "attack")
     budget, device = budget_for(attack, eps, norm, bounds), device_of(model)
-    lent, shown = lent_in_eval_mode(model), progress_shown(progress)
-    with torch.inference_mode(False), random_state_kept(device), lent, shown as say:
+    with torch.inference_mode(False), random_state_kept(device), lent_in_eval_mode(model), telling(progress) as say:
         _try_options(options or {}, device)
         y, logits = accept_data(model, x, y, budget, device)
         study = _Study(model, plain(x), y, attacker_for(attack, model, budget), options or {}, budget)
         notes = doubts(model, study.x, y, logits, budget, switched)
         recommended = study.run(repeats, say)
         notes += study.doubt_distance()
-    length = budget.eps if budget.stated else None
-    setting = {"eps": length, "norm": budget.norm, "bounds": list(budget.bounds), "repeats": repeats}
+    setting = {**budget.record(), "repeats": repeats}
     name, reference, rows = study.attacker.name, _name(study.reference_dtype), list(study.rows.values())
     return Comparison(name, len(x), rows, recommended, reference, setting, describe_device(device), versions(), notes)
 

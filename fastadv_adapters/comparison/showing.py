@@ -18,7 +18,7 @@ LEGEND = (
 
 
 @contextmanager
-def progress_shown(wanted: bool) -> Iterator[Callable[[str], None]]:
+def telling(wanted: bool) -> Iterator[Callable[[str], None]]:
     """A function that says what is being done, in one line of the terminal; nothing if there is none, or no rich."""
     accept_flag("progress", wanted)
     if wanted and sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("rich"):

@@ -25,7 +25,7 @@ from fastadv_adapters import Comparison, FastAttackModel, SafePGD, compare
 from fastadv_adapters.comparison import Row
 from fastadv_adapters.comparison.fidelity import Pass, agreement
 from fastadv_adapters.comparison.row import Effect
-from fastadv_adapters.comparison.showing import progress_shown
+from fastadv_adapters.comparison.showing import telling
 
 DATA = grey_digits(test_size=16)
 X, Y = DATA.test_images, DATA.test_labels
@@ -150,7 +150,7 @@ def test_on_a_terminal_it_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> 
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress_shown(True) as say:
+    with telling(True) as say:
         say("timing 3 ways in turn")
         say("timing default once more")
     assert "\x1b[" in terminal.getvalue()
