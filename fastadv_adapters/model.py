@@ -22,6 +22,7 @@ from .modules import (
     accept_options,
     accept_tensors,
     is_transformed,
+    parameters_of,
     read_by_caller,
     refused,
     uncompiled,
@@ -225,7 +226,7 @@ class FastAttackModel(Shell):
     @property
     def device(self) -> torch.device:
         """Where the wrapped model lives; move that, and the fast model follows."""
-        return next(p.device for p in self.wrapped.parameters() if not isinstance(p, Anchor))
+        return next(p.device for p in parameters_of(self.wrapped) if not isinstance(p, Anchor))
 
     @property
     def dtype(self) -> torch.dtype:

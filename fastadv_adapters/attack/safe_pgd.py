@@ -1,6 +1,6 @@
 """``SafePGD``: projected gradient descent that no vanishing loss, half precision or spoilt gradient makes weaker."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from ..modules import LeftOut, accept_flag, notify, widest_on
+from ..modules import LeftOut, accept_flag, notify, parameters_of, widest_on
 from .balls import Norm, accept_norm, ball_around
 from .checks import (
     accept_bounds,
@@ -258,6 +258,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 
 def plain(model: nn.Module) -> FastAttackModel:
     """Wrap a plain model so that its own eval-mode function is attacked, in full precision and with nothing folded."""
-    parameters: Iterable[Tensor] = getattr(model, "parameters", tuple)()  # what is no module is refused below
-    double = any(p.dtype == torch.float64 for p in parameters)
+    is_module: bool = isinstance(model, nn.Module)  # what is none is refused below
+    double = is_module and any(p.dtype == torch.float64 for p in parameters_of(model))
     return FastAttackModel(model, dtype=torch.float64 if double else torch.float32, fuse_bn=False, channels_last=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree  # private by name, but what PyTorch's own transforms and exporters use
 
-from ..modules import HALF, become, widen
+from ..modules import HALF, become, named_modules_of, submodule_of, widen
 
 MATRIX = (nn.Linear, _ConvNd, nn.MultiheadAttention, nn.RNNBase)
 """Layers that autocast lowers, their subclasses included."""
@@ -142,7 +142,7 @@ def _cut_into(cuts: Cuts) -> Any:
 def mark_ends(network: nn.Module, layers: Iterable[str]) -> None:
     """Let these layers of a copied network hand out full precision if a run asks for it."""
     for name in layers:
-        layer = network.get_submodule(name)
+        layer = submodule_of(network, name)
         if not isinstance(layer, _End):
             become(layer, _End)
             vars(layer)["end_name"] = name
@@ -160,7 +160,7 @@ def matrix_calls(network: nn.Module) -> Iterator[list[tuple[str, list[Any]]]]:
 
         return hook
 
-    layers = [(name, part) for name, part in network.named_modules() if isinstance(part, MATRIX)]
+    layers = [(name, part) for name, part in named_modules_of(network) if isinstance(part, MATRIX)]
     # Before hooks of the model's own, since the graph is cut before these.
     handles = [part.register_forward_hook(note(name), prepend=True) for name, part in layers]
     try:
@@ -193,7 +193,7 @@ def with_siblings(ends: Ends, network: nn.Module, called: Iterable[str]) -> Ends
 
     A name like ``experts.1.out`` stands for ``experts.0.out``, and may be met in the next call.
     """
-    idle = {name for name, part in network.named_modules() if isinstance(part, MATRIX)}.difference(called)
+    idle = {name for name, part in named_modules_of(network) if isinstance(part, MATRIX)}.difference(called)
 
     def and_siblings(names: frozenset[str]) -> frozenset[str]:
         return names | {one for one in idle if any(_differ_in_a_number(one, name) for name in names)}

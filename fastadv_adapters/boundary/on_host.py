@@ -198,7 +198,7 @@ class HostState(State):
         to = self.exponent + 1 + higher
         if together:
             own = _exponent(max(filter(math.isfinite, numbers), default=0.0))
-            return HostShift(torch.tensor(to - own, dtype=torch.int32), to - own, to - own)
+            return HostShift(torch.tensor(to - own, dtype=torch.int32, device="cpu"), to - own, to - own)
         exponents = torch.frexp(peaks).exponent if math.isfinite(sum(numbers)) else exponent_of(peaks)
         return HostShift(to - exponents, to - highest, to - lowest)
 
@@ -232,7 +232,9 @@ class HostState(State):
         self._zeros += sum(g.numel() - int(torch.count_nonzero(g)) for g in grads)
         if entered is not None:
             self.lower_after(0 if whole else _told(spoilt, entered))
-        which = torch.zeros(len(numbers), dtype=torch.bool) if whole else torch.tensor(spoilt)
+        which = (
+            torch.zeros(len(numbers), dtype=torch.bool, device="cpu") if whole else torch.tensor(spoilt, device="cpu")
+        )
         return [g.contiguous() for g in grads], which
 
 

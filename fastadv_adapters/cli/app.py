@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..attack import LOADED, accept_norm
 from ..comparison import Comparison, compare, expect_picture, expect_writable, write_json
 from ..evaluation import Report, evaluate
+from ..modules import parameters_of
 from . import arguments as given
 from .data import data_named, first_of
 from .demo import EPS, trained
@@ -211,7 +212,7 @@ def _batch(
 
 def _dtype(model: nn.Module) -> torch.dtype:
     """The dtype of images: that of the model's first floating parameter, float32 if there is none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return next((p.dtype for p in parameters_of(model) if p.is_floating_point()), torch.float32)
 
 
 def _report(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..attack import SafePGD, ball_around
 from ..model import FastAttackModel
+from ..modules import parameters_of
 from ..options import FastAttackOptions
 from .budgets import Budget, is_from, parts_of
 
@@ -113,7 +114,7 @@ def _of_foolbox(attack: Any, budget: Budget) -> Attacker:
     from ..foolbox import accelerate
 
     def on(model: nn.Module, attack: Any) -> Run:
-        fmodel = foolbox.PyTorchModel(model, budget.bounds, device=next(model.parameters()).device)
+        fmodel = foolbox.PyTorchModel(model, budget.bounds, device=next(parameters_of(model)).device)
         return lambda x, y: attack(fmodel, x, y, epsilons=budget.eps)[1]
 
     return Attacker(

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from ..modules import autocast, beside_parameters, in_eval_mode, without_gradients, write_back
+from ..modules import autocast, beside_parameters, in_eval_mode, parameters_of, without_gradients, write_back
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def lent_in_eval_mode(model: nn.Module) -> Iterator[None]:
 def in_own_precision(model: nn.Module) -> Iterator[None]:
     """No autocast region of the caller lowers the model's passes; those of its own are as they are."""
     with ExitStack() as stack:
-        for kind in {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}:
+        for kind in {"cpu", *(parameter.device.type for parameter in parameters_of(model))} - {"meta"}:
             stack.enter_context(autocast(kind, None))
         yield
 

@@ -16,7 +16,9 @@ from ..modules import (
     clone,
     copy_module,
     kind_of,
+    modules_of,
     number_of_samples,
+    parameters_of,
     random_state_kept,
     tensors_in,
 )
@@ -66,7 +68,7 @@ def bytes_kept(model: nn.Module, *args: Any, **kwargs: Any) -> BytesKept:
     fast = model if isinstance(model, FastAttackModel) else None
     source = accept_model(model) if fast is None else fast.wrapped
     arguments = Packed((args, kwargs))
-    device = next(source.parameters()).device
+    device = next(parameters_of(source)).device
     accept_tensors(arguments.tensors, device)
     samples = number_of_samples(arguments.tensors)
     if not samples:
@@ -112,7 +114,7 @@ class _Counter:
         """One forward pass of a network that nobody else uses."""
         for tensor in tensors_in(network):
             self._seen(tensor)
-        for part in network.modules():
+        for part in modules_of(network):
             part.register_forward_pre_hook(lambda module, inputs: self._working.append(kind_of(module).__name__))
             part.register_forward_hook(lambda module, inputs, output: self._leave())
         with torch.enable_grad(), saved_tensors_hooks(self._saved, lambda tensor: tensor):

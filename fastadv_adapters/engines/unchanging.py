@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import are_equal, has_hooks, host_state, is_data, is_trainer, tensors_in_containers
+from ..modules import (
+    are_equal,
+    has_hooks,
+    host_state,
+    is_data,
+    is_trainer,
+    modules_of,
+    named_modules_of,
+    registered_in,
+    tensors_in_containers,
+)
 
 
 class CannotRecordError(RuntimeError):
@@ -23,7 +33,7 @@ def refuse_what_changes(network: nn.Module) -> Iterator[None]:
 
     Tensors may be written to in place: that is recorded.
     """
-    hooked = [name for name, part in network.named_modules() if has_hooks(part)]
+    hooked = [name for name, part in named_modules_of(network) if has_hooks(part)]
     if hooked:
         raise CannotRecordError(f"{hooked[0] or 'it'} has hooks, which a recording does not call")
     attributes, drawn = frozen_attributes(network), host_state()
@@ -52,7 +62,7 @@ class _Watched:
 @contextmanager
 def _trainers_watched(network: nn.Module) -> Iterator[list[_Watched]]:
     """Trainers in attributes are watched inside."""
-    found = [(vars(p), k, _Watched(v)) for p in network.modules() for k, v in vars(p).items() if is_trainer(v)]
+    found = [(vars(p), k, _Watched(v)) for p in modules_of(network) for k, v in vars(p).items() if is_trainer(v)]
     try:
         for attributes, name, watched in found:
             attributes[name] = watched
@@ -65,7 +75,7 @@ def _trainers_watched(network: nn.Module) -> Iterator[list[_Watched]]:
 @contextmanager
 def memory_kept(network: nn.Module) -> Iterator[None]:
     """All tensors of the network as before afterwards: for passes that only warm up or record."""
-    dicts = [held for part in network.modules() for held in (vars(part), part._buffers, part._parameters)]
+    dicts = [held for part in modules_of(network) for held in (vars(part), part._buffers, part._parameters)]
     before = [dict(attributes) for attributes in dicts]
     held = [t for attributes in before for t in attributes.values() if isinstance(t, Tensor)]
     held += tensors_in_containers(network)
@@ -95,8 +105,8 @@ def addresses(network: nn.Module, device: torch.device) -> list[Any]:
 
     A number that lies elsewhere than on ``device`` is recorded with its value, so its version counts too.
     """
-    found = [t for part in network.modules() for t in (*part.parameters(False), *part.buffers(False))]
-    found += [t for part in network.modules() for t in vars(part).values() if isinstance(t, Tensor)]
+    found = list(registered_in(network))
+    found += [t for part in modules_of(network) for t in vars(part).values() if isinstance(t, Tensor)]
     found += tensors_in_containers(network)  # tables that an update throws away, say
     return [_address(t) if t.device == device else (_address(t), t._version) for t in found]
 
@@ -108,7 +118,7 @@ def _address(tensor: Tensor) -> int:
 
 def frozen_attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
     """For each part: tensors by identity, containers and data objects by their contents, all else by itself."""
-    return {name: {k: _fixed(v) for k, v in vars(part).items()} for name, part in network.named_modules()}
+    return {name: {k: _fixed(v) for k, v in vars(part).items()} for name, part in named_modules_of(network)}
 
 
 def _fixed(value: Any, depth: int = 8) -> Any:

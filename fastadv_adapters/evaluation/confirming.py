@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..attack import accept_classifier, is_random, undecided
 from ..comparison import in_own_precision
-from ..modules import HALF, in_eval_mode
+from ..modules import HALF, in_eval_mode, parameters_of
 from .seeds import seed_of, seeded
 
 SIZE = 32
@@ -54,7 +54,7 @@ class Judge:
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self._model, self._seed = model, seed
-        parameter = next(p for p in model.parameters() if p.is_floating_point())
+        parameter = next(p for p in parameters_of(model) if p.is_floating_point())
         self.device, self._dtype = parameter.device, parameter.dtype
         self.passes = 1
         self.clearance = (WITHIN_HALF if self._dtype in HALF else WITHIN) * torch.finfo(self._dtype).eps

@@ -53,7 +53,7 @@ def code_of(value: Any) -> str:
     return f" #{digest(repr(told).encode(), 4)}" if told else ""
 
 
-def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def arguments_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """What a function takes, or what objects of a class are made with; nothing if it is in C and does not show it."""
     try:
         return inspect.signature(function).parameters
@@ -63,7 +63,7 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
 
 def _settings(value: Any) -> Iterator[tuple[str, Any]]:
     """What an object was made with, as far as it keeps it; not what it counts."""
-    for name in parameters_of(type(value)):
+    for name in arguments_of(type(value)):
         yield name, getattr(value, name, getattr(value, f"_{name}", None))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FastAttackModel
-from ..modules import attributes_of, inside_of
+from ..modules import attributes_of, inside_of, named_buffers_of, named_modules_of, named_parameters_of, parameters_of
 from .content import bytes_of, digest
 from .stages import Attack
 
@@ -22,11 +22,11 @@ OF_A_PROCESS = re.compile("rank|device|gpu")
 def model_hash(model: nn.Module) -> str:
     """A hash of the modules' classes, and of all parameters and buffers with their names, dtypes and shapes."""
     whole = hashlib.blake2b(digest_size=16)
-    for name, part in model.named_modules():
+    for name, part in named_modules_of(model):
         is_of_torch = type(part).__module__.partition(".")[0] in ("torch", "torchvision")
         printed = part.extra_repr() if is_of_torch else ""  # that of others may count, say
         whole.update(repr((name, type(part).__qualname__, printed)).encode())
-    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    tensors: list[tuple[str, Tensor]] = [*named_parameters_of(model), *named_buffers_of(model)]
     for name, tensor in tensors:
         whole.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         whole.update(bytes_of(tensor))
@@ -39,7 +39,7 @@ def settings_of(model: nn.Module) -> dict[str, str]:
     (Texts are left out, for they name devices and runs.)
     """
     found: dict[str, str] = {}
-    for name, part in model.named_modules():
+    for name, part in named_modules_of(model):
         for attribute, value in attributes_of(part).items():
             if (text := _constant(value)) and not OF_A_PROCESS.search(attribute):
                 found[f"{name}.{attribute}".lstrip(".")] = text
@@ -83,5 +83,5 @@ def are_one(attacked: Any, model: nn.Module) -> bool:
     inner, whole = (unwrapped(one.wrapped if isinstance(one, FastAttackModel) else one) for one in (attacked, model))
     if inner is whole or not isinstance(inner, nn.Module):
         return True
-    own, others = ([id(parameter) for parameter in one.parameters()] for one in (inner, whole))
+    own, others = ([id(parameter) for parameter in parameters_of(one)] for one in (inner, whole))
     return own == others and model_hash(inner) == model_hash(whole) and settings_of(inner) == settings_of(whole)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..comparison import Own, copy_of, is_from, own_budget, parts_of
 from ..model import FastAttackModel
-from .describing import code_of, described, parameters_of
+from .describing import arguments_of, code_of, described
 from .identity import are_one, model_hash, unwrapped
 from .stages import Attack, BatchStage, Setting, Stage
 
@@ -120,7 +120,7 @@ class Function(Given):
         text = described(self.attack)
         found: Any = self.own.eps
         if found is None:
-            found = getattr(parameters_of(self.attack).get("eps"), "default", None)
+            found = getattr(arguments_of(self.attack).get("eps"), "default", None)
         if "eps=" not in text and isinstance(found, numbers.Real):
             text += f"(eps={float(found):.6g})"
         return text + code_of(self.attack)

@@ -220,10 +220,10 @@ def _packed(images: list[tuple[int, Tensor, Tensor | None]]) -> bytes:
     clean = [(index, image) for index, _, image in images if image is not None]
     shape = images[0][1].shape
     tensors = {
-        "index": torch.tensor([index for index, _, _ in images]),
+        "index": torch.tensor([index for index, _, _ in images], device="cpu"),
         "adversarial": torch.stack([image.cpu() for _, image, _ in images]),
-        "clean_index": torch.tensor([index for index, _ in clean], dtype=torch.int64),
-        "clean": torch.stack([image.cpu() for _, image in clean]) if clean else torch.empty(0, *shape),
+        "clean_index": torch.tensor([index for index, _ in clean], dtype=torch.int64, device="cpu"),
+        "clean": torch.stack([image.cpu() for _, image in clean]) if clean else torch.empty(0, *shape, device="cpu"),
     }
     packed: bytes = need("safetensors.torch", extra="evaluate").save(tensors)
     return packed

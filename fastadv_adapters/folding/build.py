@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ from ..modules import (
     copy_module,
     has_hooks,
     in_one_block,
+    modules_of,
+    named_modules_of,
+    registered_in,
+    submodule_of,
     tensors_in_containers,
     to_eval_mode,
 )
@@ -89,7 +94,7 @@ class Folded:
         """Let half precision end at these layers; products keep their weights in full precision from now on."""
         mark_ends(self.network, layers)
         for name in layers:
-            part = self.network.get_submodule(name)
+            part = submodule_of(self.network, name)
             if is_product(part) and not isinstance(part, Joined):
                 for refresh in self.refreshes:
                     if isinstance(refresh, CopyTensor) and refresh.ours is part._parameters:
@@ -139,12 +144,12 @@ class _Builder:
     """One copy in the making: each part of it beside the original, by name."""
 
     def __init__(self, source: nn.Module, trace: Trace | None, precision: Precision, *, lays_out_ahead: bool) -> None:
-        registered = {*map(id, source.parameters()), *map(id, source.buffers())}
+        registered = set(map(id, registered_in(source)))
         held = CopyHeld(tensors_in_containers(source))
         own = lambda t: alias(t) if id(t) in registered else held.note(t, clone(t))  # noqa: E731
         network = copy_module(source, own, switches=False)
-        pairs = zip(source.named_modules(), list(network.modules()), strict=True)
-        self.parts = {name: (part, original) for (name, original), part in pairs}
+        pairs = zip(named_modules_of(source), list(modules_of(network)), strict=True)
+        self.parts: dict[str, tuple[nn.Module, Any]] = {name: (part, original) for (name, original), part in pairs}
         self.trace, self.precision, self.lays_out_ahead = trace, precision, lays_out_ahead
         self.result = Folded(network, [held])
         self.remade: set[str] = set()  # layers with a weight and a bias made by a fold

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modules import become, has_hooks, kind_of
+from ..modules import become, has_hooks, kind_of, modules_of
 from .tracing import DOES_NOTHING
 
 # Those whose gradient PyTorch reads off the output, bit for bit. Not ReLU6 and Hardtanh, which copy their input first.
@@ -59,7 +59,7 @@ def run_in_place(network: nn.Module, *, passing: type, fresh: type) -> list[nn.M
     Returns:
         The activations.
     """
-    plain = [part for part in network.modules() if _is_plain(part)]
+    plain = [part for part in modules_of(network) if _is_plain(part)]
     chosen = {part: set(_places(part, passing, fresh)) for part in plain}  # type: ignore[arg-type]
     found: dict[nn.Module, None] = {}
     for part, places in chosen.items():

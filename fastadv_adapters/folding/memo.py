@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..boundary import mark_rewritten
-from ..modules import Precision, generator_states, is_transformed, refusals_borne, states_of_torch
+from ..modules import Precision, generator_states, is_transformed, refusals_borne, registered_in, states_of_torch
 from .kept import Kept, Stage, memory_of
 from .keys import NoKeyError, copied, key_for, tensors_of
 from .traceless import opened_by
@@ -59,7 +59,7 @@ class Memo:
         """Tensors that stand still, by identity. It holds them, so no other tensor gets that."""
         if (stock := self._stock) is None:  # which an update in another thread may forget
             network = self._network()
-            tensors = () if network is None else (*network.parameters(), *network.buffers())
+            tensors = () if network is None else registered_in(network)
             stock = {id(t): t for t in tensors if t.layout is torch.strided and id(t) not in self._open}
             self._stock = stock
         return stock

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modules import functions_in, names_in
+from ..modules import functions_in, named_modules_of, names_in
 
 _READS_ALL = "for p in self.parameters()"
 _OF_ALL = (_READS_ALL, "_parameters", "named_parameters", "get_parameter", "state_dict", "functional_call")
@@ -26,7 +26,7 @@ def read_unseen(root: nn.Module, opaque: Collection[str]) -> Iterator[nn.Module]
         opaque: names of the modules that do not trace.
     """
     known = dict[type, set[str]]()
-    for name, part in root.named_modules():
+    for name, part in named_modules_of(root):
         kind = type(part)
         if kind.__module__.startswith("torch.nn.modules."):
             continue

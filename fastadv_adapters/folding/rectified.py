@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..modules import submodule_of
 from .centring import is_sum
 
 RELUS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
@@ -25,7 +26,7 @@ def find_rectified(root: nn.Module, graph: fx.Graph) -> Iterator[nn.Module]:
 
 
 def _module(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return submodule_of(root, str(node.target)) if node.op == "call_module" else None
 
 
 def _reader(root: nn.Module, node: fx.Node) -> fx.Node | None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, become, kind_of, runs_compiled
+from ..modules import Precision, become, buffers_of, kind_of, modules_of, parameters_of, runs_compiled
 from .memo import Memo
 
 MOST = 16
@@ -56,8 +56,8 @@ class Remembering:
 def remember(network: nn.Module, precision: Precision) -> Memo | None:
     """Have modules of a copied network keep what they compute from weights alone; None if none has code for that."""
     compiled = runs_compiled(network)
-    may = (part for part in network.modules() if _may_compute(part) and part not in compiled)
-    parts = [part for part in may if len(list(part.modules())) <= MOST]
+    may = (part for part in modules_of(network) if _may_compute(part) and part not in compiled)
+    parts = [part for part in may if len(list(modules_of(part))) <= MOST]
     if not parts:
         return None
     memo = Memo(network, precision)
@@ -71,6 +71,6 @@ def _may_compute(part: nn.Module) -> bool:
     """Whether a module has tensors, and code that is not PyTorch's own for its class."""
     if parametrize.is_parametrized(part):
         return True
-    if next(part.parameters(), next(part.buffers(), None)) is None:
+    if next(parameters_of(part), next(buffers_of(part), None)) is None:
         return False
     return bool(part._forward_pre_hooks) or not kind_of(part).__module__.startswith("torch.")

@@ -11,7 +11,18 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules import clone, copy_module, first_line, has_hooks, random_state_kept
+from ..modules import (
+    children_of,
+    clone,
+    copy_module,
+    first_line,
+    has_hooks,
+    modules_of,
+    named_modules_of,
+    parameters_of,
+    random_state_kept,
+    submodule_of,
+)
 from .centring import Stream, find_stream
 from .own_forward import Alike
 from .reading import read_unseen
@@ -79,7 +90,7 @@ class Trace:
     def without(self, kinds: tuple[type[nn.Module], ...], module: nn.Module) -> "Trace":
         """The same trace with no layer of these kinds joined to a batch norm."""
         layers = self.producer.values()
-        return self.without_layers({name for name in layers if isinstance(module.get_submodule(name), kinds)})
+        return self.without_layers({name for name in layers if isinstance(submodule_of(module, name), kinds)})
 
 
 def trace(module: nn.Module) -> Trace:
@@ -88,7 +99,7 @@ def trace(module: nn.Module) -> Trace:
     Nothing is run on the module itself: a forward that writes into buffers while it is traced writes into the copy.
     """
     copied = copy_module(module, clone)
-    names = {id(m): name for name, m in copied.named_modules()}
+    names = {id(m): name for name, m in named_modules_of(copied)}
     result, graphs = Trace(), []
     with tracing(copied), warnings.catch_warnings(), _generators_kept(copied), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -97,7 +108,7 @@ def trace(module: nn.Module) -> Trace:
             result.rectified |= {names[id(layer)] for layer in find_rectified(root, graph)}
             result.touched |= {_join(names[id(root)], owner) for owner in _owners_of_read_tensors(graph)}
     for reader in read_unseen(copied, result.opaque):
-        result.unseen |= {names[id(part)] for part in reader.modules()}
+        result.unseen |= {names[id(part)] for part in modules_of(reader)}
     result.producer = _pair(copied, names, graphs)
     result.streams = list(_streams(copied, names, graphs, result))
     return result
@@ -113,7 +124,7 @@ def _streams(
 ) -> Iterator[Stream]:
     """The streams of each graph, of convolutions and batch norms that are called in no other."""
     called: list[str] = [
-        names[id(root.get_submodule(_join(prefix, str(node.target))))]
+        names[id(submodule_of(root, _join(prefix, str(node.target))))]
         for prefix, graph in graphs
         for node in graph.nodes
         if node.op == "call_module"
@@ -123,7 +134,7 @@ def _streams(
     def name_in(prefix: str, kinds: tuple[type[nn.Module], ...], node: fx.Node) -> str:
         if node.op != "call_module":
             return ""
-        module = root.get_submodule(_join(prefix, str(node.target)))
+        module = submodule_of(root, _join(prefix, str(node.target)))
         name = names[id(module)]
         fits = type(module) in kinds and not has_hooks(module) and name not in folded | known.touched | known.unseen
         fits = fits and (isinstance(module, _BatchNorm) or holds_parameters(module))
@@ -143,7 +154,7 @@ def _streams(
 @contextmanager
 def _generators_kept(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
-        for device in {torch.device("cpu"), *(p.device for p in module.parameters())}:
+        for device in {torch.device("cpu"), *(p.device for p in parameters_of(module))}:
             stack.enter_context(random_state_kept(device))
         yield
 
@@ -159,10 +170,10 @@ def _graphs(root: nn.Module, names: dict[int, str], opaque: dict[str, str]) -> I
     else:
         yield root, graph
         for name in tracer.hooked:
-            yield from _graphs(root.get_submodule(name), names, opaque)
-        failed = [root.get_submodule(name) for name in tracer.failed]
-        opaque.update({names[id(root.get_submodule(name))]: why for name, why in tracer.failed.items()})
-    for child in (child for module in failed for child in module.children() if not is_leaf(child)):
+            yield from _graphs(submodule_of(root, name), names, opaque)
+        failed = [submodule_of(root, name) for name in tracer.failed]
+        opaque.update({names[id(submodule_of(root, name))]: why for name, why in tracer.failed.items()})
+    for child in (child for module in failed for child in children_of(module) if not is_leaf(child)):
         yield from _graphs(child, names, opaque)
 
 
@@ -184,7 +195,7 @@ def _pair(root: nn.Module, names: dict[int, str], graphs: list[tuple[str, fx.Gra
         for node in graph.nodes:
             if node.op != "call_module":
                 continue
-            module = root.get_submodule(_join(prefix, str(node.target)))
+            module = submodule_of(root, _join(prefix, str(node.target)))
             name = names[id(module)]
             if isinstance(module, _BatchNorm):
                 sources.setdefault(name, set()).add(_source(node, root, prefix, names))
@@ -201,7 +212,7 @@ def _source(node: fx.Node, root: nn.Module, prefix: str, names: dict[int, str]) 
         source = _input(source)
     if source is None or source.op != "call_module":
         return ""
-    return names[id(root.get_submodule(_join(prefix, str(source.target))))]
+    return names[id(submodule_of(root, _join(prefix, str(source.target))))]
 
 
 def _readers(node: fx.Node, root: nn.Module, prefix: str, names: dict[int, str]) -> Iterator[str]:
@@ -210,7 +221,7 @@ def _readers(node: fx.Node, root: nn.Module, prefix: str, names: dict[int, str])
         if _passes_through(user, root, prefix):
             yield from _readers(user, root, prefix, names)
         elif user.op == "call_module" and _input(user) is node and len(user.all_input_nodes) == 1:
-            yield names[id(root.get_submodule(_join(prefix, str(user.target))))]
+            yield names[id(submodule_of(root, _join(prefix, str(user.target))))]
         else:
             yield ""
     if not node.users:
@@ -225,7 +236,7 @@ def _input(node: fx.Node) -> fx.Node | None:
 
 def _passes_through(node: fx.Node, root: nn.Module, prefix: str) -> bool:
     if node.op == "call_module":
-        module = root.get_submodule(_join(prefix, str(node.target)))
+        module = submodule_of(root, _join(prefix, str(node.target)))
         return type(module) in DOES_NOTHING and not has_hooks(module)
     if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)

@@ -117,7 +117,7 @@ def attend(
             return _in_float32(query, key, value, attn_mask, is_causal, scale)
         shape = (*query.shape[:-1], key.shape[-2])
         if is_causal:
-            attn_mask = torch.ones(shape[-2:], dtype=torch.bool).tril()
+            attn_mask = torch.ones(shape[-2:], dtype=torch.bool, device="cpu").tril()
         parts = [tensor.to(torch.bfloat16).reshape(-1, *tensor.shape[-2:]) for tensor in (query, key, value)]
         bias = None if attn_mask is None else _bias(attn_mask).expand(shape).reshape(-1, *shape[-2:])
         factor = query.shape[-1] ** -0.5 if scale is None else scale
@@ -150,7 +150,7 @@ def _bias(mask: Tensor) -> Tensor:
     """What a mask adds to the scores: itself, or minus infinity where it is false."""
     if mask.dtype != torch.bool:
         return mask.float()
-    return torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    return torch.zeros(mask.shape, device="cpu").masked_fill_(~mask, -torch.inf)
 
 
 def _fits(query: Any, key: Any, value: Any, mask: Any) -> bool:

@@ -55,7 +55,7 @@ class Spread:
         sizes = [size + 2 * pad - by * (entries - 1) for size, (entries, pad, by) in steps]  # of outputs at stride 1
         if any(by > 1 for by in self.stride):
             whole = (*grad.shape[:2], *sizes)
-            spread = torch.empty(whole, dtype=grad.dtype, memory_format=_format(grad.ndim)).zero_()
+            spread = torch.empty(whole, dtype=grad.dtype, device=grad.device, memory_format=_format(grad.ndim)).zero_()
             places = [slice(None), slice(None), *(slice(None, None, by) for by in self.stride)]
             spread[tuple(places)].copy_(grad)
         else:

@@ -51,9 +51,9 @@ class _Along:
 
     def places(self) -> Tensor:
         """Which entry of the kernel leads from which output to which place, (block, outputs, kernel) of 0 and 1."""
-        place = torch.arange(self.block).view(-1, 1, 1)
-        output = torch.arange(self.outputs).view(1, -1, 1) - self.before
-        return (place + self.padding - self.stride * output) == torch.arange(self.kernel)
+        place = torch.arange(self.block, device="cpu").view(-1, 1, 1)
+        output = torch.arange(self.outputs, device="cpu").view(1, -1, 1) - self.before
+        return (place + self.padding - self.stride * output) == torch.arange(self.kernel, device="cpu")
 
     def missing(self, size: int, outputs: int) -> int:
         """How many outputs the last block of an input of this size lacks, with as many zeros behind them as before."""

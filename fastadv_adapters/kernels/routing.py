@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..modules import Precision, become, functions_in, kind_of, names_in, runs_compiled
+from ..modules import Precision, become, functions_in, kind_of, modules_of, names_in, runs_compiled
 from .attention import attend
 from .multi_head import multi_head
 from .narrow import NARROW
@@ -48,7 +48,7 @@ def route(network: nn.Module, precision: Precision) -> None:
     faster, wider = _faster(precision), _wider(precision)
     slow = {operator.__name__ for operator in faster}
     coarse = {*NAMES, *(operator.__name__ for operator in wider)} if wider else set()
-    parts = [(part, kind_of(part)) for part in network.modules()]
+    parts = [(part, kind_of(part)) for part in modules_of(network)]
     code = {kind: _named_by(kind) for kind in {kind for _, kind in parts}}
     with_checkpoints = {kind for kind, names in code.items() if any("checkpoint" in name for name in names)}
     compiled = runs_compiled(network)
@@ -61,7 +61,7 @@ def route(network: nn.Module, precision: Precision) -> None:
             or not (names := names.difference(*_attributes_of(part, kind)))
         ):
             continue
-        inside = [kind_of(one) for one in part.modules()]
+        inside = [kind_of(one) for one in modules_of(part)]
         few = len(inside) <= MOST and names & slow
         wide = names & coarse and with_checkpoints.isdisjoint(inside)
         if few or wide:

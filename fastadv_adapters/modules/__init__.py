@@ -14,7 +14,8 @@ in a ``shell`` without others; ``callers`` finds out which attack is asking, and
 ``axes`` tells which axis images lack; ``devices`` whether two are one; ``refusals`` bears that a model does not take
 what it is asked beside its call; ``transforms`` sees and leaves those of ``torch.func``; ``shared`` puts back what a
 trace leaves in classes and globals; ``uncompiled`` keeps ``torch.compile`` out; ``operators`` shows each
-operator that runs; ``gradients`` asks for those of several outputs.
+operator that runs; ``gradients`` asks for those of several outputs; ``walking`` goes
+through parts, parameters and buffers.
 """
 
 from .anchor import Anchor
@@ -99,6 +100,17 @@ from .shell import Shell
 from .switching import has_own_switch
 from .transforms import is_transformed, outside_of_transforms
 from .uncompiled import uncompiled
+from .walking import (
+    buffers_of,
+    children_of,
+    modules_of,
+    named_buffers_of,
+    named_modules_of,
+    named_parameters_of,
+    parameters_of,
+    registered_in,
+    submodule_of,
+)
 
 __all__ = [
     "COMMON_ERRORS",
@@ -131,8 +143,10 @@ __all__ = [
     "autocast",
     "become",
     "beside_parameters",
+    "buffers_of",
     "by_its_own_eval",
     "cast_ahead_names",
+    "children_of",
     "clone",
     "copy_module",
     "device_of",
@@ -166,6 +180,10 @@ __all__ = [
     "leaves_out",
     "left_in_training",
     "lone_image",
+    "modules_of",
+    "named_buffers_of",
+    "named_modules_of",
+    "named_parameters_of",
     "names_in",
     "need",
     "needs_exact_gradients",
@@ -174,6 +192,7 @@ __all__ = [
     "outside_of_transforms",
     "own_dtype",
     "own_tensors",
+    "parameters_of",
     "pointer",
     "put_back",
     "put_on",
@@ -184,12 +203,14 @@ __all__ = [
     "refuse_freed",
     "refuse_unfit",
     "refused",
+    "registered_in",
     "resolve",
     "runs_compiled",
     "same_device",
     "same_memory",
     "seed_generators",
     "states_of_torch",
+    "submodule_of",
     "tensors_in",
     "tensors_in_containers",
     "thaw",

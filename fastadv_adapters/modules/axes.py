@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .copying import clone, copy_module
 from .inputs import shapes
 from .randomness import random_state_kept
+from .walking import modules_of
 
 _SPACE = {3: "L", 4: "H, W", 5: "D, H, W"}
 """Names of the axes behind N and C, by the number of all."""
@@ -24,7 +25,7 @@ def lacking_axis(model: object, tensors: Sequence[Tensor]) -> str | None:
         tensors: what it was called with, the images first among floating ones.
     """
     place = next((place for place, t in enumerate(tensors) if t.is_floating_point()), None)
-    layers = model.modules() if isinstance(model, nn.Module) else ()
+    layers = modules_of(model) if isinstance(model, nn.Module) else ()
     first = next((part for part in layers if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     if not isinstance(model, nn.Module) or first is None or place is None:
         return None

@@ -6,6 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .copying import clone, copy_module
 from .inputs import accept_model
 from .switching import has_own_switch
+from .walking import modules_of
 
 
 def with_batch_statistics(model: nn.Module) -> nn.Module:
@@ -33,7 +34,7 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
     module = accept_model(model)
     shares_all = not has_own_switch(module)  # whose eval() may write into buffers, and into tensors in attributes
     copied = copy_module(module, lambda t: t if shares_all or isinstance(t, nn.Parameter) else clone(t))
-    for part in copied.modules():
+    for part in modules_of(copied):
         if isinstance(part, _BatchNorm):
             part.running_mean = part.running_var = part.num_batches_tracked = None
             part.track_running_stats = False

@@ -19,6 +19,7 @@ from .reaching_back import refuse_what_reaches_back
 from .rebinding import rebind
 from .refusals import refusals_borne
 from .switching import has_own_switch, switch
+from .walking import children_of, modules_of
 from .weak import is_weak, redirect
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -41,7 +42,7 @@ def clone(tensor: Tensor) -> Tensor:
 
 def thaw(copied: nn.Module, source: nn.Module) -> None:
     """Let parameters, and tensors in attributes, want a gradient where those of the source do: its code may ask."""
-    for theirs, ours in zip(source.modules(), copied.modules(), strict=True):
+    for theirs, ours in zip(modules_of(source), modules_of(copied), strict=True):
         for held in ("_parameters", "__dict__"):
             for name, tensor in getattr(theirs, held).items():
                 own = getattr(ours, held).get(name)
@@ -76,7 +77,7 @@ def to_eval_mode(copied: nn.Module) -> None:
     if copied in _switching:
         with torch.no_grad():
             copied.eval()
-    for part in copied.modules():
+    for part in modules_of(copied):
         part.training = False
         if type(part) in _RECURRENT:
             # cuDNN has no backward pass in eval mode; without dropout both modes are the same function.
@@ -91,7 +92,7 @@ def switches_attributes(module: nn.Module) -> bool:
 def copied_as_it_is(module: nn.Module, tensor_for: Callable[[Tensor], Tensor]) -> nn.Module:
     """As :func:`copy_module`, in the modes that the original has."""
     refuse_what_reaches_back(module)
-    parts = list(module.modules())
+    parts = list(modules_of(module))
     memo: dict[int, Any] = {id(hook): hook for hook in _hooks_of_others(module, parts)}
     layers = _copy_layers(parts, memo, tensor_for)
     for item in _reached(module, memo):
@@ -131,7 +132,7 @@ class _Wrapped(nn.Module):
     """In the place of a wrapper: calls the module inside, here and as it is."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        (inside,) = self.children()
+        (inside,) = children_of(self)
         return inside(*args, **kwargs)
 
 
@@ -153,7 +154,7 @@ def _copy_layers(
 
 def _refuse_other_layers(copied: nn.Module, layers: list[nn.Module]) -> None:
     """A class whose copies lack layers, or have new ones or the original's, is not to be written into."""
-    own = set(map(id, copied.modules()))
+    own = set(map(id, modules_of(copied)))
     if any(id(layer) not in own for layer in layers):
         raise RuntimeError("expected a class whose copies have the layers of the memo, got one with others")
 

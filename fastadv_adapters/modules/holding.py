@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .classes import attributes_of, inside_of, is_data
 from .leaving_out import is_left_out
+from .walking import modules_of
 
 
 def held_by(module: nn.Module, registered: Collection[int]) -> Iterator[Any]:
@@ -52,14 +53,14 @@ def held_in(values: Iterable[Any], registered: Collection[int] | None = None) ->
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers and tensors in attributes, of the module and of all inside."""
-    for part in module.modules():
+    for part in modules_of(module):
         for held in (part._parameters, part._buffers, vars(part)):
             yield from (value for value in held.values() if isinstance(value, Tensor))
 
 
 def tensors_in_containers(module: nn.Module) -> list[Tensor]:
     """Tensors that only containers, data objects and hidden modules of a model hold, each once."""
-    own, parts = set(map(id, own_tensors(module))), list(module.modules())
+    own, parts = set(map(id, own_tensors(module))), list(modules_of(module))
     registered = set(map(id, parts))
     held = (item for part in parts for item in held_by(part, registered))
     return list({id(item): item for item in held if isinstance(item, Tensor) and id(item) not in own}.values())

@@ -13,6 +13,7 @@ from .classes import has_hooks, inside_of
 from .layouts import pieces
 from .leaving_out import LeftOut
 from .notices import notify
+from .walking import modules_of, named_buffers_of, named_modules_of, named_parameters_of, parameters_of, registered_in
 
 Decisions = Literal["auto", "exact", "fast"]
 RunBy = Literal["eager", "compile", "cudagraph"]
@@ -34,12 +35,12 @@ def accept_model(model: object) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}: wrap the model itself")
-    if any(isinstance(part, LeftOut) and not _is_owned(part, model) for part in model.modules()):
+    if any(isinstance(part, LeftOut) and not _is_owned(part, model) for part in modules_of(model)):
         raise ValueError(
             f"expected a plain model, got {type(model).__name__} with a FastAttackModel in it: wrap the whole plain "
             f"model instead, normalisation included"
         )
-    if any(isinstance(part, nn.DataParallel) for part in model.modules()):
+    if any(isinstance(part, nn.DataParallel) for part in modules_of(model)):
         notify("the fast model runs the module inside nn.DataParallel on one device", "data-parallel")
     while (inside := inside_of(model)) is not None and not has_hooks(model):
         model = inside
@@ -51,7 +52,7 @@ def accept_model(model: object) -> nn.Module:
 
 def _is_owned(fast: Any, model: nn.Module) -> bool:
     """Whether a fast model inside is one of the model itself, or of a part: it is kept there, to attack with."""
-    return any(part is fast.wrapped for part in model.modules())
+    return any(part is fast.wrapped for part in modules_of(model))
 
 
 def refuse_unfit(model: nn.Module) -> None:
@@ -63,7 +64,7 @@ def refuse_unfit(model: nn.Module) -> None:
     _refuse_sharded(model, tensors)
     _refuse_quantised(model, tensors)
     _refuse_wrappers(tensors)
-    if not any(True for _ in model.parameters()):
+    if not any(True for _ in parameters_of(model)):
         raise ValueError(
             f"expected a model with parameters, got {type(model).__name__} without any: there is nothing to speed up, "
             f"and no device to run on"
@@ -76,7 +77,7 @@ def refuse_unfit(model: nn.Module) -> None:
         if tensor.is_meta:
             raise ValueError(f"expected real weights, got {name} on the meta device: load the weights first")
     refuse_freed(model)
-    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+    if any(isinstance(part, torch.jit.ScriptModule) for part in modules_of(model)):
         raise ValueError(
             f"expected a model in Python, got {type(model).__name__} with TorchScript in it, whose code can neither be "
             f"folded nor copied around its tensors: wrap the model as it was before torch.jit"
@@ -99,11 +100,11 @@ def _is_freed(tensor: Tensor) -> bool:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {**dict(named_parameters_of(model)), **dict(named_buffers_of(model))}
 
 
 def _refuse_sharded(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    kinds = [*map(type, tensors.values()), *map(type, model.modules())]
+    kinds = [*map(type, tensors.values()), *map(type, modules_of(model))]
     ancestors = [k for kind in kinds for k in kind.__mro__ if k.__module__.startswith("torch.distributed.")]
     if found := [k.__name__ for k in ancestors if k.__name__ in _SHARDED]:
         raise ValueError(
@@ -116,7 +117,7 @@ def _refuse_sharded(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def _refuse_quantised(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     found = [name for name, tensor in tensors.items() if tensor.is_quantized]
-    parts = [(name, type(part)) for name, part in model.named_modules() if type(part).__name__ not in _IN_FLOAT]
+    parts = [(name, type(part)) for name, part in named_modules_of(model) if type(part).__name__ not in _IN_FLOAT]
     found += [name or kind.__name__ for name, kind in parts if _is_quantised(kind.__module__)]
     if found:
         raise ValueError(
@@ -151,7 +152,7 @@ def device_of(module: nn.Module) -> torch.device:
     Raises:
         ValueError: they are on several devices.
     """
-    tensors = (*module.parameters(), *module.buffers())
+    tensors = registered_in(module)
     devices = {t.device for t in tensors if not isinstance(t, Anchor)}  # that of a fast model of its own follows later
     if len(devices) != 1:
         found = ", ".join(sorted(map(str, devices))) or "none at all"

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .walking import modules_of
+
 _COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
     torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
@@ -65,7 +67,7 @@ def differ(one: Tensor, other: Tensor) -> bool:
 
 def in_one_block(network: nn.Module) -> nn.Module:
     """The same copy, whose recurrent layers have collected their weights anew, on CUDA into one block of memory."""
-    for part in network.modules():
+    for part in modules_of(network):
         if isinstance(part, nn.RNNBase):
             part._apply(lambda tensor: tensor)
     return network

@@ -10,6 +10,7 @@ from .copying import clone, switches_attributes
 from .holding import own_tensors, tensors_in_containers
 from .layouts import differ, write
 from .restoring import Restore
+from .walking import modules_of, parameters_of
 
 Saved = list[tuple[Tensor, Tensor]]
 """Tensors of a model, each with a copy of what was in it."""
@@ -24,7 +25,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             saved = beside_parameters(model)
             with torch.no_grad():
                 model.eval()
-        for part in model.modules():
+        for part in modules_of(model):
             part.training = False
         yield
     finally:
@@ -35,7 +36,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_gradients(model: nn.Module) -> Iterator[None]:
     """No gradients on its parameters for a while, for code may call ``backward()``; ``requires_grad`` stays, too."""
-    gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    gradients = [(p, p.grad, p.requires_grad) for p in parameters_of(model)]
     try:
         for parameter, _, _ in gradients:
             parameter.grad = None

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from .classes import functions_in, kind_of, names_in
+from .walking import modules_of
 
 _CONTAINERS = (list, tuple, set, deque)
 
@@ -71,10 +72,10 @@ def runs_compiled(network: nn.Module) -> set[nn.Module]:
 
     The compiler would compile with it each mode of PyTorch's functions that it is called in.
     """
-    parts = list(network.modules())
+    parts = list(modules_of(network))
     kinds = {kind: _names_compiled(kind) for kind in set(map(kind_of, parts))}
     own = {part for part in parts if kinds[kind_of(part)] or any(map(_is_compiled, vars(part).values()))}
-    return {part for part in parts if not own.isdisjoint(part.modules())} if own else set()
+    return {part for part in parts if not own.isdisjoint(modules_of(part))} if own else set()
 
 
 def _names_compiled(kind: type) -> bool:

@@ -4,6 +4,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from .walking import named_modules_of
+
 
 def left_in_training(model: nn.Module) -> dict[str, nn.Module]:
     """The parts that may compute something else in training mode, and are in it, by name; none if the model itself is.
@@ -12,7 +14,7 @@ def left_in_training(model: nn.Module) -> dict[str, nn.Module]:
     """
     if model.training:
         return {}
-    return {name: part for name, part in model.named_modules() if part.training and _differs(part)}
+    return {name: part for name, part in named_modules_of(model) if part.training and _differs(part)}
 
 
 def _differs(part: nn.Module) -> bool:

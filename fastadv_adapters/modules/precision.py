@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from .checkpoints import without_reentrant_checkpoints
 from .processor import HAS_AMX, HAS_AVX512_BF16
+from .walking import modules_of, parameters_of
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -34,7 +35,7 @@ _CAST_AHEAD: dict[type[nn.Module], tuple[str, ...]] = {
 
 def own_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of a module's floating-point weights, which it takes its inputs in; None if they have several."""
-    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    dtypes = {p.dtype for p in parameters_of(module) if p.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else None
 
 
@@ -46,7 +47,7 @@ def widen(value: Any) -> Any:
 def widened(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same network in float32 or float64, tensors in attributes included, as a fast network has them."""
     network = network.double() if dtype == torch.float64 else network.float()
-    for part in network.modules():
+    for part in modules_of(network):
         held = {name: tensor for name, tensor in vars(part).items() if isinstance(tensor, Tensor)}
         vars(part).update({name: t.to(dtype) for name, t in held.items() if t.is_floating_point()})
     return network
@@ -193,7 +194,7 @@ def accept_precision(dtype: object, channels_last: object) -> None:
 def has_images(module: nn.Module) -> bool:
     """Whether the module holds a convolution in two or three dimensions."""
     kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    return any(isinstance(m, kinds) for m in module.modules())
+    return any(isinstance(m, kinds) for m in modules_of(module))
 
 
 def auto_dtype(device: torch.device) -> torch.dtype:

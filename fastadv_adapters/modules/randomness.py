@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .transforms import outside_of_transforms
+from .walking import modules_of
 
 
 @contextmanager
@@ -80,4 +81,4 @@ def holds_generator(model: nn.Module) -> bool:
     numpy: Any = sys.modules.get("numpy")
     theirs = (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
     kinds = (torch.Generator, random.Random, *theirs)
-    return any(isinstance(value, kinds) for part in model.modules() for value in vars(part).values())
+    return any(isinstance(value, kinds) for part in modules_of(model) for value in vars(part).values())

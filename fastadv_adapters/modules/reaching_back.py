@@ -11,13 +11,14 @@ from torch import nn
 
 from .classes import ALL_HOOKS, ATOMS, HOOKS, defaults_of, functions_in, inside_of
 from .methods import functions_beside, globals_of, named_by
+from .walking import modules_of, named_modules_of
 
 
 def refuse_what_reaches_back(module: nn.Module) -> None:
     """Raise ValueError where a copy's code would still run on, or write into, the original."""
-    own = {id(m) for m in module.modules()}
+    own = {id(m) for m in modules_of(module)}
     kinds = set[type]()
-    for name, part in module.named_modules():
+    for name, part in named_modules_of(module):
         where = f"{type(part).__name__}" + (f" ({name})" if name else "")
         if inside_of(part) is None:
             _refuse_functions(part, where, own)

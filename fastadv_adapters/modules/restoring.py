@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .classes import attributes_of, is_data
 from .refusals import refusals_borne
+from .walking import modules_of
 
 _CONTAINERS = (dict, list, set, deque)
 _LATER = "end_name"
@@ -32,7 +33,7 @@ class Restore:
     def __init__(self, network: nn.Module, source: nn.Module | None = None) -> None:
         shared = set() if source is None else {id(held) for held in _inside(source)}
         inside = [held for held in _inside(network) if id(held) not in shared]
-        own = [held for part in network.modules() for held in (vars(part), part._buffers)]
+        own = [held for part in modules_of(network) for held in (vars(part), part._buffers)]
         self._followed = [] if source is None else [(held, dict(held)) for held in own]
         dicts = [held for held in inside if isinstance(held, dict)] + ([] if self._followed else own)
         self._dicts = [(held, dict(held)) for held in dicts]
@@ -53,7 +54,7 @@ class Restore:
 
 def _inside(network: nn.Module) -> Iterator[Any]:
     """Containers that may change, and the attributes of data objects and of hidden modules, at any depth."""
-    parts = list(network.modules())
+    parts = list(modules_of(network))
     seen = set(map(id, parts))
     stack = [value for part in parts for value in attributes_of(part).values()]
     while stack:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .classes import ATOMS, defaults_of, functions_in, names_in, things_of
 from .leaving_out import is_trainer
 from .process_wide import is_process_wide
+from .walking import modules_of
 
 _KNOWN = sys.stdlib_module_names | {"torch", "torchvision", "numpy", __name__.partition(".")[0]}
 """What code of these keeps is no model's."""
@@ -44,8 +45,8 @@ class _Globals(NamedTuple):
 
 def _places(module: nn.Module) -> Iterator[Any]:
     """Containers, classes, cells and globals in reach of what the forward of a module, or of a part, may run."""
-    seen = {id(part): part for part in module.modules()}  # it holds them: nothing else gets the identity of one
-    stack: list[Any] = [item for part in module.modules() for item in (type(part), *things_of(part).values())]
+    seen = {id(part): part for part in modules_of(module)}  # it holds them: nothing else gets the identity of one
+    stack: list[Any] = [item for part in modules_of(module) for item in (type(part), *things_of(part).values())]
     methods = _Methods()
     while stack or (stack := methods.due()):
         value = stack.pop()

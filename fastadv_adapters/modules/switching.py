@@ -5,11 +5,12 @@ from torch import nn
 
 from .inputs import is_out_of_memory
 from .layouts import differ
+from .walking import modules_of, parameters_of
 
 
 def has_own_switch(model: nn.Module) -> bool:
     """Whether a part of a model has a ``train()`` or ``eval()`` of its own."""
-    return any(map(_is_own, model.modules()))
+    return any(map(_is_own, modules_of(model)))
 
 
 def switch(copied: nn.Module, source: nn.Module) -> bool | None:
@@ -19,7 +20,7 @@ def switch(copied: nn.Module, source: nn.Module) -> bool | None:
 
     A merged adapter writes into weights then, and another model builds new layers: their copies are left as they are.
     """
-    parts, parameters = list(map(id, copied.modules())), list(map(id, copied.parameters()))
+    parts, parameters = list(map(id, modules_of(copied))), list(map(id, parameters_of(copied)))
     try:
         with torch.no_grad():
             copied.eval()
@@ -27,9 +28,9 @@ def switch(copied: nn.Module, source: nn.Module) -> bool | None:
         if is_out_of_memory(error):
             raise
         return None
-    if list(map(id, copied.modules())) != parts or list(map(id, copied.parameters())) != parameters:
+    if list(map(id, modules_of(copied))) != parts or list(map(id, parameters_of(copied))) != parameters:
         return False
-    return not any(map(differ, copied.parameters(), source.parameters()))
+    return not any(map(differ, parameters_of(copied), parameters_of(source)))
 
 
 def _is_own(part: nn.Module) -> bool:

@@ -6,8 +6,8 @@ asks once whether they agree, by runs of copies (``trial``, ``half``, ``coupling
 ``blank`` norms, and by what ``nearness`` holds to be near; ``likeness`` compares a copy with the model itself.
 ``kinds`` keeps what is known of each kind of call, ``schedule`` when it is audited (``inputs``); ``auditing`` judges
 half precision by real gradients (``audit``), which comes to a ``finding``. ``mending`` runs samples that a pass has
-lost again, ``curing`` calls that raised. ``freshness`` notices changes of the model, and by ``corners`` those
-without a record; ``trying`` surrounds runs of copies; ``remarks`` are what is said.
+lost again, ``curing`` calls that raised. ``freshness`` notices changes of the model (``snapshots``), and by
+``corners`` those without a record; ``trying`` surrounds runs of copies; ``remarks`` are what is said.
 
 ``judging`` answers passes without gradient by a folded network, unless ``steadiness`` finds that the model jumps,
 keeps a state or draws. ``paying`` says which precision pays. Of an audit, ``audited`` is the side of the networks,

@@ -4,8 +4,6 @@ import enum
 import operator
 import threading
 import weakref
-from array import array
-from collections import deque
 from itertools import chain
 from typing import Any
 
@@ -13,8 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..modules import are_equal, held_by, held_in, hooks_of, inside_of, is_left_out, kind, own_tensors, pointer, put_on
+from ..modules import (
+    are_equal,
+    held_by,
+    held_in,
+    hooks_of,
+    inside_of,
+    is_left_out,
+    kind,
+    modules_of,
+    own_tensors,
+    pointer,
+    put_on,
+)
 from .corners import Corners
+from .snapshots import freeze, seen_on, snapshot
 
 
 class Change(enum.Enum):
@@ -28,31 +39,6 @@ class Change(enum.Enum):
 
 # All of these run in C, as ``map`` does: a model has hundreds of tensors, and is looked at before every pass.
 _forward, _version, _shape, _dtype = map(operator.attrgetter, ("forward", "_version", "shape", "dtype"))
-
-
-class _Whatever:
-    """Equal to anything: stands in a snapshot for what does not matter."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-_WHATEVER = _Whatever()
-
-
-class _Numbers:
-    """An array as it was: equal to one with the same bytes, for NaN is not equal to NaN."""
-
-    def __init__(self, held: "array[Any]") -> None:
-        self._held = held.typecode, held.tobytes()
-
-    def __eq__(self, other: object) -> bool:
-        other = _Numbers(other) if isinstance(other, array) else other
-        return isinstance(other, _Numbers) and self._held == other._held
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 # Fused optimizers move no version counter, so steps are counted by one hook for all models.
@@ -103,7 +89,7 @@ class Freshness:
         self._switches = self._now_switches()
 
     def _take_structure(self) -> None:
-        self._modules = list(self.module.modules())
+        self._modules = list(modules_of(self.module))
         self._classes: list[Any] = list(map(type, self._modules))
         self._kinds_of_parts = list(set(self._classes))
         self._unsteady = [kind for kind in self._kinds_of_parts if _forward(kind) is not _forward(kind)]
@@ -111,10 +97,10 @@ class Freshness:
         self._forwards = list(map(_forward, self._kinds_of_parts))
         self._descriptors = list(map(_descriptor, self._unsteady))
         self._looked_at = [attributes for m in self._modules for attributes in _attributes_of(m)]
-        self._snapshots = list(map(_snapshot, self._looked_at))
+        self._snapshots = list(map(snapshot, self._looked_at))
         registered = set(map(id, self._modules))
         held = [item for m in self._modules for item in held_by(m, registered)]
-        self._objects = [(o, _freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
+        self._objects = [(o, freeze(vars(o))) for o in held if not isinstance(o, Tensor)]
         own = set(map(id, own_tensors(self.module)))
         self._holds_own = any(id(item) in own for item in held)
         self._held = [t for t in held if isinstance(t, Tensor) and id(t) not in own]
@@ -132,7 +118,7 @@ class Freshness:
         owned = [t for t in self._registered if t is not None]
         self._bare = [t for t in owned if not put_on(t)]
         self._attributes_of_bare = list(map(vars, self._bare))
-        self._given = [(t, _seen(t)) for t in owned if put_on(t)]
+        self._given = [(t, seen_on(t)) for t in owned if put_on(t)]
         self._gives_tensors = any(isinstance(v, Tensor) for t, _ in self._given for v in held_in(put_on(t).values()))
         self._attributes = [(attributes, key, attributes[key]) for attributes, key in self._places]
         self._tensors = [t for t in self._registered if t is not None] + [t for _, _, t in self._attributes]
@@ -162,11 +148,11 @@ class Freshness:
             return Change.STRUCTURE
         if any(self._empty) or not are_equal(self._looked_at, self._snapshots):
             return Change.STRUCTURE
-        if self._objects and not are_equal([_freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
+        if self._objects and not are_equal([freeze(vars(o)) for o, _ in self._objects], [f for _, f in self._objects]):
             return Change.STRUCTURE
         if any(self._attributes_of_bare) and any(map(put_on, self._bare)):
             return Change.STRUCTURE
-        if self._given and not are_equal([_seen(t) for t, _ in self._given], [seen for _, seen in self._given]):
+        if self._given and not are_equal([seen_on(t) for t, _ in self._given], [seen for _, seen in self._given]):
             return Change.STRUCTURE
         if list(map(_place, self._held)) != self._held_kinds:  # by ``tensor.data = ...``; no refresh follows that
             return Change.STRUCTURE
@@ -242,58 +228,8 @@ def _attributes_of(module: nn.Module) -> list[dict[str, Any]]:
     return [module._modules, *hooks_of(module).values()]
 
 
-def _snapshot(attributes: dict[str, Any]) -> dict[str, Any]:
-    # Modes are no change; tensors are compared one by one, by identity, and the dicts that hold them are only to stay.
-    return {key: _remembered(key, value) for key, value in attributes.items()}
-
-
-def _remembered(key: str, value: Any) -> Any:
-    if key == "training" or isinstance(value, Tensor):
-        return _WHATEVER
-    is_looked_at_apart = key in ("_parameters", "_buffers") or (isinstance(value, dict) and not value)
-    return value if is_looked_at_apart else _shallow(value)
-
-
-def _shallow(value: Any, around: tuple[Any, ...] = ()) -> Any:
-    """The value with its containers copied, so that a change inside them shows in a comparison.
-
-    One that holds itself is equal to whatever stands there then, for a comparison would have no end either.
-    """
-    if any(value is one for one in around):
-        return _WHATEVER
-    around = (*around, value)
-    if isinstance(value, dict):
-        return {key: _shallow(item, around) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_shallow(item, around) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_shallow(item, around) for item in value)
-    if isinstance(value, deque):
-        return deque((_shallow(item, around) for item in value), value.maxlen)
-    if isinstance(value, array):
-        return _Numbers(value)
-    if isinstance(value, bytearray):
-        return value[:]
-    return set(value) if isinstance(value, set) else value
-
-
 def _is_given(tensor: Tensor | None) -> bool:
     return tensor is not None and bool(put_on(tensor))
-
-
-def _seen(tensor: Tensor) -> tuple[Any, ...]:
-    """What has been put on a tensor, and the tensors in it by identity, place and version."""
-    values = put_on(tensor)
-    held = [_mark(v) if isinstance(v, Tensor) else _freeze(vars(v)) for v in held_in(values.values())]
-    return {k: _shallow(v) for k, v in values.items() if not isinstance(v, Tensor)}, held
-
-
-def _mark(tensor: Tensor) -> tuple[object, ...]:
-    return id(tensor), not tensor.is_inference() and tensor._version, _place(tensor)
-
-
-def _freeze(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {key: _shallow(value) for key, value in attributes.items()}
 
 
 def _family(tensor: Tensor) -> tuple[Any, ...]:

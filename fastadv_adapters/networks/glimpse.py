@@ -67,7 +67,7 @@ def _numbers_of(one: Compared) -> tuple[Tensor, Tensor, Tensor]:
 def _sent(numbers: Tensor) -> Glimpse:
     if numbers.device.type != "cuda":
         return Glimpse(numbers, None)
-    found = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    found = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
     found.copy_(numbers, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()

@@ -99,9 +99,8 @@ def _few(tensor: Tensor) -> Tensor:
 
 def _glance(tensor: Tensor) -> Glance:
     few = _few(tensor)
-    mean = few.mean()
-    deviation = torch.linalg.vector_norm(few - mean) / max(few.numel(), 1) ** 0.5  # std_mean takes ten times as long
-    return Glance(float(mean), float(deviation))
+    mean, norm = float(few.mean()), float(torch.linalg.vector_norm(few))  # std_mean takes ten times as long
+    return Glance(mean, max(norm**2 / max(few.numel(), 1) - mean**2, 0.0) ** 0.5)
 
 
 def _is_other(now: Glance, before: Glance) -> bool:

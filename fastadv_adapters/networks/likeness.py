@@ -17,8 +17,10 @@ from ..modules import (
     in_eval_mode,
     inside_of,
     leaves_out,
+    modules_of,
     own_dtype,
     put_on,
+    registered_in,
     without_gradients,
 )
 from .nearness import Outcome, difference
@@ -64,7 +66,7 @@ def _is_left_alone(trial: Trial, copied: Outcome) -> bool:
     source = trial.source
     if trial.written is None or trial.written.unlike(source) or holds_generator(source) or has_own_switch(source):
         return True
-    if any(map(put_on, (*source.parameters(), *source.buffers()))) or any(map(_is_compiled, source.modules())):
+    if any(map(put_on, registered_in(source))) or any(map(_is_compiled, modules_of(source))):
         return True
     return isinstance(copied, str) and leaves_out(source)  # it may be about to train
 

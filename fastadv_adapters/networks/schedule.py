@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules import parameters_of, registered_in
 from .finding import SAMPLES
 from .inputs import Glance, are_others
 
@@ -152,7 +153,7 @@ def _has_gone_far(now: Tensor, before: Tensor) -> bool:
 
 
 def _waits(source: nn.Module) -> bool:
-    return any(p.device.type != "cpu" for p in source.parameters())
+    return any(p.device.type != "cpu" for p in parameters_of(source))
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -163,6 +164,6 @@ def _is_plain(tensor: Tensor) -> bool:
 def _few_entries(source: nn.Module) -> Sequence[Tensor]:
     """The first entries of each floating tensor, as they are now."""
     with torch.no_grad():
-        tensors = [t for t in (*source.parameters(), *source.buffers()) if _is_plain(t) and t.numel()]
+        tensors = [t for t in registered_in(source) if _is_plain(t) and t.numel()]
         few = [(t if t.ndim < 2 else t[0]).reshape(-1)[:_ENTRIES] for t in tensors]
         return torch.cat(few).split([len(t) for t in few]) if few else ()

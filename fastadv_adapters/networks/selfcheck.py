@@ -14,6 +14,7 @@ from ..modules import (
     Precision,
     by_its_own_eval,
     left_in_training,
+    parameters_of,
     refusals_borne,
 )
 from . import remarks
@@ -122,7 +123,7 @@ def check(
         What was found. If the model itself refuses the input, which the verdict says, its own error is the one to show.
     """
     full = replace(precision, dtype=precision.base)
-    in_half = any(p.dtype in HALF for p in source.parameters())
+    in_half = any(p.dtype in HALF for p in parameters_of(source))
     few_or_all = few(arguments.tensors, needs), arguments.tensors  # it may take batches of one size only
     # Weights in half precision are widened, unless the model's code itself casts to what they are.
     for tensors, widened in product(few_or_all, (True, False) if in_half else (False,)):
@@ -147,7 +148,7 @@ def check(
         _check_widening(verdict, trial, native, reference)
     _check_modes(verdict, trial, wrapped, reference)
     tried = _check_scale(verdict, trial, half, found, precision.dtype)
-    if not tried and (verdict.rows.float16 or any(p.dtype == torch.float16 for p in source.parameters())):
+    if not tried and (verdict.rows.float16 or any(p.dtype == torch.float16 for p in parameters_of(source))):
         verdict.exponent = UNTRIED
     return verdict
 

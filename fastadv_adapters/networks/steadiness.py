@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..engines import frozen_attributes
-from ..modules import OperatorMode, are_equal, generator_states, holds_generator
+from ..modules import OperatorMode, are_equal, generator_states, holds_generator, modules_of
 
 _JUMP = {
     *("sign", "sgn", "copysign", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder"),
@@ -105,5 +105,5 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _versions(network: nn.Module) -> list[int]:
-    held = [t for part in network.modules() for t in (*part._buffers.values(), *vars(part).values())]
+    held = [t for part in modules_of(network) for t in (*part._buffers.values(), *vars(part).values())]
     return [t._version for t in held if isinstance(t, Tensor) and not t.is_inference()]

@@ -37,6 +37,8 @@ from ..modules import (
     own_dtype,
     random_state_kept,
     refusals_borne,
+    registered_in,
+    submodule_of,
     thaw,
     to_eval_mode,
     widened,
@@ -80,8 +82,7 @@ class Trial:
         self.batched = batched(tensors, self.needs)
         self._engine: EagerEngine | None = None
         self._seen: Seen | None = None
-        self.in_half = in_half
-        self._dtypes = set[torch.dtype]()
+        self.in_half, self._dtypes = in_half, set[torch.dtype]()
         self.written: Written | None = None
 
     def plain(self, *, looks: bool = False) -> Outcome:
@@ -97,7 +98,7 @@ class Trial:
         """The same with these parts of the wrapped model in training mode, by name."""
         engine = self._plain_engine()
         for name, theirs in parts.items():
-            part = engine.network.get_submodule(name)
+            part = submodule_of(engine.network, name)
             part.training = True
             if isinstance(theirs, nn.RNNBase):
                 part.dropout = theirs.dropout  # type: ignore[assignment]
@@ -115,7 +116,7 @@ class Trial:
         What differs then is rounding.
         """
         engine = self._plain_engine()
-        for tensor in (*engine.network.parameters(), *engine.network.buffers()):
+        for tensor in registered_in(engine.network):
             if tensor.is_floating_point() and tensor.itemsize > 1:  # there is no arithmetic on floats of one byte
                 signs = wave(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape).to(tensor.dtype)
                 tensor.detach().mul_(1 + _LAST_DIGITS * torch.finfo(tensor.dtype).eps * signs)
@@ -157,8 +158,7 @@ class Trial:
                     off = self._off_in_the_mean(plan, precision, ends, layers)
                     if off > FAR:
                         return f"its outputs are off by {off:.0%} of a sample's largest one"
-                places = cuts.below or wanted
-                half = Half(ends, places, [leaf for leaf in leaves if leaf.requires_grad])
+                half = Half(ends, cuts.below or wanted, [leaf for leaf in leaves if leaf.requires_grad])
                 half.gradients(START)
                 return half
         except Exception as error:

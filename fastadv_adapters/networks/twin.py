@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,17 @@ from ..modules import (
     Precision,
     Restore,
     alias,
+    buffers_of,
     clone,
     copy_module,
     differ,
     in_one_block,
     is_out_of_memory,
+    modules_of,
     own_dtype,
+    parameters_of,
     random_state_kept,
+    registered_in,
     same_memory,
     tensors_in,
     tensors_in_containers,
@@ -47,14 +50,14 @@ class Twin:
 
     def __init__(self, source: nn.Module, precision: Precision, *, live: bool) -> None:
         self.live, self._source, self.thawed = live, source, False
-        aliased = {id(p) for p in source.parameters()} if live else set()
+        aliased = {id(p) for p in parameters_of(source)} if live else set()
         self._held = CopyHeld(tensors_in_containers(source))
         network = copy_module(
             source, lambda tensor: alias(tensor) if id(tensor) in aliased else self._held.note(tensor, clone(tensor))
         )
         if not live:
             in_one_block(network)
-        parts = list(zip(source.modules(), network.modules(), strict=True))
+        parts = list(zip(modules_of(source), modules_of(network), strict=True))
         self._parameters = [(theirs._parameters, ours._parameters) for theirs, ours in parts]
         self._buffers = [
             ReplaceTensor(theirs._buffers, ours._buffers, name, own.dtype, own)
@@ -131,7 +134,7 @@ def writes_parameters(
     """
     trial = Twin(source, precision, live=False)
     network = trial.engine.network
-    comparable = [own for own in network.buffers() if not (own.is_quantized or own.is_meta)]
+    comparable = [own for own in buffers_of(network) if not (own.is_quantized or own.is_meta)]
     buffers = [(own, own._version, own.clone()) for own in comparable]
     try:
         with random_state_kept(precision.device), torch.no_grad(), counting(tensors):
@@ -140,7 +143,7 @@ def writes_parameters(
         if is_out_of_memory(error):
             raise
         return None
-    theirs, ours = list(source.parameters()), list(network.parameters())
+    theirs, ours = list(parameters_of(source)), list(parameters_of(network))
     if len(theirs) != len(ours):
         raise ValueError(
             "expected a model that has made all its modules, got one that makes some in its first forward pass: run "
@@ -158,14 +161,14 @@ class Written:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network, self._parts = network, list(map(dict, map(_parts_of, network.modules())))
+        self._network, self._parts = network, list(map(dict, map(_parts_of, modules_of(network))))
         self._held = [(t, t._version) for t in tensors_in(network) if not t.is_inference()]
 
     def unlike(self, source: nn.Module) -> bool:
         """Whether they have, as the versions tell, or the values in the model that was copied."""
         if any(t._version != before for t, before in self._held):
             return True
-        if list(map(_parts_of, self._network.modules())) != self._parts:
+        if list(map(_parts_of, modules_of(self._network))) != self._parts:
             return True
         return any(map(differ, _registered(self._network), _registered(source)))
 
@@ -175,4 +178,4 @@ def _parts_of(module: nn.Module) -> dict[str, nn.Module | None]:
 
 
 def _registered(network: nn.Module) -> Iterator[Tensor]:
-    return chain(network.parameters(), network.buffers())
+    return registered_in(network)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..boundary import Ends, Packed, Rows
-from ..modules import HALF, Precision
+from ..modules import HALF, Precision, parameters_of
 from .coupling import reach_others
 from .samples import SAMPLES
 from .trial import Trial
@@ -36,7 +36,7 @@ def look_at_whole(
         rows: what a few samples have shown.
     """
     full = replace(precision, dtype=precision.base)
-    in_half = any(p.dtype in HALF for p in source.parameters())
+    in_half = any(p.dtype in HALF for p in parameters_of(source))
     for widened in (True, False) if in_half else (False,):
         try:
             return _Whole(source, arguments, arguments.tensors, needs, full, in_half=widened).look(rows)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..modules import HALF
+from ..modules import HALF, named_modules_of
 
 BLOCK = 8
 _IMAGE_CHANNELS = 4  # at most so many are an image's, not a choice of the model's
@@ -79,7 +79,7 @@ def misfits(module: nn.Module, device_type: str, dtype: torch.dtype) -> list[Mis
 
 def _layers(module: nn.Module) -> Iterator[Misfit]:
     """Every matrix product that a layer stands for, whether it fits or not."""
-    for name, part in module.named_modules():
+    for name, part in named_modules_of(module):
         if isinstance(part, nn.Linear):
             yield Misfit(
                 name, part.in_features, part.out_features, "features", part.in_features * part.out_features, ""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modules import HALF, is_in_hardware
+from ..modules import HALF, is_in_hardware, modules_of
 from ..networks import Networks
 from .alignment import Misfit, misfits
 
@@ -86,7 +86,7 @@ def _batch_norms(networks: Networks) -> list[str]:
     if not networks.fuse_bn:
         return ["  batch norm     left as it is: fuse_bn=False"]
     if not report:
-        found = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in networks.source.modules())
+        found = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules_of(networks.source))
         return ["  batch norm     " + ("left as it is, see the note above" if found else "none in this model")]
     together = in_groups(report)
     width = max(len(name) for name in together)

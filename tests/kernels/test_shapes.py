@@ -14,7 +14,7 @@ from fastadv_adapters.comparison.memory import bytes_kept
 from fastadv_adapters.folding import build as folding
 from fastadv_adapters.kernels import shapes
 from tests.support.engines import use_engine
-from tests.support.tools import settle
+from tests.support.tools import input_gradient, settle
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "plain": (lambda: nn.Conv2d(4, 6, 3), (6, 6)),
@@ -209,3 +209,16 @@ def test_a_convolution_of_a_lone_image_is_pytorchs_own() -> None:
     for found, wanted in zip(step(fast, x), step(net, x), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert not fast._networks.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_default_device_is_not_asked(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 32, 7, stride=2), nn.Conv2d(32, 32, 3, stride=2, groups=32), nn.Flatten(), nn.Linear(800, 10))
+    ).eval()
+    x, y = torch.rand(4, 3, 28, 28), torch.arange(4)
+    expected = input_gradient(FastAttackModel(net, dtype=dtype), x, y)
+    with torch.device("meta"):
+        found = input_gradient(FastAttackModel(net, dtype=dtype), x, y)
+    assert torch.equal(found, expected)

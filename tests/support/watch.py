@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastadv_adapters.boundary.function import Boundary
 from fastadv_adapters.model import FastAttackModel
+from fastadv_adapters.modules import named_modules_of
 
 _CALLS = ("forward", "update", "view", "summary", "train", "_apply", "requires_grad_", "zero_grad", "__reduce__")
 
@@ -99,7 +100,7 @@ def seen(model: object) -> list[Any]:
     """All of a model that a call might change."""
     if not isinstance(model, nn.Module):
         return []
-    return [(name, *_of_module(part)) for name, part in model.named_modules()]
+    return [(name, *_of_module(part)) for name, part in named_modules_of(model)]
 
 
 def _of_module(part: nn.Module) -> tuple[Any, ...]:
