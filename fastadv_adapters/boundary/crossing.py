@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -169,13 +170,22 @@ def _below(pairs: Pairs, wanted: Sequence[Tensor], cuts: Cuts | None, *, keep: b
     return total
 
 
+_rewritten: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+"""Tensors that updates write into, by the place of their memory: what is detached of them shares nothing else."""
+
+
 def mark_rewritten(tensor: Tensor) -> None:
-    """Say of a tensor that updates write into it: as an output it is handed out as a copy."""
-    vars(tensor)["is_rewritten"] = True
+    """Say of a tensor that updates write into it: what shares its memory is handed out as a copy."""
+    _rewritten[_place(tensor)] = tensor
 
 
-def _is_rewritten(tensor: Tensor) -> bool:
-    return "is_rewritten" in vars(tensor if tensor._base is None else tensor._base)
+def _is_rewritten(output: Tensor) -> bool:
+    return not output.requires_grad and output.layout is torch.strided and _place(output) in _rewritten
+
+
+def _place(tensor: Tensor) -> int:
+    with torch._C.DisableTorchFunction():  # a mode takes this for a way to write without a trace
+        return tensor.untyped_storage().data_ptr()
 
 
 def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor]) -> tuple[Pairs, Sequence[Tensor | None]]:

@@ -1,6 +1,7 @@
 """Code that writes without a trace, starts graphs of its own, or has shapes that its weights decide."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
-from tests.folding.test_memo import Layer, equal, fast_of, inputs, kept
+from tests.folding.test_memo import HandsItOut, Layer, equal, fast_of, inputs, kept
 from tests.support.tools import cosine, input_gradient
 
 
@@ -214,3 +215,42 @@ def test_a_write_without_a_trace_that_no_mode_sees() -> None:
         found, wanted = (input_gradient(of, factor * x, y) for of in (fast, copy.deepcopy(model)))
         torch.testing.assert_close(found, wanted)
     assert "past PyTorch's records into its buffers" in fast.summary()
+
+
+class HandsOut(nn.Module):
+    """Hands out what a layer computes of its weights, in a module with too many parts to be looked at."""
+
+    def __init__(self, take: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.rest, self.take = HandsItOut(), nn.ModuleList(nn.Linear(4, 4) for _ in range(16)), take
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, table = self.first(x)
+        return self.rest[0](x), self.take(table)
+
+
+TAKEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "itself": lambda table: table,
+    "detached": Tensor.detach,
+    "a detached part": lambda table: table.detach()[1:].T,
+    "its data": lambda table: table.data,
+    "as other numbers": lambda table: table.detach().view(torch.int64),
+    "by its storage": lambda table: torch.empty(0, dtype=table.dtype).set_(table.detach()),  # type: ignore[call-overload]
+}
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("take", TAKEN)
+def test_what_a_caller_has_got_stays_as_it_is_at_an_update(take: str, with_gradient: bool) -> None:
+    torch.manual_seed(0)
+    model, (x, _) = HandsOut(TAKEN[take]).double().eval(), inputs()
+    fast = FastAttackModel(model, dtype=torch.float64, logits_dtype=torch.float64, decisions="fast")
+    for _ in range(2):
+        for _ in range(2):  # what is kept is handed out from the second pass on
+            found, wanted = (m(x.clone().requires_grad_(with_gradient))[1].detach() for m in (fast, model))
+            torch.testing.assert_close(found, wanted)
+        before = found.clone()
+        with torch.no_grad():
+            model.first.weight.mul_(0.9)
+        fast.update()
+        assert torch.equal(found, before)
