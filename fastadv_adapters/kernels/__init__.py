@@ -4,8 +4,8 @@
 ``linear`` that of linear layers; ``depthwise`` and ``few_channels`` find the gradient of such layers by a forward
 convolution; ``winograd`` multiplies less in 3x3 convolutions, by the transforms in ``filters``; ``unkept`` has layers
 keep nothing of the kind. ``routing`` has modules run ``attention`` and ``pooling`` in the place of PyTorch's, in
-``multi_head`` too, and in ``widening`` what half precision serves badly. ``group_norm`` takes the detour over float32.
-``calls`` tells what surrounds an operator.
+``multi_head`` too, depthwise convolutions ``by_function``, and in ``widening`` what half precision serves badly.
+``group_norm`` takes the detour over float32. ``calls`` tells what surrounds an operator.
 
 ``prepared`` has switches for what nobody has measured, on CUDA: ``narrow`` norms, ``first`` layers on more channels.
 """

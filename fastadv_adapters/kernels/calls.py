@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..modules import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16, HAS_FAST_MKL
 
@@ -26,7 +27,7 @@ def unseen() -> Iterator[None]:
         yield
 
 
-def is_onednn(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
+def is_onednn(layer: Any, input: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN runs this convolution; in bfloat16 it does not on processors without AVX512."""
     # It looks at shapes, dtypes and devices alone.
     like_input = input if input.dtype == weight.dtype else weight.new_empty(()).expand(input.shape)

@@ -8,8 +8,9 @@ output with the kernel turned round. A stride leaves out outputs, which is the s
 (Dumoulin and Visin 2016, https://arxiv.org/abs/1603.07285, section 4.6).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,26 +70,31 @@ def may_fit(layer: nn.Module) -> bool:
     """Whether a layer is of this kind, for some input."""
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or isinstance(layer.padding, str):
         return False
-    if not 1 < layer.groups == layer.in_channels == layer.out_channels or max(layer.stride + layer.dilation) == 1:
+    shape = layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+    return suits(shape, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def suits(
+    shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
+    """Whether a convolution is of this kind whose weight has this shape."""
+    if not 1 < groups == shape[0] or shape[1] > 1 or max(*stride, *dilation) == 1:
         return False
-    geometry = zip(layer.kernel_size, layer.padding, layer.dilation, strict=True)
-    return all(int(pad) <= by * (entries - 1) for entries, pad, by in geometry)
+    return all(int(pad) <= by * (entries - 1) for entries, pad, by in zip(shape[2:], padding, dilation, strict=True))
 
 
-def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
+def fits(layer: Any, input: Tensor, weight: Tensor) -> bool:
     """Whether a layer that may fit does so, on a processor, with a frozen weight in the dtype that it runs in."""
     if input.device.type != "cpu" or input.ndim != weight.ndim or weight.requires_grad or weight.dtype not in DTYPES:
         return False
-    if weight.dtype == torch.float32 and max(layer.dilation) == 1 and weight.ndim < 5:  # type: ignore[arg-type]
+    if weight.dtype == torch.float32 and max(layer.dilation) == 1 and weight.ndim < 5:
         return False  # PyTorch's own is faster
-    if weight.dtype != runs_in(input) or type(weight) is not nn.Parameter:
-        return False
-    return is_onednn(layer, input, weight)
+    return weight.dtype == runs_in(input) and is_onednn(layer, input, weight)
 
 
-def lay_out(layer: nn.Module, shape: torch.Size, weight: Tensor) -> Spread:
+def lay_out(layer: Any, shape: torch.Size, weight: Tensor) -> Spread:
     """What is kept of a layer that :func:`fits`."""
-    return Spread(layer.bias, layer.stride, layer.padding, layer.dilation, weight)  # type: ignore[arg-type]
+    return Spread(layer.bias, layer.stride, layer.padding, layer.dilation, weight)
 
 
 def _dense(weight: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Prepacked:
         return kept[way]
 
     def _way(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Algorithm | None:
-        if depthwise.may_fit(layer) and depthwise.fits(layer, input, weight):
+        if depthwise.may_fit(layer) and type(weight) is nn.Parameter and depthwise.fits(layer, input, weight):
             return "depthwise"
         if few_channels.may_fit(layer) and few_channels.fits(layer, input, weight):
             return "few channels"

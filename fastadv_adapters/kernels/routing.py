@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..modules import Precision, become, functions_in, kind_of, modules_of, names_in, runs_compiled
 from .attention import attend
+from .by_function import DEPTHWISE, may_call
 from .multi_head import multi_head
 from .narrow import NARROW
 from .pooling import adaptive_average, mean
@@ -46,14 +47,14 @@ _MEANS: dict[_Operator, _Operator] = {
 def route(network: nn.Module, precision: Precision) -> None:
     """Have the modules of a copied network run other operators, if their code names slow or coarse ones."""
     faster, wider = _faster(precision), _wider(precision)
-    slow = {operator.__name__ for operator in faster}
+    slow, convolutions = ({operator.__name__ for operator in some} for some in (faster, DEPTHWISE))
     coarse = {*NAMES, *(operator.__name__ for operator in wider)} if wider else set()
     parts = [(part, kind_of(part)) for part in modules_of(network)]
     code = {kind: _named_by(kind) for kind in {kind for _, kind in parts}}
     with_checkpoints = {kind for kind, names in code.items() if any("checkpoint" in name for name in names)}
     compiled = runs_compiled(network)
     for part, kind in parts:
-        names = code[kind] & (slow | coarse)
+        names = code[kind] & (slow | coarse) - (set() if may_call(part) else convolutions)
         if (
             kind in with_checkpoints
             or part in compiled
@@ -80,7 +81,7 @@ def _faster(precision: Precision) -> dict[_Operator, _Operator]:
     found: dict[_Operator, _Operator] = {}
     if precision.device.type == "cpu":
         found |= _MEANS if precision.channels_last else {}
-        found |= _ATTENTION if precision.dtype == torch.bfloat16 else {}
+        found |= _ATTENTION | DEPTHWISE if precision.dtype == torch.bfloat16 else {}
     if precision.half and SWITCHES.on(precision.device).narrow_norms:
         found |= NARROW
     return found

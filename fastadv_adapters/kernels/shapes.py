@@ -30,11 +30,12 @@ def keep_shape_only(part: nn.Module, kind: type[nn.Module]) -> None:
         vars(part)["prepacked"] = Prepacked()
 
 
-class _Convolve(torch.autograd.Function):
+class Convolve(torch.autograd.Function):
     """A convolution with frozen weights."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: "_ShapeOnly", packed: Weights | None) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, layer: Any, packed: Weights | None) -> Tensor:
+        """The layer's output, of the weights laid out if there are some."""
         output = layer.convolve(input, weight) if packed is None else packed.convolve(input)
         ctx.save_for_backward(weight.to(output.dtype))
         ctx.layer, ctx.packed, ctx.shape, ctx.strides = layer, packed, input.shape, input.stride()
@@ -42,6 +43,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient at the input."""
         (weight,) = ctx.saved_tensors
         if ctx.packed is not None and ctx.packed.exact and not grad.requires_grad:
             return ctx.packed.gradient(grad, ctx.shape, weight), None, None, None
@@ -82,7 +84,7 @@ class _ShapeOnly:
         if is_own:
             output: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
             return output
-        return _Convolve.apply(input, weight, self, packed)  # type: ignore[no-any-return, no-untyped-call]
+        return Convolve.apply(input, weight, self, packed)  # type: ignore[no-any-return, no-untyped-call]
 
     def _choose(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[bool, Weights | None]:
         """Whether PyTorch's own convolution is run; and if not, on which weights."""

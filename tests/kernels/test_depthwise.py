@@ -1,5 +1,6 @@
 """Depthwise convolutions with strides and dilation: against float64, in every geometry."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastadv_adapters import FastAttackModel
-from fastadv_adapters.kernels import depthwise, shapes
+from fastadv_adapters.kernels import by_function, depthwise, shapes
 from tests.kernels.test_shapes import step
 from tests.support.tools import settle
 
@@ -126,3 +127,98 @@ def test_second_derivatives_go_through() -> None:
 def test_other_layers_are_left_alone(layer: nn.Conv2d, dtype: torch.dtype) -> None:
     layer.to(dtype).requires_grad_(False)
     assert not taken(layer, torch.randn(2, layer.in_channels, 8, 8, dtype=dtype))
+
+
+class Blurs(nn.Module):
+    """As filters before a stride do: no layer, but a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("filter", torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([0.5, 1, 0.5])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        return F.conv2d(x, self.filter.expand(channels, 1, 3, 3), stride=2, groups=channels)  # type: ignore[operator]
+
+
+class PadsItself(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride, [0], self.dilation, self.groups)
+
+
+class Row(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.conv1d(x.flatten(2), self.weight, padding=2, dilation=2, groups=8)
+
+
+BY_FUNCTION: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "filter": (Blurs, 1),
+    "padded by itself": (lambda: PadsItself(8, 8, 3, stride=2, groups=8), 1),
+    "in one dimension": (Row, 1),
+    "layer that reflects": (lambda: nn.Conv2d(8, 8, 3, 2, 1, groups=8, padding_mode="reflect"), 1),
+    "layer with padding by name": (lambda: nn.Conv2d(8, 8, (1, 3), 1, "same", dilation=2, groups=8), 1),
+    "layer without padding by name": (lambda: nn.Conv2d(8, 8, 3, 2, "valid", groups=8), 1),
+    "layer with an even kernel": (lambda: nn.Conv2d(8, 8, (1, 2), 1, "same", dilation=2, groups=8), 0),
+    "of stride 1": (lambda: PadsItself(8, 8, 3, groups=8), 0),
+    "in two groups": (lambda: PadsItself(8, 8, 3, stride=2, groups=2), 0),
+}
+
+
+@pytest.mark.parametrize("name", BY_FUNCTION)
+def test_functions_have_that_gradient_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, times = BY_FUNCTION[name]
+    used: list[Any] = []
+    monkeypatch.setattr(depthwise.Spread, "gradient", count(depthwise.Spread.gradient, used))
+    x = torch.randn(3, 3, 9, 6)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), make(), nn.Flatten(), nn.LazyLinear(5))
+    net(x)
+    fast = FastAttackModel(settle(net).eval(), dtype=torch.bfloat16, engine="eager")
+    step(fast, x)
+    for _ in range(2):
+        used.clear()
+        torch.testing.assert_close(step(fast, x), step(net, x), rtol=5e-2, atol=5e-2)
+        assert len(used) == times
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(-1.5)
+    assert not fast._networks.notes
+
+
+def count(function: Callable[..., Tensor], used: list[Any]) -> Callable[..., Tensor]:
+    def counted(*args: Any) -> Tensor:
+        used.append(args)
+        return function(*args)
+
+    return counted
+
+
+def test_calls_of_other_kinds_are_pytorchs_own() -> None:
+    x = torch.randn(2, 4, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(4, 1, 3, 3, dtype=torch.bfloat16)
+    convolve = by_function.DEPTHWISE[F.conv2d]
+    assert "Convolve" in str(convolve(x, weight, None, (2,), [0, 1], 1, 4).grad_fn)
+    for kind in ({"stride": 1}, {"padding": 3}, {"padding": "valid", "dilation": 1, "stride": 1}, {"groups": 1}):
+        given: Any = {"stride": 2, "groups": 4, **kind}
+        w = weight if given["groups"] == 4 else torch.randn(4, 4, 3, 3, dtype=torch.bfloat16)
+        torch.testing.assert_close(convolve(x, w, **given), F.conv2d(x, w, **given))
+        assert "Convolve" not in str(convolve(x, w, **given).grad_fn)
+    assert "Convolve" not in str(convolve(x, weight.clone().requires_grad_(), stride=2, groups=4).grad_fn)
+    wrong: Any
+    for wrong in ({"weight": weight.float()}, {"groups": 3}, {"groups": None}, {"stride": (2, 2, 2)}, {"weight": None}):
+        with pytest.raises((RuntimeError, TypeError)) as usual:
+            F.conv2d(**{"input": x, "weight": weight, "stride": 2, "groups": 4, **wrong})
+        with pytest.raises(usual.type):
+            convolve(**{"input": x, "weight": weight, "stride": 2, "groups": 4, **wrong})
+
+
+def test_second_derivatives_go_through_functions() -> None:
+    x = torch.linspace(-1, 1, 2 * 3 * 8 * 7).view(2, 3, 8, 7).requires_grad_()
+    weight, found = torch.randn(3, 1, 3, 3), []
+    for convolve in (by_function.DEPTHWISE[F.conv2d], F.conv2d):
+        (first,) = torch.autograd.grad(convolve(x, weight, None, 2, 0, 2, 3).pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.pow(2).sum(), x)[0])
+    torch.testing.assert_close(*found)
