@@ -20,6 +20,7 @@ from ..modules import (
     by_its_own_eval,
     device_of,
     is_in_hardware,
+    past,
     random_state_kept,
     seed_generators,
 )
@@ -166,8 +167,8 @@ class _Study:
         if not budget.stated or farthest <= reach(budget.eps, budget.bounds) + rounding:
             return []
         return [
-            f"images of the attack are up to {farthest:.4g} away in {budget.norm}, which is outside of eps "
-            f"{budget.eps:.4g}: look which eps and norm the attack has"
+            f"images of the attack are up to {past(farthest, budget.eps, '.4g')} away in {budget.norm}, which is "
+            f"outside of eps: look which eps and norm the attack has"
         ]
 
     def _others(self) -> Iterator[tuple[str, FastAttackOptions]]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..modules import past
 from ..options import FastAttackOptions
 from .fidelity import Agreement
 from .timing import quartiles
@@ -148,8 +149,9 @@ class Row:
             self.faults.append(
                 f"{self.lost} of {samples} gradients are zero or not finite that are not in the plain one"
             )
-        if not self.cosine >= min(COSINE, plain_row.cosine - 0.01):
-            self.faults.append(f"the median cosine of its gradients with float64 is {self.cosine:.3f}")
+        if not self.cosine >= (limit := min(COSINE, plain_row.cosine - 0.01)):
+            told = past(self.cosine, limit, ".3f")
+            self.faults.append(f"the median cosine of its gradients with float64 is {told}")
         if more > max(1, SHARE * samples):
             self.faults.append(f"{more} of {samples} images more stand than after the attack on the plain model")
         if longer > LONGER * (_median(plain.distance[fell]) or 0.0):

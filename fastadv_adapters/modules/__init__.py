@@ -65,7 +65,7 @@ from .leaving_out import LeftOut, is_left_out, is_trainer
 from .lending import beside_parameters, in_eval_mode, without_gradients, write_back
 from .methods import runs_compiled
 from .modes import left_in_training
-from .notices import FastAttackWarning, notify
+from .notices import FastAttackWarning, notify, past
 from .operators import OperatorMode
 from .own_eval import by_its_own_eval
 from .precision import (
@@ -193,6 +193,7 @@ __all__ = [
     "own_dtype",
     "own_tensors",
     "parameters_of",
+    "past",
     "pointer",
     "put_back",
     "put_on",

@@ -27,6 +27,14 @@ def notify(message: str, anchor: str) -> None:
     warnings.warn(f"{message} (see {DOCS}#{anchor})", FastAttackWarning, stacklevel=_level_of_caller())
 
 
+def past(number: float, limit: float, form: str = ".2f") -> str:
+    """A number and the limit that it does not keep, in as many digits as tell them apart."""
+    digits, kind = int(form[1:-1]), form[-1]
+    while (told := f"{number:.{digits}{kind}}") == f"{limit:.{digits}{kind}}" and digits < 17:
+        digits += 1
+    return f"{told} (limit {limit:.0%})" if kind == "%" else f"{told} (limit {limit:.{max(digits, 4)}g})"
+
+
 def _level_of_caller() -> int:
     """How far up the stack the user's own line is; frames of the libraries in between are passed over."""
     level, frame = 1, sys._getframe(1)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from ..modules import past
+from .nearness import FAR
+
 SAMPLES, MOST = 6, 32  # a fifth of the batch between these: less than 2 % of an attack of 50 steps
 NEAR = 0.99  # the median cosine of networks on which attacks are equally strong
 GAINS = 0.95  # a step along the fast gradient gains that much of what one along the exact gradient gains, at the least
@@ -54,12 +57,18 @@ class Finding:
 
     def __str__(self) -> str:
         parts = [f"outputs of {self.overflown} samples overflow"] if self.overflown else []
-        parts += [f"outputs, or their differences, are off by {self.off:.0%} of the largest"] if self.off else []
+        off = past(self.off, FAR, ".0%") if self.off > FAR else f"{self.off:.0%}"
+        parts += [f"outputs, or their differences, are off by {off} of the largest"] if self.off else []
         parts += [f"{self.zero} of {self.samples} samples have no gradient"] if self.zero else []
         if self.cosine == self.cosine:
-            few = f", of the worst samples {self.low:.2f}" if self.low < LOW <= self.cosine else ""
-            parts.append(f"the median cosine between its gradients and exact ones is {self.cosine:.2f}{few}")
+            few = f", of the worst samples {_told(self.low, LOW, '.2f')}" if self.low < LOW <= self.cosine else ""
+            told = _told(self.cosine, NEAR, ".2f")
+            parts.append(f"the median cosine between its gradients and exact ones is {told}{few}")
         if self.gain == self.gain:
-            few = f", of the worst samples {self.least:.0%}" if self.least < LEAST <= self.gain else ""
-            parts.append(f"a step along them gains {self.gain:.0%} of what it should{few}")
+            few = f", of the worst samples {_told(self.least, LEAST, '.0%')}" if self.least < LEAST <= self.gain else ""
+            parts.append(f"a step along them gains {_told(self.gain, GAINS, '.0%')} of what it should{few}")
         return ", ".join(parts)
+
+
+def _told(number: float, least: float, form: str) -> str:
+    return past(number, least, form) if number < least else f"{number:{form}}"

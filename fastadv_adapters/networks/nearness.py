@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..modules import past
 from .inputs import balanced
 
 LOGITS_WITHIN = 1e-3  # of the sample's largest absolute logit
@@ -49,14 +50,14 @@ def difference(
             differ &= ~_outputs_differ(outputs[place], theirs)
         if bool(differ.any()):
             share = float(_off_by(ours, theirs)[differ].max())
-            return f"{who}'s outputs differ by up to {share:.2g} of a sample's largest"
+            return f"{who}'s outputs differ by up to {past(share, LOGITS_WITHIN, '.2g')} of a sample's largest"
     for place, (ours, theirs) in enumerate(zip(found[1], reference[1], strict=True)):
         differ = _gradients_differ(ours, theirs)
         for _, gradients in others:
             differ &= ~_gradients_differ(gradients[place], theirs)
         if bool(differ.any()):
             cosine = float(cosines(ours, theirs)[differ].min())
-            return f"{who}'s gradients differ, cosine {cosine:.3f}"
+            return f"{who}'s gradients differ, cosine {past(cosine, COSINE_ABOVE, '.3f')}"
     return None
 
 

@@ -15,6 +15,7 @@ from ..modules import (
     by_its_own_eval,
     left_in_training,
     parameters_of,
+    past,
     refusals_borne,
 )
 from . import remarks
@@ -271,7 +272,8 @@ def _check_widening(
     if lowest < WIDENED_ABOVE:
         verdict.unexplained, verdict.harmless = True, False
         verdict.folding_error = (
-            f"in the dtype of its own weights the model's gradients have a cosine of {lowest:.2f} with those in float32"
+            f"in the dtype of its own weights the model's gradients have a cosine of {past(lowest, WIDENED_ABOVE)} "
+            f"with those in float32"
         )
 
 

@@ -35,6 +35,7 @@ from ..modules import (
     in_one_block,
     is_out_of_memory,
     own_dtype,
+    past,
     random_state_kept,
     refusals_borne,
     registered_in,
@@ -154,10 +155,9 @@ class Trial:
                 wanted = [o for o in outputs if o.requires_grad]
                 if overflow(wanted, exact):
                     return "its outputs overflow"
-                if farthest(wanted, exact) > FAR and drawn == generator_states(self.full.device):
-                    off = self._off_in_the_mean(plan, precision, ends, layers)
-                    if off > FAR:
-                        return f"its outputs are off by {off:.0%} of a sample's largest one"
+                far = farthest(wanted, exact) > FAR and drawn == generator_states(self.full.device)
+                if far and (off := self._off_in_the_mean(plan, precision, ends, layers)) > FAR:
+                    return f"its outputs are off by {past(off, FAR, '.0%')} of a sample's largest one"
                 half = Half(ends, cuts.below or wanted, [leaf for leaf in leaves if leaf.requires_grad])
                 half.gradients(START)
                 return half

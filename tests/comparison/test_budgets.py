@@ -193,9 +193,9 @@ def test_attacks_that_were_put_into_a_multiattack_later_are_looked_at_too() -> N
 def test_images_outside_of_the_budget_that_is_reported_are_noted() -> None:
     """Of an attack that does not say what its budget is, the call may say something wrong."""
     (note,) = compare(MODEL, X, Y, attack=unsaid, eps=0.1, repeats=1, progress=False).notes
-    assert note.startswith("images of the attack are up to 0.2 away in linf, which is outside of eps 0.1")
+    assert note.startswith("images of the attack are up to 0.2 (limit 0.1) away in linf, which is outside of eps:")
     (note,) = compare(MODEL, X, Y, attack=unsaid, eps=0.1, bounds=(0, math.inf), repeats=1, progress=False).notes
-    assert note.startswith("images of the attack are up to 0.2 away in linf, which is outside of eps 0.1")
+    assert note.startswith("images of the attack are up to 0.2 (limit 0.1) away in linf, which is outside of eps:")
     half, x = linear().bfloat16(), X.bfloat16()
     assert compare(half, x, Y, attack=partial(brighter, eps=0.2), repeats=1, progress=False).notes == [], "it rounds"
 
