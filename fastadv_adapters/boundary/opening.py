@@ -1,11 +1,13 @@
-"""Leaves opened: data classes, namespaces, dictionaries with more to them, complex and sparse tensors, as nodes.
+"""Leaves opened: data classes, namespaces, containers with more to them, complex and sparse tensors, as nodes.
 
 So trees of arguments and outputs end in real, dense tensors, which the boundary scales and filters.
 """
 
+import copyreg
 import dataclasses
-from collections import OrderedDict, UserDict
-from types import SimpleNamespace
+from collections import OrderedDict, UserDict, UserList, defaultdict
+from collections.abc import Set, ValuesView
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,25 +34,33 @@ def _together(values: Any, context: Any) -> Any:
     return made
 
 
-class _Mapping:
-    """What stands for an object of a subclass of ``dict``: its items, and its attributes, which may repeat them."""
+class _Subclass:
+    """What stands for an object of a subclass of ``tuple``, ``list`` or ``dict``: its items, and its attributes.
 
-    def __init__(self, kind: type, items: dict[Any, Any], attributes: dict[str, Any]) -> None:
+    Of a dictionary, attributes may repeat items.
+    """
+
+    def __init__(self, kind: type, items: Any, attributes: dict[str, Any]) -> None:
         self.kind, self.items, self.attributes = kind, items, attributes
 
 
-def _items_of(mapping: _Mapping) -> tuple[list[Any], Any]:
-    return [mapping.items, mapping.attributes], mapping.kind
+def _items_of(held: _Subclass) -> tuple[list[Any], Any]:
+    return [held.items, held.attributes], held.kind
 
 
-def _mapping_of(values: Any, kind: Any) -> Any:
+def _subclass_of(values: Any, kind: Any) -> Any:
     items, attributes = values
-    made = kind.__new__(kind)
-    base = OrderedDict if issubclass(kind, OrderedDict) else dict
-    for key, value in items.items():  # not the class's own way, which may want to know more
-        base.__setitem__(made, key, value)
+    # Not the class's own ways, which may want to know more, or compute what is known already.
+    made = tuple.__new__(kind, items) if issubclass(kind, tuple) else kind.__new__(kind)
+    if isinstance(made, list):
+        list.extend(made, items)
+    elif isinstance(made, dict):
+        base = OrderedDict if isinstance(made, OrderedDict) else dict
+        for key, value in items.items():
+            base.__setitem__(made, key, value)
+    repeated = items if isinstance(items, dict) else {}
     for name, value in attributes.items():
-        object.__setattr__(made, name, items.get(name, value))
+        object.__setattr__(made, name, repeated.get(name, value))
     return made
 
 
@@ -86,7 +96,7 @@ def _tensor_of(held: Any, context: Any) -> Tensor:
 
 pytree.register_pytree_node(_Sparse, lambda held: ([*held.indices, held.values], held.context), _tensor_of)
 pytree.register_pytree_node(_Opened, _apart, _together)
-pytree.register_pytree_node(_Mapping, _items_of, _mapping_of)
+pytree.register_pytree_node(_Subclass, _items_of, _subclass_of)
 pytree.register_pytree_node(
     _Complex, lambda held: ([held.real], None), lambda values, _: torch.view_as_complex(next(iter(values)).contiguous())
 )
@@ -94,7 +104,7 @@ pytree.register_pytree_node(
 
 def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
     """As PyTorch's ``tree_flatten``, but what is opened here is a node too, without being registered."""
-    leaves, spec = pytree.tree_flatten(tree)
+    leaves, spec = pytree.tree_flatten(tree, is_leaf=_is_own_tuple)
     opened = list(map(_open, leaves))
     if all(new is old for new, old in zip(opened, leaves, strict=True)):
         return leaves, spec
@@ -106,35 +116,54 @@ def _open(leaf: Any) -> Any:
         if leaf.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
             return _Sparse(leaf)
         return _Complex(torch.view_as_real(leaf.resolve_conj())) if leaf.is_complex() else leaf
-    if isinstance(leaf, dict):
-        return _open_mapping(leaf)
-    if isinstance(leaf, (type, list, tuple)) or not _holds_data(leaf):
+    if isinstance(leaf, (tuple, list, dict)):
+        return _open_subclass(leaf)
+    if isinstance(leaf, type) or not _holds_data(leaf):
         return leaf
     names = [f.name for f in (*_fields(leaf), *getattr(type(leaf), "__attrs_attrs__", ()))]
     fields = {name: getattr(leaf, name) for name in names if hasattr(leaf, name)}
-    leaves, spec = pytree.tree_flatten({**fields, **getattr(leaf, "__dict__", {})})
-    attributes = pytree.tree_unflatten(map(_open, leaves), spec)
-    has_tensors = any(isinstance(held, Tensor) for held in pytree.tree_leaves(attributes))
-    return _Opened(type(leaf), attributes) if has_tensors else leaf
+    attributes = _opened({**fields, **getattr(leaf, "__dict__", {})})
+    return leaf if attributes is None else _Opened(type(leaf), attributes)
 
 
 def _holds_data(leaf: Any) -> bool:
     """Whether an object is its attributes: of a data class, also as the package attrs makes them, or a namespace."""
     named = dataclasses.is_dataclass(leaf) or hasattr(type(leaf), "__attrs_attrs__")
-    return named or isinstance(leaf, (SimpleNamespace, UserDict))
+    return named or isinstance(leaf, (SimpleNamespace, UserDict, UserList))
 
 
 def _fields(leaf: Any) -> tuple[Any, ...]:
     return dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ()
 
 
-def _open_mapping(mapping: dict[Any, Any]) -> Any:
-    attributes = getattr(mapping, "__dict__", {})
-    both = [dict(mapping), {name: None if name in mapping else value for name, value in attributes.items()}]
-    leaves, spec = pytree.tree_flatten(both)
-    items, others = pytree.tree_unflatten(map(_open, leaves), spec)
-    has_tensors = any(isinstance(held, Tensor) for held in pytree.tree_leaves([items, others]))
-    return _Mapping(type(mapping), items, others) if has_tensors else mapping
+def _is_own_tuple(value: Any) -> bool:
+    """Whether a tuple is of a class derived from a named tuple's, which may have attributes and a way of its own."""
+    kind = type(value)
+    return isinstance(value, tuple) and tuple not in (kind, *kind.__bases__) and kind not in pytree.SUPPORTED_NODES
+
+
+def _open_subclass(value: Any) -> Any:
+    base = next(kind for kind in (tuple, list, dict) if isinstance(value, kind))
+    attributes = _attributes_of(value)
+    if isinstance(value, defaultdict):
+        attributes["default_factory"] = value.default_factory
+    repeated = value if isinstance(value, dict) else ()
+    opened = _opened([base(value), {name: None if name in repeated else v for name, v in attributes.items()}])
+    return value if opened is None else _Subclass(type(value), *opened)
+
+
+def _opened(held: Any) -> Any:
+    """The same with all leaves opened; None if there is no tensor."""
+    leaves, spec = pytree.tree_flatten(held, is_leaf=_is_own_tuple)
+    opened = pytree.tree_unflatten(map(_open, leaves), spec)
+    return opened if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(opened)) else None
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    """What an object holds in its ``__dict__`` and its slots."""
+    names: list[str] = copyreg._slotnames(type(value))  # type: ignore[attr-defined]
+    slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return {**slots, **getattr(value, "__dict__", {})}
 
 
 def hides_tensors(leaf: object) -> bool:
@@ -155,11 +184,10 @@ def hides_tensors(leaf: object) -> bool:
 
 def _held(value: object) -> list[Any]:
     """What an object or a container holds; nothing for modules, functions and classes, which are no outputs."""
-    if isinstance(value, dict):
+    if isinstance(value, (dict, MappingProxyType)):
         return list(value.values())
-    if isinstance(value, (list, tuple, set)):
+    if isinstance(value, (list, tuple, Set, ValuesView)):
         return list(value)
     if isinstance(value, (type, nn.Module)) or callable(value):
         return []
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]
+    return list(_attributes_of(value).values())
