@@ -9,15 +9,7 @@ from torch import Tensor, nn
 
 from ..boundary import START, Packed, Rows
 from ..folding import Trace
-from ..modules import (
-    HALF,
-    Precision,
-    by_its_own_eval,
-    left_in_training,
-    parameters_of,
-    past,
-    refusals_borne,
-)
+from ..modules import HALF, Precision, by_its_own_eval, left_in_training, parameters_of, past, refusals_borne
 from . import remarks
 from .blank import filled_in
 from .half import Half

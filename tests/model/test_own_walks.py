@@ -75,7 +75,7 @@ class Refuses(Net):
 
 
 class SomeParts(Net):
-    def modules(self) -> Any:
+    def modules(self) -> Any:  # type: ignore[override]
         return [self.head]
 
     def named_modules(self) -> Any:  # type: ignore[override]
