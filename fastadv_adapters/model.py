@@ -258,8 +258,8 @@ class FastAttackModel(Shell):
 
     def summary(self) -> str:
         """What was done with the model, layer by layer, or why nothing was; as text for printing."""
-        options = {**self._given, "decisions": self._decisions, "logits_dtype": self._logits_dtype}
-        return summarise(self._networks, {**options, "full_precision": self._full_precision})
+        seen = {"decisions": self._decisions, "logits_dtype": self._logits_dtype}
+        return summarise(self._networks, {**self._given, **seen, "full_precision": self._full_precision})
 
     def train(self, mode: bool = True) -> "FastAttackModel":
         """Change nothing: a fast model is always in eval mode, also if a parent module is set to training.
@@ -289,8 +289,7 @@ class FastAttackModel(Shell):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
-        self._given, self._networks = state["given"], state["networks"]
-        vars(self).update(state["hooks"])
+        vars(self).update(state["hooks"], _given=state["given"], _networks=state["networks"])
         decisions, logits_dtype, full_precision = state["seen"]
         self._see(decisions, logits_dtype, full_precision=full_precision)
         self._drop_anchor(state["anchor"].device)  # the model may not be there yet

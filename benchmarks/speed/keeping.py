@@ -24,6 +24,7 @@ from fastadv_adapters import FastAttackModel
 from fastadv_adapters.comparison import Timing, measure_in_turn
 from fastadv_adapters.comparison.memory import BytesKept, bytes_kept
 from fastadv_adapters.folding import build as folding
+from fastadv_adapters.kernels import routing
 
 PLAIN, ATEN, OURS = "plain model", "fast, as PyTorch keeps it", "fast"
 IN_PLACE, SHAPES = "fast, with activations in place alone", "fast, with convolutions that keep shapes alone"
@@ -113,6 +114,7 @@ def way_of_keeping(name: str) -> Iterator[None]:
     with ExitStack() as stack:
         if name in (ATEN, IN_PLACE):
             stack.enter_context(mock.patch.object(folding, "keep_shape_only", return_value=None))
+            stack.enter_context(mock.patch.object(routing, "DEPTHWISE", {}))
         if name in (ATEN, SHAPES):
             stack.enter_context(mock.patch.object(folding, "run_in_place", return_value=[]))
         if name == MASK:

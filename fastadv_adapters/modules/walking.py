@@ -5,6 +5,7 @@ Those may give groups for an optimizer, a part of all, or other names; and a wal
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -33,13 +34,11 @@ def children_of(part: nn.Module) -> Iterator[nn.Module]:
 
 
 def submodule_of(root: nn.Module, name: str) -> nn.Module:
-    """As ``root.get_submodule(name)``; AttributeError if there is none."""
-    part: nn.Module | None = root
+    """As ``root.get_submodule(name)``; KeyError if there is none."""
+    part: Any = root
     for key in name.split(".") if name else ():
-        part = None if part is None else part._modules.get(key)
-    if part is None:
-        raise AttributeError(f"expected a part of {type(root).__name__}, got {name!r}")
-    return part
+        part = part._modules[key]
+    return cast(nn.Module, part)
 
 
 def named_parameters_of(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

