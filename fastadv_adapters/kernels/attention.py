@@ -5,8 +5,8 @@ float32, which costs two casts and is more exact.
 
 With AVX512-BF16 and some hundred entries products in 16 bits are faster still, if all scores are held: the samples are
 taken in blocks whose scores stay in the cache. Scores and softmax are in float32, as in the fused kernel: rounded to 16
-bits, large scores would be off by much more than the products are. With AMX shorter sequences are faster, too, but not
-narrow heads, whose products are too small for its tiles.
+bits, large scores would be off by much more than the products are. With AMX they are not faster, for such products are
+too small for its tiles.
 """
 
 import math
@@ -21,9 +21,6 @@ from . import calls
 
 SHORT = 128**2
 """Scores of one head. Up to so many, float32 takes less time than products in 16 bits on every processor."""
-
-NARROW = 63
-"""Entries of a query. Up to so many, float32 takes less time than products in 16 bits with AMX."""
 
 LONGEST = 640**2
 """Scores of one head. With more, PyTorch's own in bfloat16 takes no longer, for its tiles save passes over memory."""
@@ -70,23 +67,21 @@ def _blocks(scores: Tensor) -> list[slice]:
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float, *, out: Tensor | None = None) -> Tensor:
     """The softmax of the scores, in float32; 0 in rows that see nothing."""
-    scores = _product(query, key, scale)
+    scores = _product(query, key).mul_(scale)
     if bias is None:
         return torch.softmax(scores, -1, out=out)
     weights: Tensor = torch.ops.aten._safe_softmax(scores.add_(bias), -1)
     return weights if out is None else out.copy_(weights)
 
 
-def _product(rows: Tensor, columns: Tensor, scale: float = 1.0) -> Tensor:
-    """``scale * rows @ columns.T`` in float32: MKL's where that is fast, otherwise two that hand out 16 bits.
+def _product(rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows @ columns.T`` in float32, from two products that hand out 16 bits.
 
     The second subtracts what the first has handed out before it rounds: what it hands out is what the first has lost.
     """
     columns = columns.transpose(-2, -1)
-    if calls.HAS_FAST_MKL:
-        return torch.bmm(rows.float() * scale, columns.float())
     product = torch.bmm(rows, columns)
-    return product.float().add_(torch.baddbmm(product, rows, columns, beta=-1)).mul_(scale)
+    return product.float().add_(torch.baddbmm(product, rows, columns, beta=-1))
 
 
 def _gradients(
@@ -129,8 +124,7 @@ def _do_products_pay(query: Tensor, key: Tensor) -> bool:
     """Whether products in 16 bits are faster than PyTorch's own in float32, and not too many scores would be kept."""
     each = query.shape[-2] * key.shape[-2]
     few = each * math.prod(query.shape[:-2]) <= MOST
-    large = query.shape[-1] > NARROW if calls.HAS_AMX else each > SHORT
-    return calls.HAS_AVX512_BF16 and few and large
+    return calls.HAS_AVX512_BF16 and not calls.HAS_AMX and few and each > SHORT
 
 
 def _in_float32(

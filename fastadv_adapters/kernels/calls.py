@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modules import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16, HAS_FAST_MKL
+from ..modules import HAS_AMX, HAS_AVX512, HAS_AVX512_BF16
 
-__all__ = ["DTYPES", "HAS_AMX", "HAS_AVX512", "HAS_AVX512_BF16", "HAS_FAST_MKL", "is_onednn", "runs_in", "unseen"]
+__all__ = ["DTYPES", "HAS_AMX", "HAS_AVX512", "HAS_AVX512_BF16", "is_onednn", "runs_in", "unseen"]
 
 DTYPES = (torch.float32, torch.bfloat16)
 """In which weights of a processor are laid out, or its gradients computed otherwise."""

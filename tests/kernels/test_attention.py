@@ -52,13 +52,12 @@ class MultiHead(nn.Module):
         return output
 
 
-WAYS = ["products", "products and MKL", "float32"]
+WAYS = ["products", "float32"]
 
 
 def take(way: str, patch: pytest.MonkeyPatch) -> None:
     """Have attention run in this way, whatever the processor is."""
-    patch.setattr(calls, "HAS_AVX512_BF16", way != "float32")
-    patch.setattr(calls, "HAS_FAST_MKL", way == "products and MKL")
+    patch.setattr(calls, "HAS_AVX512_BF16", way == "products")
     patch.setattr(calls, "HAS_AMX", False)
     patch.setattr(attention, "SHORT", 0)
 
@@ -74,7 +73,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def uses(way: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Collects the queries that our attention runs on."""
     found = list[Tensor]()
-    place, name = (attention._Attend, "apply") if way != "float32" else (attention, "_in_float32")
+    place, name = (attention._Attend, "apply") if way == "products" else (attention, "_in_float32")
     run: Any = getattr(place, name)
 
     def noted(query: Tensor, *args: Any) -> Any:
@@ -86,23 +85,22 @@ def uses(way: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "width", "avx512", "amx", "products"),
+    ("tokens", "avx512", "amx", "products"),
     [
-        (129, 4, True, False, True),
-        (128, 64, True, False, False),
-        (129, 64, False, False, False),
-        (33, 64, True, True, True),
-        (129, 63, True, True, False),
-        (129, 64, False, True, False),
+        (129, True, False, True),
+        (128, True, False, False),
+        (129, False, False, False),
+        (129, True, True, False),
+        (129, False, True, False),
     ],
 )
-def test_products_are_taken_for_long_sequences_or_with_amx_for_wide_heads(
-    tokens: int, width: int, avx512: bool, amx: bool, products: bool, monkeypatch: pytest.MonkeyPatch
+def test_products_are_taken_for_long_sequences_with_avx512_bf16_alone(
+    tokens: int, avx512: bool, amx: bool, products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "SHORT", 128**2)
     monkeypatch.setattr(calls, "HAS_AVX512_BF16", avx512)
     monkeypatch.setattr(calls, "HAS_AMX", amx)
-    x = torch.randn(1, 2, tokens, width).to(BF).requires_grad_()
+    x = torch.randn(1, 2, tokens, 4).to(BF).requires_grad_()
     assert ("_Attend" in graph_of(attention.attend(x, x, x))) == products
 
 
@@ -239,7 +237,7 @@ def test_dtypes_sizes_and_shapes_that_do_not_fit_are_pytorchs(
     assert len(uses) == 1
     monkeypatch.setattr(attention, "MOST", 2 * 6 * 6 - 1)
     attention.attend(x.to(BF), x.to(BF), x.to(BF))
-    assert len(uses) == (2 if way == "float32" else 1), "float32 keeps no scores"
+    assert len(uses) == (1 if way == "products" else 2), "float32 keeps no scores"
     with pytest.raises(RuntimeError):
         attention.attend(x.to(BF), x.to(BF)[..., :4], x.to(BF))
 
