@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..boundary import Packed, Watch, watch_gradients
 from ..model import FastAttackModel
-from ..modules import gradients_of
+from ..modules import filled_gradients_of
 from .balls import Ball
 from .objectives import Objective
 from .pool import Best, Pool, Rows
@@ -108,7 +108,7 @@ class Looking:
         pairs = zip(seen.outputs.tensors, directions, strict=True)
         wanted = [(output, direction) for output, direction in pairs if direction is not None and output.requires_grad]
         outputs, grads = [o for o, _ in wanted], [d for _, d in wanted]
-        (gradient,) = cast(tuple[Tensor], gradients_of(outputs, [seen.leaf], grads, allow_unused=False))
+        (gradient,) = filled_gradients_of(outputs, [seen.leaf], grads)
         if self.settings.before is not None:  # it may overflow behind the boundary
             gradient = gradient.nan_to_num(0.0)
         if seen.watch.spoilt is not None:

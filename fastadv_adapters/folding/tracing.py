@@ -22,6 +22,7 @@ from ..modules import (
     parameters_of,
     random_state_kept,
     submodule_of,
+    unwritten_by_copies,
 )
 from .centring import Stream, find_stream
 from .own_forward import Alike
@@ -101,8 +102,7 @@ def trace(module: nn.Module) -> Trace:
     copied = copy_module(module, clone)
     names = {id(m): name for name, m in named_modules_of(copied)}
     result, graphs = Trace(), []
-    with tracing(copied), warnings.catch_warnings(), _generators_kept(copied), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with unwritten_by_copies(module), tracing(copied), _quietly(copied), torch.no_grad():
         for root, graph in _graphs(copied, names, result.opaque):
             graphs.append((names[id(root)], graph))
             result.rectified |= {names[id(layer)] for layer in find_rectified(root, graph)}
@@ -152,8 +152,11 @@ def _streams(
 
 
 @contextmanager
-def _generators_kept(module: nn.Module) -> Iterator[None]:
+def _quietly(module: nn.Module) -> Iterator[None]:
+    """Without warnings, and with the random state left as it was."""
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         for device in {torch.device("cpu"), *(p.device for p in parameters_of(module))}:
             stack.enter_context(random_state_kept(device))
         yield

@@ -13,9 +13,8 @@ tensors; ``anomalies`` leaves PyTorch's anomaly mode; ``checkpoints`` runs reent
 in a ``shell`` without others; ``callers`` finds out which attack is asking, and ``answers`` whether it gets logits;
 ``axes`` tells which axis images lack; ``devices`` whether two are one; ``refusals`` bears that a model does not take
 what it is asked beside its call; ``transforms`` sees and leaves those of ``torch.func``; ``shared`` puts back what a
-trace leaves in classes and globals; ``uncompiled`` keeps ``torch.compile`` out; ``operators`` shows each
-operator that runs; ``gradients`` asks for those of several outputs; ``walking`` goes
-through parts, parameters and buffers.
+trace leaves in classes and globals; ``uncompiled`` keeps ``torch.compile`` out; ``operators`` shows each operator that
+runs; ``gradients`` asks for those of several outputs; ``walking`` goes through parts, parameters and buffers.
 """
 
 from .anchor import Anchor
@@ -60,10 +59,10 @@ from .inputs import (
     refuse_freed,
     refuse_unfit,
 )
-from .layouts import differ, in_one_block, kind, pointer, same_memory, write
+from .layouts import differ, in_one_block, kind, last_place, pointer, same_memory, write
 from .leaving_out import LeftOut, is_left_out, is_trainer
-from .lending import beside_parameters, in_eval_mode, without_gradients, write_back
-from .methods import runs_compiled
+from .lending import beside_parameters, in_eval_mode, unwritten_by_copies, without_gradients, write_back
+from .methods import are_listed, runs_compiled
 from .modes import left_in_training
 from .notices import FastAttackWarning, notify, past
 from .operators import OperatorMode
@@ -139,6 +138,7 @@ __all__ = [
     "accept_tensors",
     "alias",
     "are_equal",
+    "are_listed",
     "attributes_of",
     "autocast",
     "become",
@@ -177,6 +177,7 @@ __all__ = [
     "kind",
     "kind_of",
     "lacking_axis",
+    "last_place",
     "leaves_out",
     "left_in_training",
     "lone_image",
@@ -218,6 +219,7 @@ __all__ = [
     "to_eval_mode",
     "uncompiled",
     "unhooked",
+    "unwritten_by_copies",
     "widen",
     "widened",
     "widest_on",

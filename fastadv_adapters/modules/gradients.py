@@ -14,15 +14,13 @@ def gradients_of(
     grads: Sequence[Tensor],
     *,
     retain_graph: bool = False,
-    allow_unused: bool = True,
 ) -> tuple[Tensor | None, ...]:
-    """As ``torch.autograd.grad``, for gradients that are known to have the outputs' shapes.
+    """As ``torch.autograd.grad``, for gradients that are known to have the outputs' shapes; None for unused inputs.
 
-    That function compares shapes symbolically, for compiled code. The first comparison of a process imports the package
-    for it, which takes half a second, and each one takes as long as several operators.
+    That function compares shapes symbolically, for compiled code, and imports a package for it.
     """
     found: tuple[Tensor | None, ...] = _engine.run_backward(
-        tuple(outputs), tuple(grads), retain_graph, False, tuple(inputs), allow_unused, accumulate_grad=False
+        tuple(outputs), tuple(grads), retain_graph, False, tuple(inputs), True, accumulate_grad=False
     )
     return found
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .anchor import Anchor
 from .classes import has_hooks, inside_of
-from .layouts import pieces
+from .layouts import last_place, pieces
 from .leaving_out import LeftOut
 from .notices import notify
 from .walking import modules_of, named_buffers_of, named_modules_of, named_parameters_of, parameters_of, registered_in
@@ -46,8 +46,16 @@ def accept_model(model: object) -> nn.Module:
         model = inside
     refuse_unfit(model)
     device_of(model)  # raises of several
-    refuse_nan({name: tensor for name, tensor in _tensors(model).items() if not isinstance(tensor, Anchor)})
+    scratch = _scratch(model)
+    saved = {name: tensor for name, tensor in _tensors(model).items() if name not in scratch}
+    refuse_nan({name: tensor for name, tensor in saved.items() if not isinstance(tensor, Anchor)})
     return model
+
+
+def _scratch(model: nn.Module) -> set[str]:
+    """The buffers that no checkpoint holds: memory that a pass writes before it reads it may hold anything."""
+    named = ((prefix, part._non_persistent_buffers_set) for prefix, part in named_modules_of(model))
+    return {f"{prefix}.{name}" if prefix else name for prefix, names in named for name in names}
 
 
 def _is_owned(fast: Any, model: nn.Module) -> bool:
@@ -89,14 +97,17 @@ def refuse_freed(model: nn.Module) -> None:
     for name, tensor in _tensors(model).items():
         if tensor.layout is torch.strided and tensor.numel() and not tensor.is_meta and _is_freed(tensor):
             raise ValueError(
-                f"expected weights in memory, got {name}, whose storage was resized to nothing: load the weights back "
+                f"expected weights in memory, got {name}, whose storage is too small for it: load the weights back "
                 f"(from where they were offloaded to) before the fast model is called"
             )
 
 
 def _is_freed(tensor: Tensor) -> bool:
     holds_others: Callable[[Any], bool] = is_traceable_wrapper_subclass
-    return not holds_others(tensor) and tensor.untyped_storage().nbytes() == 0
+    if holds_others(tensor):
+        return False
+    needed = (tensor.storage_offset() + last_place(tensor) + 1) * tensor.element_size()
+    return tensor.untyped_storage().nbytes() < needed
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

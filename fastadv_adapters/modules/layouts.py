@@ -22,6 +22,11 @@ def pieces(tensor: Tensor) -> list[Tensor]:
     return [getattr(tensor, name)() for name in _COMPRESSED.get(tensor.layout, ())]
 
 
+def last_place(tensor: Tensor) -> int:
+    """Where the last number of a strided tensor lies behind the first one, counted in numbers."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def pointer(tensor: Tensor) -> tuple[int, ...]:
     """Where in memory it is."""
     return tuple(piece.data_ptr() for piece in pieces(tensor))

@@ -1,4 +1,4 @@
-"""A model itself in eval mode for a while, left as it was."""
+"""A model itself in eval mode, or beside runs of its copies, for a while; left as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .copying import clone, switches_attributes
 from .holding import own_tensors, tensors_in_containers
 from .layouts import differ, write
+from .methods import are_listed
 from .restoring import Restore
 from .walking import modules_of, parameters_of
 
@@ -46,6 +47,20 @@ def without_gradients(model: nn.Module) -> Iterator[None]:
             if parameter.requires_grad != required:  # one that was made in inference mode takes no flag
                 parameter.requires_grad_(required)
             parameter.grad = grad
+
+
+@contextmanager
+def unwritten_by_copies(model: nn.Module) -> Iterator[None]:
+    """The model left as it was by runs of copies, which reach it through a list of a class."""
+    if not are_listed(model):
+        yield
+        return
+    restore, saved = Restore(model), beside_parameters(model)
+    try:
+        yield
+    finally:
+        restore()
+        write_back(saved)
 
 
 def beside_parameters(model: nn.Module) -> Saved:

@@ -7,6 +7,7 @@ import dis
 import functools
 import itertools
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -65,6 +66,23 @@ def _named_on(kind: type, code: types.CodeType) -> list[Any]:
 def _set_by(code: types.CodeType) -> frozenset[str]:
     """The attributes that code sets."""
     return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
+
+
+def are_listed(network: nn.Module) -> bool:
+    """Whether a class of a part keeps a list of parts of the model, through which a copy would write into the model."""
+    parts = list(modules_of(network))
+    own = set(map(id, parts))
+    bases = {base for kind in set(map(kind_of, parts)) for base in kind.__mro__ if not _is_known(base)}
+    return any(id(item) in own for base in bases for value in vars(base).values() for item in _items_of(value))
+
+
+def _items_of(value: Any) -> list[Any]:
+    """What a container holds, through weak references too; nothing of any other value."""
+    if isinstance(value, (dict, weakref.WeakValueDictionary)):
+        items = list(value.values())
+    else:
+        items = list(value) if isinstance(value, (*_CONTAINERS, weakref.WeakSet)) else []
+    return [item() if isinstance(item, weakref.ref) else item for item in items]
 
 
 def runs_compiled(network: nn.Module) -> set[nn.Module]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..modules import last_place
+
 _WORDS: dict[int, Any] = {1: ctypes.c_int8, 2: ctypes.c_int16, 4: ctypes.c_int32, 8: ctypes.c_int64}
 _value: Callable[[Any], int] = operator.attrgetter("value")
 
@@ -33,5 +35,4 @@ def _words_of(tensor: Tensor, place: int) -> list[Any]:
     word = _WORDS.get(tensor.element_size())
     if word is None or not place or tensor.device.type != "cpu" or tensor.numel() == 0:
         return []
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return [word.from_address(place), word.from_address(place + last * tensor.element_size())]
+    return [word.from_address(place), word.from_address(place + last_place(tensor) * tensor.element_size())]

@@ -1,7 +1,7 @@
 """The full-precision twin: the wrapped model's structure, in eval mode, on its own weights."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from ..modules import (
     Precision,
     Restore,
     alias,
+    are_listed,
     buffers_of,
     clone,
     copy_module,
@@ -30,8 +31,10 @@ from ..modules import (
     tensors_in_containers,
     thaw,
     to_eval_mode,
+    unwritten_by_copies,
     write,
 )
+from .freshness import Change, Freshness
 
 
 class Twin:
@@ -130,19 +133,20 @@ def writes_parameters(
         counting: makes a context for a run on these tensors.
 
     Raises:
-        ValueError: the first forward pass adds parameters.
+        ValueError: the first forward pass adds parameters, or that of a copy writes into the model.
     """
     trial = Twin(source, precision, live=False)
     network = trial.engine.network
     comparable = [own for own in buffers_of(network) if not (own.is_quantized or own.is_meta)]
     buffers = [(own, own._version, own.clone()) for own in comparable]
-    try:
-        with random_state_kept(precision.device), torch.no_grad(), counting(tensors):
-            trial.engine.bind(arguments)([t.detach().clone() for t in tensors])
-    except Exception as error:  # the model's own, which the run itself will raise, or one about so few samples
-        if is_out_of_memory(error):
-            raise
-        return None
+    with _refusing_writes(source):
+        try:
+            with random_state_kept(precision.device), torch.no_grad(), counting(tensors):
+                trial.engine.bind(arguments)([t.detach().clone() for t in tensors])
+        except Exception as error:  # the model's own, which the run itself will raise, or one about so few samples
+            if is_out_of_memory(error):
+                raise
+            return None
     theirs, ours = list(parameters_of(source)), list(parameters_of(network))
     if len(theirs) != len(ours):
         raise ValueError(
@@ -151,6 +155,20 @@ def writes_parameters(
         )
     unseen = (differ(before, own) for own, version, before in buffers if own._version == version)
     return any(map(differ, theirs, ours)) or any(unseen)
+
+
+@contextmanager
+def _refusing_writes(source: nn.Module) -> Iterator[None]:
+    """Raise ValueError if a run of a copy writes into the model, which is left as it was: a class may list both."""
+    seen = Freshness(source) if are_listed(source) else None
+    with unwritten_by_copies(source):
+        yield
+        if seen is not None and seen.change() is not Change.NONE:
+            raise ValueError(
+                f"expected a model whose copies leave it as it is, for a fast model runs copies; got "
+                f"{type(source).__name__}, into which a copy wrote: a class lists its objects, and a method "
+                f"writes into each of them. Let the model reset its own parts, reached through self"
+            )
 
 
 class Written:

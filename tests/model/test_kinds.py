@@ -114,11 +114,30 @@ def test_weights_whose_memory_was_given_back_are_refused_until_they_are_there(as
     size = storage.nbytes()
     storage.resize_(0)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"expected weights in memory, got .*weight, whose storage was resized"):
+        with pytest.raises(ValueError, match=r"expected weights in memory, got .*weight, whose storage is too small"):
             fast.update() if asked else fast(x)
     storage.resize_(size)
     weight.data.copy_(kept)
     torch.testing.assert_close(input_gradient(fast, x, y), before)
+
+
+def test_weights_whose_memory_was_shrunk_are_refused() -> None:
+    net = small_net()
+    list(net.parameters())[-2].untyped_storage().resize_(8)
+    with pytest.raises(ValueError, match=r"expected weights in memory, got 7\.weight, whose storage is too small"):
+        FastAttackModel(net, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_nan_is_refused_in_buffers_that_are_saved_and_not_in_scratch_memory(saved: bool) -> None:
+    net = small_net()
+    net[0].register_buffer("scratch", torch.full((3,), torch.nan), persistent=saved)
+    x = batch(4)[0]
+    if saved:
+        with pytest.raises(ValueError, match=r"got NaN in 0\.scratch"):
+            FastAttackModel(net, **FLOAT32)
+    else:
+        agrees(FastAttackModel(net, **FLOAT32), net.eval(), x)
 
 
 def test_what_becomes_unfit_later_is_refused_and_taken_again_when_mended() -> None:
