@@ -26,6 +26,21 @@ class Shell(LeftOut, nn.Module):
         """Where the module inside lives."""
         raise NotImplementedError
 
+    @property
+    def wrapped(self) -> nn.Module:
+        """The module inside."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what is its own; AttributeError for what the module inside has, as a new head: nothing would run it."""
+        own = name in vars(self) or name.startswith("_") or hasattr(type(self), name)
+        if not own and hasattr(self.wrapped, name):
+            raise AttributeError(
+                f"expected {name} to be set on the wrapped model, which has it, got it for the fast model, which would "
+                f"not use it: set it on fast.wrapped, and the fast model follows"
+            )
+        super().__setattr__(name, value)
+
     def _drop_anchor(self, device: torch.device) -> None:
         """Let libraries read the device off the parameters: of this one, empty, frozen and in no state_dict."""
         self.register_parameter("_anchor", Anchor.on(device))

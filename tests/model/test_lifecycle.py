@@ -155,6 +155,25 @@ def test_a_training_module_saves_trains_and_moves_as_if_the_fast_model_were_not_
     assert module.fast.view(decisions="fast")(x.double()).shape == (6, 10)
 
 
+@pytest.mark.parametrize("value", [nn.Linear(64, 10), nn.Parameter(torch.zeros(10)), 2.0])
+def test_what_the_wrapped_model_has_is_not_set_on_the_fast_one(value: Any) -> None:
+    net = small_net()
+    net.head = nn.Identity()
+    fast = FastAttackModel(net, **FLOAT32)
+    with pytest.raises(AttributeError, match="expected head to be set on the wrapped model"):
+        fast.head = value
+    fast.name = "what it does not have"
+    assert fast.name == "what it does not have"
+    assert isinstance(net.head, nn.Identity)
+
+
+def test_functional_call_with_weights_of_the_wrapped_model_is_refused() -> None:
+    net = nn.Linear(4, 3)
+    weights = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    with pytest.raises(AttributeError, match="expected weight to be set on the wrapped model"):
+        torch.func.functional_call(FastAttackModel(net, **FLOAT32), weights, torch.rand(2, 4))
+
+
 def test_two_fast_models_of_one_model_do_not_disturb_each_other() -> None:
     net, (x, y) = small_net(), batch()
     first, second = FastAttackModel(net, **FLOAT32), FastAttackModel(net, dtype=torch.bfloat16, auto_update=False)
