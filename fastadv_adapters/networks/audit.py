@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..boundary import LossScale, Packed, scale, state_on
-from ..modules import filled_gradients_of
+from ..modules import filled_gradients_of, number_of_samples
 from .finding import LOW, MOST, NEAR, SAMPLES, Finding
 from .nearness import cosines
 from .samples import are_rows, as_rows, batched, length_of
@@ -44,6 +44,12 @@ class Problem:
     apart: bool
     index: Tensor | None = None
     values: list[Tensor] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        """How many there are, as the outputs tell, or else the inputs."""
+        lengths = {len(g) for g in self.grads if g is not None and g.ndim}
+        return lengths.pop() if len(lengths) == 1 else number_of_samples(self.tensors)
 
     def part(self, index: Tensor) -> "Problem":
         """These of the samples alone; what has no row per sample is left whole."""
@@ -118,7 +124,7 @@ def compare(problem: Problem, found: Sequence[Tensor]) -> list[Compared]:
         problem: the samples.
         found: the gradients of the fast network, one for each input that wants one.
     """
-    fast = [g.detach().double().flatten(1) for g in as_rows(found)]
+    fast = [g.detach().double().flatten(1) for g in as_rows(found, problem.samples)]
     exact = [e.double().reshape(f.shape) for e, f in zip(problem.exact(problem.tensors), fast, strict=True)]
     return [Compared(place, *pair) for place, pair in enumerate(zip(fast, exact, strict=True))]
 

@@ -30,6 +30,8 @@ def are_rows(gradients: Sequence[Tensor]) -> bool:
     return all(g.ndim > 1 for g in gradients) and len({len(g) for g in gradients}) == 1
 
 
-def as_rows(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """These, if they have a row for each sample; else each in one row."""
-    return gradients if are_rows(gradients) else [g.reshape(1, -1) for g in gradients]
+def as_rows(gradients: Sequence[Tensor], samples: int) -> Sequence[Tensor]:
+    """Each of these, if it has a row for each of so many samples; else in one row, as one that all samples share."""
+    if are_rows(gradients):
+        return gradients
+    return [g if g.ndim > 1 and len(g) == samples else g.reshape(1, -1) for g in gradients]

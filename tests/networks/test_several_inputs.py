@@ -92,6 +92,22 @@ def test_inputs_whose_gradients_are_good_stay_in_half_precision(kind: str) -> No
     assert "could not be audited" not in fast.summary()
 
 
+@pytest.mark.filterwarnings("ignore:.*one loss scale serves the whole call")
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("kind", ["prompt", "temperature"])
+def test_samples_that_lose_their_gradient_beside_an_input_that_all_share_are_seen(kind: str, first: bool) -> None:
+    """One scale serves all samples then, and in float16 those with small gradients get none."""
+    model, inputs, sizes = Rippled(0.0), (images(), OTHERS[kind]()), 10.0 ** -torch.arange(16)
+    net = (OtherFirst(model) if first else model).eval()
+    inputs = inputs[::-1] if first else inputs
+    fast = FastAttackModel(net, dtype=torch.float16)
+    with pytest.warns(FastAttackWarning, match=r"of 16 samples have no gradient"):
+        gradients(fast, *inputs, sizes=sizes)
+    for found, exact in zip(gradients(fast, *inputs, sizes=sizes), gradients(net, *inputs, sizes=sizes), strict=True):
+        rows = (16, -1) if len(exact.shape) > 3 else (1, -1)
+        assert (cosine(found.reshape(rows), exact.reshape(rows)) > 0.99).all()
+
+
 @pytest.mark.usefixtures("as_on_a_device")
 def test_a_glance_that_waits_for_nothing_sees_each_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audited, "_is_never_to_wait", lambda device: True)
