@@ -18,6 +18,7 @@ from .nearness import cosines
 from .samples import are_rows, as_rows, batched, length_of
 
 MOVED = 1e-5  # relative: by so much inputs are moved, in two ways, to see which gradients are rounding
+NEGLIGIBLE = 2.0**-60  # beside the largest entry: full precision itself loses what is far below
 TRIED_STEP = 0.01  # of the range of the inputs, by which a step is tried
 
 Gradients = Sequence[Tensor | None]
@@ -140,10 +141,10 @@ def look(problem: Problem, found: Sequence[Tensor]) -> Finding:
     return replace(min(findings, key=_badness), lone=any(f.lone for f in findings))
 
 
-def _badness(finding: Finding) -> tuple[bool, bool, int, float]:
+def _badness(finding: Finding) -> tuple[bool, bool, int, float, float]:
     """The worst is the least; nothing to compare is no fault."""
     cosine = finding.cosine if finding.cosine == finding.cosine else torch.inf
-    return finding.good, finding.is_slight, -finding.zero, cosine
+    return finding.good, finding.is_slight, -finding.zero, -finding.lost, cosine
 
 
 def _look_at(problem: Problem, one: Compared) -> Finding:
@@ -151,12 +152,14 @@ def _look_at(problem: Problem, one: Compared) -> Finding:
     here = exact.abs().amax(1) > 0
     zero = here & (fast.abs().amax(1) == 0)
     near = cosines(fast, exact)
-    finding = Finding(len(fast), int(zero.sum()), _median(near[here & ~zero]), lowest(near[here & ~zero]))
+    rest = here & ~zero
+    lost = float(lost_entries(fast[rest], exact[rest]))
+    finding = Finding(len(fast), int(zero.sum()), _median(near[rest]), lowest(near[rest]), lost=lost)
     if problem.apart and len(near) > 1 and not (finding.good or finding.zero):
         gain, least = _gain_of_worst(problem, one, near)
         finding = replace(finding, gain=gain, least=least)
     finding = finding if finding.good else _look_closer(problem, one)
-    return replace(finding, lone=problem.apart and bool((near[here & ~zero] < LOW).any()))
+    return replace(finding, lone=problem.apart and bool((near[rest] < LOW).any()))
 
 
 def _gain_of_worst(problem: Problem, one: Compared, near: Tensor) -> tuple[float, float]:
@@ -186,7 +189,14 @@ def _look_closer(problem: Problem, one: Compared) -> Finding:
         return Finding(len(fast), 0, float("nan"))
     gain, least = _gain(problem, one, rest) if bool(rest.any()) else (float("nan"), float("nan"))
     near = cosines(fast, exact)[rest]
-    return Finding(len(fast), int(zero.sum()), _median(near), lowest(near), gain, least)
+    lost = float(lost_entries(fast[rest], exact[rest]))
+    return Finding(len(fast), int(zero.sum()), _median(near), lowest(near), gain, least, lost=lost)
+
+
+def lost_entries(fast: Tensor, exact: Tensor) -> Tensor:
+    """The share of entries that are zero here alone, and no smaller beside their row's largest than 2^-60; ()."""
+    lost = (fast == 0) & (exact.abs() > NEGLIGIBLE * exact.abs().amax(1, keepdim=True))
+    return lost.sum() / max(lost.numel(), 1)
 
 
 def _stays(problem: Problem, one: Compared, wave: Callable[[Tensor], Tensor]) -> Tensor:

@@ -218,8 +218,7 @@ class Audited(ABC):
         One with fewer digits has more range, so it is tried only if gradients or outputs left the range.
         """
         tried = {kind.dtype, *kind.wanting}
-        left_range = finding.zero > 0 or finding.overflown > 0
-        digits = torch.inf if left_range else torch.finfo(kind.dtype).eps
+        digits = torch.inf if finding.left_range else torch.finfo(kind.dtype).eps
         able = [d for d in HALF if torch.finfo(d).eps <= digits and is_in_hardware(d, self.precision.device)]
         halves = [d for d in able if d not in tried]
         for dtype in (*halves, torch.float32):

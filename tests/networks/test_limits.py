@@ -11,6 +11,8 @@ FINDINGS = [  # docs/trust/audit.md
     (Finding(8, 0, 0.989, 0.96), False),
     (Finding(8, 0, 0.995, 0.949), False),
     (Finding(8, 1, 1.0, 1.0), False),
+    (Finding(8, 0, 1.0, 1.0, lost=0.05), True),
+    (Finding(8, 0, 1.0, 1.0, lost=0.051), False),
     (Finding(8, 0, 0.5, 0.2, gain=0.95, least=0.8), True),
     (Finding(8, 0, 0.5, 0.2, gain=0.949, least=1.0), False),
     (Finding(8, 0, 0.5, 0.2, gain=1.0, least=0.799), False),
@@ -28,6 +30,7 @@ TOLD = [
     (Finding(8, 0, 0.995, 0.9496), "exact ones is 0.99, of the worst samples 0.9496 (limit 0.95)"),
     (Finding(8, 0, 0.5, 0.2, gain=0.9497, least=1.0), "gains 94.97% (limit 95%) of what it should"),
     (Finding(8, 0, 0.5, 0.2, gain=1.0, least=0.7996), "of what it should, of the worst samples 79.96% (limit 80%)"),
+    (Finding(8, 0, 1.0, 1.0, lost=0.051), "5.1% (limit 5%) of the entries of gradients are zero"),
     (Finding(8, 0, 1.0, 1.0, off=0.0702), "off by 7.02% (limit 7%) of the largest"),
 ]
 
