@@ -1,5 +1,6 @@
 """The options of a fast model as a type, for adapters and functions that hand them on."""
 
+from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 import torch
@@ -25,12 +26,17 @@ class FastAttackOptions(TypedDict, total=False):
 
 
 def check_options(options: FastAttackOptions) -> None:
-    """Check options ahead, where the model that would refuse them is made much later.
+    """Check options ahead, where the model that would refuse them is made later.
 
     Raises:
-        TypeError: an option that does not exist.
+        TypeError: no dictionary, or an option that does not exist.
         ValueError: an unknown value.
     """
+    if not isinstance(options, Mapping):
+        raise TypeError(
+            f"expected options as a dictionary, got {type(options).__name__}: pass what FastAttackModel takes by "
+            f'keyword, {{"dtype": torch.float32}} say'
+        )
     if unknown := set(options).difference(FastAttackOptions.__annotations__):
         raise TypeError(f"expected options of FastAttackModel, got {', '.join(sorted(unknown))}: check the name")
     flags = {name: options[name] for name in ("fuse_bn", "auto_update") if name in options}

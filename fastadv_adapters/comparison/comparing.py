@@ -24,7 +24,7 @@ from ..modules import (
     random_state_kept,
     seed_generators,
 )
-from ..options import FastAttackOptions
+from ..options import FastAttackOptions, check_options
 from .attacking import Attacker, Run, attacker_for, refuse_class
 from .budgets import Budget, budget_for, reach
 from .data import accept_data, are_right, doubts
@@ -119,6 +119,7 @@ def compare(
 
 def _try_options(options: FastAttackOptions, device: torch.device) -> None:
     """Raise what is wrong with the options themselves; what a model makes of them is a finding, and no error."""
+    check_options(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FastAttackWarning)
         FastAttackModel(nn.Linear(1, 1, device=device), **options)

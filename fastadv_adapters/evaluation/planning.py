@@ -23,7 +23,7 @@ from ..attack import (
 from ..comparison import doubt_own
 from ..model import FastAttackModel
 from ..modules import accept_flag, by_its_own_eval
-from ..options import FastAttackOptions
+from ..options import FastAttackOptions, check_options
 from .attacks import attacks_of
 from .confirming import SIZE, Judge
 from .data import Samples, Seen, look_at, samples_of
@@ -61,6 +61,8 @@ class Asked:
         accept_count("seed", self.seed, least=0)
         if self.limit is not None:
             accept_count("limit", self.limit, least=1)
+        if self.options is not None:
+            check_options(self.options)
         if isinstance(self.model, FastAttackModel) and self.options:
             raise ValueError(
                 f"expected no options for a model that is fast already, got {', '.join(self.options)}: give them to "

@@ -323,7 +323,12 @@ class Pair(nn.Linear):
         ),
         ({"attack": lambda model, x, y: x[:1]}, ValueError, r"expected the attack to return a tensor of shape"),
         ({"model": nn.Sequential(nn.Conv2d(1, 1, 1))}, ValueError, r"expected the model to return logits"),
-        ({"options": {"dtyp": torch.float32}}, TypeError, r"unexpected keyword argument 'dtyp'"),
+        (
+            {"options": {"dtyp": torch.float32}},
+            TypeError,
+            "expected options of FastAttackModel, got dtyp: check the name",
+        ),
+        ({"options": ["dtype"]}, TypeError, "expected options as a dictionary, got list"),
         ({"options": {"dtype": "float16"}}, ValueError, r"expected dtype to be .auto. or one of"),
     ],
 )
