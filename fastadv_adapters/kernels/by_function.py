@@ -47,7 +47,7 @@ def _with_gradient(convolution: Callable[..., Tensor], dimensions: int) -> Calla
                 call = _Call(bias, *geometry, groups)
                 lowered = weight.to(runs_in(input))
                 if depthwise.fits(call, input, lowered):
-                    spread = depthwise.lay_out(call, input.shape, lowered)
+                    spread = depthwise.lay_out(call, lowered)
                     return Convolve.apply(input, lowered, call, spread)  # type: ignore[no-any-return, no-untyped-call]
         return convolution(input, weight, bias, stride, padding, dilation, groups)
 

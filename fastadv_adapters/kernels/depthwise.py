@@ -92,7 +92,7 @@ def fits(layer: Any, input: Tensor, weight: Tensor) -> bool:
     return weight.dtype == runs_in(input) and is_onednn(layer, input, weight)
 
 
-def lay_out(layer: Any, shape: torch.Size, weight: Tensor) -> Spread:
+def lay_out(layer: Any, weight: Tensor) -> Spread:
     """What is kept of a layer that :func:`fits`."""
     return Spread(layer.bias, layer.stride, layer.padding, layer.dilation, weight)
 

@@ -134,7 +134,7 @@ def fits(layer: nn.Module, input: Tensor, weight: Tensor) -> bool:
     return input.is_contiguous(memory_format=torch.channels_last) and is_onednn(layer, input, weight)
 
 
-def lay_out(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> Blocks:
+def lay_out(layer: nn.Conv2d, weight: Tensor) -> Blocks:
     """What is kept of a layer that :func:`fits`."""
     stride = layer.stride[0]
     room = _AT_ONCE if stride == 1 else _WITH_STRIDE

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..modules import become, is_transformed
 from . import calls
-from .calls import DTYPES, runs_in, unseen
+from .calls import DTYPES, runs_in
+from .prepacked import Algorithm, Prepacked
 
 LEAST = 2**17
 """Weights with fewer entries are reordered in less time than a Function takes to be called."""
@@ -45,13 +46,12 @@ class LaidOutProduct:
     def gradient(self, grad: Tensor, weight: Tensor) -> Tensor:
         """The gradient at the input from that at the output; not itself differentiable."""
         if self.backward is None:
-            self.backward = _reorder(weight.t().contiguous(), grad)
+            self.backward = _reorder(weight.t().contiguous(), grad.shape)
         return _multiply(grad, self.backward, None)
 
 
-def _reorder(weight: Tensor, input: Tensor) -> Tensor:
-    rows = input.numel() // input.shape[-1]
-    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+def _reorder(weight: Tensor, shape: torch.Size) -> Tensor:
+    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, math.prod(shape[:-1]))
     return laid_out
 
 
@@ -63,41 +63,20 @@ def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return whole
 
 
-class Kept:
-    """What is kept of one layer's weight, made by the first pass that needs it."""
+class _Kept(Prepacked):
+    """What is kept of one linear layer's weight."""
 
-    def __init__(self) -> None:
-        # One attribute: a thread that is late with an old weight does not put it in the place of the new one.
-        self._kept: tuple[Tensor | None, int, LaidOutProduct | None] = None, 0, None
-        self._refused = False
+    may = True
 
-    def refuse(self) -> None:
-        """Lay nothing out ahead from now on."""
-        self._refused = True
+    def _way(self, layer: Any, input: Tensor, weight: Tensor) -> Algorithm | None:
+        return "laid out" if _fits(layer, input, weight) else None
 
-    def find(self, layer: nn.Linear, input: Tensor) -> LaidOutProduct | None:
-        """The weight for this call; None if PyTorch's own product is to be run."""
-        weight = layer.weight
-        if self._refused or not _fits(layer, input):
-            return None
-        kept, version, laid_out = self._kept
-        is_same = laid_out is not None and kept is weight and laid_out.bias is layer.bias
-        if not is_same or version != weight._version:
-            self._kept = None, 0, None  # an old one is given back first: the new one takes its memory
-            version = weight._version
-            try:
-                with unseen():
-                    laid_out = LaidOutProduct(layer.bias, weight.dtype, _reorder(weight.detach(), input))
-            except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
-                self._refused = True
-                return None
-            self._kept = weight, version, laid_out
-        return laid_out
+    def _make(self, way: Algorithm, layer: Any, shape: torch.Size, weight: Tensor) -> LaidOutProduct:
+        return LaidOutProduct(layer.bias, weight.dtype, _reorder(weight.detach(), shape))
 
 
-def _fits(layer: nn.Linear, input: Tensor) -> bool:
+def _fits(layer: nn.Linear, input: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is faster here, on a frozen weight that is in the right dtype."""
-    weight = layer.weight
     if weight.numel() < LEAST or weight.dtype not in DTYPES or weight.requires_grad:
         return False
     bias: Tensor | None = layer.bias
@@ -134,19 +113,19 @@ class _Multiply(torch.autograd.Function):
 class _Linear:
     """Mixin for a linear layer."""
 
-    laid_out: Kept
+    laid_out: _Kept
     weight: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply, by a weight that is laid out, if that is faster."""
-        laid_out = None
+        laid_out, weight = None, self.weight
         if not torch.compiler.is_compiling():
             with torch._C.DisableTorchFunction():  # a mode would look at each attribute that is read here
-                laid_out = self.laid_out.find(self, input)  # type: ignore[arg-type]
+                laid_out = self.laid_out.find(self, input, weight)
         if laid_out is None:
             output: Tensor = super().forward(input)  # type: ignore[misc]
         elif torch.is_grad_enabled() and input.requires_grad:
-            output = _Multiply.apply(input, self.weight, laid_out)  # type: ignore[no-untyped-call]
+            output = _Multiply.apply(input, weight, laid_out)  # type: ignore[no-untyped-call]
         else:
             output = laid_out.multiply(input)
         return output
@@ -156,4 +135,4 @@ def lay_linear_out(part: nn.Module) -> None:
     """Have a linear layer of exactly PyTorch's class keep its weight laid out; it decides at each call."""
     if type(part) is nn.Linear:
         become(part, _Linear)
-        vars(part)["laid_out"] = Kept()
+        vars(part)["laid_out"] = _Kept()

@@ -13,12 +13,12 @@ refuse a layer, PyTorch's convolution is run.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..modules import Precision
+from ..modules import Precision, modules_of
 from . import depthwise, few_channels, winograd
 from .calls import DTYPES, is_onednn, runs_in, unseen
 from .depthwise import Spread
@@ -91,22 +91,18 @@ class Prepacked:
     """What is kept of one layer's weights, made by the first pass that needs it."""
 
     pays = staticmethod(winograd.pays)
+    may: bool | None = None  # whether something may be kept, for some input; to be found out
 
     def __init__(self) -> None:
         # One attribute: a thread that is late with old weights does not put them among the new ones.
-        self._kept: tuple[Tensor | None, int, dict[Algorithm, Weights], Any] = None, 0, {}, None
+        self._kept: tuple[Tensor | None, int, dict[Algorithm, Any], Any] = None, 0, {}, None
         self._refused: set[Algorithm] = set()
-        self._may: bool | None = None
 
-    def refuse(self) -> None:
-        """Lay nothing out ahead from now on."""
-        self._refused.update(get_args(Algorithm))
-
-    def find(self, layer: nn.Module, input: Tensor, weight: Tensor) -> Weights | None:
+    def find(self, layer: Any, input: Tensor, weight: Tensor) -> Any:
         """The weights for this call; None where PyTorch's own convolution is to be run."""
-        if self._may is None:
-            self._may = _is_large(layer) or depthwise.may_fit(layer) or few_channels.may_fit(layer)
-        way = self._way(layer, input, weight) if self._may else None
+        if self.may is None:
+            self.may = _is_large(layer) or depthwise.may_fit(layer) or few_channels.may_fit(layer)
+        way = self._way(layer, input, weight) if self.may else None
         if way is None or way in self._refused:
             return None
         kept_weight, version, kept, bias = self._kept
@@ -116,7 +112,7 @@ class Prepacked:
         if way not in kept:
             try:
                 with unseen():
-                    kept[way] = _maker(way)(layer, input.shape, weight)
+                    kept[way] = self._make(way, layer, input.shape, weight)
             except (RuntimeError, AttributeError):  # no memory, or no such operators in this PyTorch or processor
                 self._refused.add(way)
                 return None
@@ -130,6 +126,21 @@ class Prepacked:
         if not isinstance(layer, nn.Conv2d) or not _is_large(layer) or not _fits(layer, input, weight):
             return None
         return "winograd" if "winograd" not in self._refused and self.pays(layer, input.shape) else "laid out"
+
+    def _make(self, way: Algorithm, layer: Any, shape: torch.Size, weight: Tensor) -> Any:
+        if way == "depthwise":
+            return depthwise.lay_out(layer, weight)
+        if way == "few channels":
+            return few_channels.lay_out(layer, weight)
+        return (winograd.transform if way == "winograd" else _lay_out)(layer, shape, weight)
+
+
+def lay_nothing_out(network: nn.Module) -> None:
+    """Have all layers of a network run on their weights as they are: it writes into them in a pass, perhaps unseen."""
+    for part in modules_of(network):
+        for kept in (vars(part).get("prepacked"), vars(part).get("laid_out")):
+            if isinstance(kept, Prepacked):
+                kept.may = False
 
 
 def is_laid_out(layer: nn.Module, precision: Precision) -> bool:
@@ -154,15 +165,6 @@ def _fits(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> bool:
     if type(weight) is not nn.Parameter or not input.is_contiguous(memory_format=torch.channels_last):
         return False
     return is_onednn(layer, input, weight)
-
-
-def _maker(way: Algorithm) -> Any:
-    """The function that makes the weights for this way."""
-    if way == "depthwise":
-        return depthwise.lay_out
-    if way == "few channels":
-        return few_channels.lay_out
-    return winograd.transform if way == "winograd" else _lay_out
 
 
 def _lay_out(layer: nn.Conv2d, shape: torch.Size, weight: Tensor) -> LaidOut:

@@ -94,7 +94,7 @@ class _ShapeOnly:
         # A lone image has no batch axis; a transform refuses Functions; of a tensor's subclass they hand out a view.
         if input.ndim != weight.ndim or type(input) not in (Tensor, nn.Parameter) or is_transformed():
             return True, None
-        packed = self.prepacked.find(self, input, weight)  # type: ignore[arg-type]
+        packed = self.prepacked.find(self, input, weight)
         return packed is None and (input.numel() < SMALL or _is_kept(input)), packed
 
 

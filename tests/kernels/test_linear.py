@@ -18,9 +18,9 @@ def reorders(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Weights of any size are laid out; collects what was."""
     found, reorder = list[Tensor](), linear._reorder
 
-    def noted(weight: Tensor, input: Tensor) -> Tensor:
+    def noted(weight: Tensor, shape: torch.Size) -> Tensor:
         found.append(weight)
-        return reorder(weight, input)
+        return reorder(weight, shape)
 
     monkeypatch.setattr(linear, "_reorder", noted)
     monkeypatch.setattr(linear, "LEAST", 0)
