@@ -1,7 +1,10 @@
-"""What an attack wants of the outputs: another class, or just a higher loss."""
+"""What an attack wants of the outputs: another class, or just a higher loss.
+
+The three classes have the same methods. Whatever these are given or return has a row per sample.
+"""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,27 +13,6 @@ from ..boundary import Packed
 from .checks import accept_logits
 from .losses import Loss, margin
 from .targets import Targets
-
-
-class Objective(Protocol):
-    """How outputs are judged, and which way is up. Everything has a row per sample."""
-
-    def accept(self, outputs: Any, samples: int) -> Packed:
-        """The outputs of a model for so many samples, packed; an error if they are not what is needed."""
-
-    def values(self, outputs: Packed, targets: Targets, samples: int) -> Tensor:
-        """The loss, (N,)."""
-
-    def ascent(
-        self, outputs: Packed, targets: Targets, samples: int, progress: float | Tensor
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and for each tensor among the outputs the direction to backpropagate, None if it has no part.
-
-        ``progress`` is the share of the steps that is done, 0 to 1, for all or per sample (N, 1).
-        """
-
-    def judge(self, outputs: Packed, targets: Targets, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Which samples are adversarial, and which have lost their outputs to NaN or infinity, which is no success."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +24,7 @@ class AnotherClass:
     largest_label: int
 
     def accept(self, outputs: Any, samples: int) -> Packed:
-        """Logits with a class for every label."""
+        """The outputs for so many samples, packed; an error if they are no logits with a class for every label."""
         return Packed(accept_logits(outputs, samples, self.largest_label))
 
     def values(self, outputs: Packed, targets: Targets, samples: int) -> Tensor:
@@ -52,12 +34,15 @@ class AnotherClass:
     def ascent(
         self, outputs: Packed, targets: Targets, samples: int, progress: float | Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and the direction at the logits."""
+        """The loss, and for each tensor among the outputs the direction to backpropagate, None if it has no part.
+
+        ``progress`` is the share of the steps that is done, 0 to 1, for all or per sample (N, 1).
+        """
         values, direction = self.loss.ascent(outputs.tensors[0], targets.tree, progress)
         return values, [direction]
 
     def judge(self, outputs: Packed, targets: Targets, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Decisions, and whether there is none."""
+        """Which samples are adversarial, and which have lost their outputs to NaN or infinity, which is no success."""
         logits, labels = outputs.tensors[0], targets.tree
         predicted, lost = logits.argmax(1), undecided(logits)
         hit = predicted == labels if self.targeted else predicted != labels
@@ -144,3 +129,6 @@ def _scaled(gradients: list[Tensor | None], samples: int) -> list[Tensor | None]
         return torch.where(usable.view(ones), gradient / divisor.view(ones), 0.0)
 
     return [of(g) for g in gradients]
+
+
+Objective = AnotherClass | OneRival | HigherLoss

@@ -42,43 +42,29 @@ class Targets:
         return Targets(self.packed.holding([torch.cat(pair) for pair in pairs]))
 
 
-@dataclass(frozen=True)
-class Need:
-    """A setting that makes no sense without classes.
-
-    Attributes:
-        setting: as the user wrote it.
-        reason: why, and what to do.
-    """
-
-    setting: str
-    reason: str
-
-    def error(self) -> ValueError:
-        """The error for targets without classes."""
-        return ValueError(
-            f"expected y to hold class labels for {self.setting}, got targets without classes: {self.reason}"
-        )
+Need = tuple[str, str]
+"""A setting that makes no sense without classes, as the user wrote it; and why, and what to do."""
 
 
 def need_of_classes(loss: object, *, targeted: bool, early_stop: bool) -> Need | None:
     """The first of these settings that needs classes, if any."""
     if early_stop:
-        return Need("early_stop=True", "nothing is adversarial, so no sample can be dropped. Leave early_stop out")
+        return "early_stop=True", "nothing is adversarial, so no sample can be dropped. Leave early_stop out"
     if targeted:
-        return Need("targeted=True", "no class can be reached. Pass a loss that is larger nearer to the target")
+        return "targeted=True", "no class can be reached. Pass a loss that is larger nearer to the target"
     if not callable(loss):
         what = (
             "it compares logits. Pass a callable loss(outputs, targets) -> (N,), or y.argmax(1) if y has one-hot rows"
         )
-        return Need(f"loss={loss!r}", what)
+        return f"loss={loss!r}", what
     return None
 
 
 def refuse_need(classes: bool | None, need: Need | None) -> None:
-    """Raise ValueError if the user said that there are no classes, and something else needs them."""
+    """Raise ValueError if there are no classes, and something needs them."""
     if classes is False and need is not None:
-        raise need.error()
+        setting, reason = need
+        raise ValueError(f"expected y to hold class labels for {setting}, got targets without classes: {reason}")
 
 
 def has_classes(x: Any, y: Any, *, classes: bool | None, need: Need | None) -> bool:
@@ -104,6 +90,5 @@ def has_classes(x: Any, y: Any, *, classes: bool | None, need: Need | None) -> b
         meant_as_labels = y.dtype in LABELS or y.ndim < 2
     else:
         meant_as_labels = y is not None and not Packed(y).tensors
-    if not meant_as_labels:
-        raise need.error()
+    refuse_need(meant_as_labels, need)
     return True  # of a wrong dtype or shape, for which there are errors that say so
