@@ -122,38 +122,8 @@ class SafeLinfPGD(_SafeSteps, foolbox.attacks.LinfProjectedGradientDescentAttack
 
 
 class SafeL2PGD(_SafeSteps, foolbox.attacks.L2ProjectedGradientDescentAttack):
-    """foolbox's ``L2PGD`` with the default loss of :class:`fastadv_adapters.SafePGD`.
-
-    The gradient of that loss neither vanishes nor depends on the scale of the logits. Entries of a gradient that
-    are not finite become 0. On a fast model a sample that this happened to, and that is not adversarial yet, is
-    attacked once more in full precision (on a processor only if it was not mended at once). As in foolbox all steps
-    have one size, and the last iterate is returned.
-
-    Calling it raises TypeError or ValueError for inputs, labels, budgets or a criterion that it cannot attack; criteria
-    are labels, ``Misclassification`` and ``TargetedMisclassification``.
-
-    Args:
-        rel_stepsize: the size of a step relative to epsilon.
-        abs_stepsize: the size of a step in units of the input; replaces ``rel_stepsize``.
-        steps: how many gradient steps.
-        random_start: whether to begin at a random point of the ball.
-    """
+    """foolbox's ``L2PGD``, with arguments, loss and errors as of :class:`SafeLinfPGD`."""
 
 
 class SafeL1PGD(_SafeSteps, foolbox.attacks.L1ProjectedGradientDescentAttack):
-    """foolbox's ``L1PGD`` with the default loss of :class:`fastadv_adapters.SafePGD`.
-
-    The gradient of that loss neither vanishes nor depends on the scale of the logits. Entries of a gradient that
-    are not finite become 0. On a fast model a sample that this happened to, and that is not adversarial yet, is
-    attacked once more in full precision (on a processor only if it was not mended at once). As in foolbox all steps
-    have one size, and the last iterate is returned.
-
-    Calling it raises TypeError or ValueError for inputs, labels, budgets or a criterion that it cannot attack; criteria
-    are labels, ``Misclassification`` and ``TargetedMisclassification``.
-
-    Args:
-        rel_stepsize: the size of a step relative to epsilon.
-        abs_stepsize: the size of a step in units of the input; replaces ``rel_stepsize``.
-        steps: how many gradient steps.
-        random_start: whether to begin at a random point of the ball.
-    """
+    """foolbox's ``L1PGD``, with arguments, loss and errors as of :class:`SafeLinfPGD`."""
