@@ -6,7 +6,7 @@ So trees of arguments and outputs end in real, dense tensors, which the boundary
 import copyreg
 import dataclasses
 from collections import OrderedDict, UserDict, UserList, defaultdict
-from collections.abc import Set, ValuesView
+from collections.abc import Callable, Set, ValuesView
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -16,17 +16,26 @@ from torch.utils import _pytree as pytree  # private by name, but what PyTorch's
 
 
 class _Opened:
-    """What stands in a tree for an object of a data class: its attributes, in order."""
+    """What stands in a tree for a leaf that holds tensors.
 
-    def __init__(self, kind: type, attributes: dict[str, Any]) -> None:
-        self.kind, self.attributes = kind, attributes
+    Attributes:
+        parts: a tree of what it holds.
+        close: makes such a leaf of these parts and of ``context``.
+        context: all else that is known of it.
+    """
+
+    def __init__(self, parts: list[Any], close: Callable[[Any, Any], Any], context: Any) -> None:
+        self.parts, self.close, self.context = parts, close, context
 
 
-def _apart(opened: _Opened) -> tuple[list[Any], Any]:
-    return list(opened.attributes.values()), (opened.kind, *opened.attributes)
+pytree.register_pytree_node(
+    _Opened,
+    lambda opened: (opened.parts, (opened.close, opened.context)),
+    lambda parts, how: how[0](list(parts), how[1]),
+)
 
 
-def _together(values: Any, context: Any) -> Any:
+def _data_of(values: Any, context: Any) -> Any:
     kind, *names = context
     made = kind.__new__(kind)  # __init__ might compute from tensors what is known already
     for name, value in zip(names, values, strict=True):
@@ -34,22 +43,9 @@ def _together(values: Any, context: Any) -> Any:
     return made
 
 
-class _Subclass:
-    """What stands for an object of a subclass of ``tuple``, ``list`` or ``dict``: its items, and its attributes.
-
-    Of a dictionary, attributes may repeat items.
-    """
-
-    def __init__(self, kind: type, items: Any, attributes: dict[str, Any]) -> None:
-        self.kind, self.items, self.attributes = kind, items, attributes
-
-
-def _items_of(held: _Subclass) -> tuple[list[Any], Any]:
-    return [held.items, held.attributes], held.kind
-
-
-def _subclass_of(values: Any, kind: Any) -> Any:
-    items, attributes = values
+def _container_of(parts: Any, kind: Any) -> Any:
+    """An object of a subclass of ``tuple``, ``list`` or ``dict``, whose attributes may repeat items of a dictionary."""
+    items, attributes = parts
     # Not the class's own ways, which may want to know more, or compute what is known already.
     made = tuple.__new__(kind, items) if issubclass(kind, tuple) else kind.__new__(kind)
     if isinstance(made, list):
@@ -64,42 +60,16 @@ def _subclass_of(values: Any, kind: Any) -> Any:
     return made
 
 
-class _Complex:
-    """What stands for a complex tensor: real and imaginary parts."""
-
-    def __init__(self, real: Tensor) -> None:
-        self.real = real
+def _complex_of(parts: Any, _: Any) -> Tensor:
+    return torch.view_as_complex(parts[0].contiguous())
 
 
-class _Sparse:
-    """What stands for a sparse tensor: its indices and values."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        if tensor.layout is torch.sparse_coo:
-            tensor = tensor.coalesce()
-            self.indices = [tensor.indices()]
-        else:
-            rows = tensor.layout is torch.sparse_csr
-            self.indices = (
-                [tensor.crow_indices(), tensor.col_indices()] if rows else [tensor.ccol_indices(), tensor.row_indices()]
-            )
-        self.values, self.context = _open(tensor.values()), (tensor.layout, tensor.shape)
-
-
-def _tensor_of(held: Any, context: Any) -> Tensor:
-    *indices, values = held
+def _sparse_of(parts: Any, context: Any) -> Tensor:
+    *indices, values = parts
     layout, shape = context
     if layout is torch.sparse_coo:
         return torch.sparse_coo_tensor(indices[0], values, shape, is_coalesced=True)
     return torch.sparse_compressed_tensor(indices[0], indices[1], values, shape, layout=layout)
-
-
-pytree.register_pytree_node(_Sparse, lambda held: ([*held.indices, held.values], held.context), _tensor_of)
-pytree.register_pytree_node(_Opened, _apart, _together)
-pytree.register_pytree_node(_Subclass, _items_of, _subclass_of)
-pytree.register_pytree_node(
-    _Complex, lambda held: ([held.real], None), lambda values, _: torch.view_as_complex(next(iter(values)).contiguous())
-)
 
 
 def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
@@ -114,16 +84,29 @@ def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
 def _open(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         if leaf.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
-            return _Sparse(leaf)
-        return _Complex(torch.view_as_real(leaf.resolve_conj())) if leaf.is_complex() else leaf
+            return _open_sparse(leaf)
+        return _Opened([torch.view_as_real(leaf.resolve_conj())], _complex_of, None) if leaf.is_complex() else leaf
     if isinstance(leaf, (tuple, list, dict)):
         return _open_subclass(leaf)
     if isinstance(leaf, type) or not _holds_data(leaf):
         return leaf
     names = [f.name for f in (*_fields(leaf), *getattr(type(leaf), "__attrs_attrs__", ()))]
     fields = {name: getattr(leaf, name) for name in names if hasattr(leaf, name)}
-    attributes = _opened({**fields, **getattr(leaf, "__dict__", {})})
-    return leaf if attributes is None else _Opened(type(leaf), attributes)
+    attributes = _open_all({**fields, **getattr(leaf, "__dict__", {})})
+    if attributes is None:
+        return leaf
+    return _Opened(list(attributes.values()), _data_of, (type(leaf), *attributes))
+
+
+def _open_sparse(tensor: Tensor) -> _Opened:
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        indices = [tensor.indices()]
+    elif tensor.layout is torch.sparse_csr:
+        indices = [tensor.crow_indices(), tensor.col_indices()]
+    else:
+        indices = [tensor.ccol_indices(), tensor.row_indices()]
+    return _Opened([*indices, _open(tensor.values())], _sparse_of, (tensor.layout, tensor.shape))
 
 
 def _holds_data(leaf: Any) -> bool:
@@ -148,11 +131,11 @@ def _open_subclass(value: Any) -> Any:
     if isinstance(value, defaultdict):
         attributes["default_factory"] = value.default_factory
     repeated = value if isinstance(value, dict) else ()
-    opened = _opened([base(value), {name: None if name in repeated else v for name, v in attributes.items()}])
-    return value if opened is None else _Subclass(type(value), *opened)
+    parts = _open_all([base(value), {name: None if name in repeated else v for name, v in attributes.items()}])
+    return value if parts is None else _Opened(parts, _container_of, type(value))
 
 
-def _opened(held: Any) -> Any:
+def _open_all(held: Any) -> Any:
     """The same with all leaves opened; None if there is no tensor."""
     leaves, spec = pytree.tree_flatten(held, is_leaf=_is_own_tuple)
     opened = pytree.tree_unflatten(map(_open, leaves), spec)
