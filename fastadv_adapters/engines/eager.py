@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +53,6 @@ class EagerEngine:
             tensor = tensor.to(self.native)
         return tensor.clone() if tensor.is_leaf and tensor.requires_grad else tensor  # the model may write into it
 
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The network itself."""
-        return self.network(*args, **kwargs)
-
 
 class EagerRun:
     """One call of an :class:`EagerEngine`; see :class:`Run`.
@@ -76,7 +71,7 @@ class EagerRun:
         engine = self._engine
         args, kwargs = self._arguments.rebuild(list(map(engine.enter, tensors)))
         with engine.precision.context(), engine.around():
-            output = Packed(engine.call(args, kwargs))
+            output = Packed(engine.network(*args, **kwargs))
         self._arguments.refuse_filled((args, kwargs))
         return output
 

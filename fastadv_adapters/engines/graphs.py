@@ -13,7 +13,7 @@ _WARM_UPS = 3  # as many as PyTorch's own make_graphed_callables makes
 
 
 class CudaRecorder:
-    """Records into CUDA graphs that share one memory pool; see :class:`fastadv_adapters.engines.replay.Recorder`."""
+    """Records into CUDA graphs that share one memory pool; see :class:`fastadv_adapters.engines.recording.Recorder`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -59,7 +59,7 @@ class CudaRecorder:
         with ALONE:
             self._aside.wait_stream(current)
             try:
-                with torch.cuda.stream(self._aside), _looking_for_the_fastest(), _backward_in_this_thread():
+                with torch.cuda.stream(self._aside), _as_recorded():
                     for _ in range(_WARM_UPS - 1):
                         work()
                     with refuse_what_waits(self._device) if looks else nullcontext():
@@ -74,7 +74,7 @@ class CudaRecorder:
 
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
         """Record the work; other threads may go on using the device meanwhile."""
-        with ALONE, _looking_for_the_fastest(), _backward_in_this_thread():
+        with ALONE, _as_recorded():
             try:
                 return capture(work, stream=self._stream, pool=self._pool)
             except BaseException:
@@ -83,19 +83,16 @@ class CudaRecorder:
 
 
 @contextmanager
-def _backward_in_this_thread() -> Iterator[None]:
-    """Backward passes run here: the device's own thread may wait for a lock that this thread holds."""
-    with torch.autograd.set_multithreading_enabled(False):
-        yield
+def _as_recorded() -> Iterator[None]:
+    """``cudnn.benchmark`` for this block, unless the user wants determinism; for one shape it pays at once.
 
-
-@contextmanager
-def _looking_for_the_fastest() -> Iterator[None]:
-    """``cudnn.benchmark`` for this block, unless the user wants determinism; for one shape it pays at once."""
+    Backward passes run in this thread: the device's own may wait for a lock that this one holds.
+    """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark
     cudnn.benchmark = before or not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         cudnn.benchmark = before

@@ -1,7 +1,7 @@
 """Whether a pass waits for the device, or copies between host and device, which no recording can hold."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,15 +16,13 @@ _NEEDS_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 _INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
 
 
-@contextmanager
-def refuse_what_waits(device: torch.device) -> Iterator[None]:
+def refuse_what_waits(device: torch.device) -> AbstractContextManager[Any]:
     """Raise CannotRecordError where code inside needs a value of the device, or copies to it or from it.
 
     A capture that comes upon the first breaks. It takes some of the second, and repeats them from memory of the host
     that is gone. ``torch.cuda.set_sync_debug_mode`` would see a little more, but raises in every thread.
     """
-    with _Looking(device):
-        yield
+    return _Looking(device)
 
 
 class _Looking(OperatorMode):

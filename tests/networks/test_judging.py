@@ -26,13 +26,13 @@ class Counted:
         self.fast = FastAttackModel(model, engine="eager", **options)
         self.asked: list[int] = []
         twin = self.fast._networks.twin.engine
-        call = twin.call
+        enter = twin.enter
 
-        def counted(args: Any, kwargs: Any) -> Any:
-            self.asked.append(len(args[0]))
-            return call(args, kwargs)
+        def counted(tensor: Tensor) -> Tensor:
+            self.asked.append(len(tensor))
+            return enter(tensor)
 
-        twin.call = counted  # type: ignore[method-assign]
+        twin.enter = counted  # type: ignore[method-assign]
 
     def __call__(self, x: Tensor) -> Tensor:
         self.asked.clear()
