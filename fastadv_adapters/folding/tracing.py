@@ -94,6 +94,63 @@ class Trace:
         return self.without_layers({name for name in layers if isinstance(submodule_of(module, name), kinds)})
 
 
+@dataclass(frozen=True)
+class _Traced:
+    """What was traced of one module.
+
+    Attributes:
+        root: the module.
+        graph: of its calls.
+        names: of all parts of the model, by identity.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    names: dict[int, str]
+
+    def called_by(self, node: fx.Node) -> nn.Module | None:
+        """The module that this node calls."""
+        return submodule_of(self.root, str(node.target)) if node.op == "call_module" else None
+
+    def name_of(self, node: fx.Node | None) -> str:
+        """The name of the module that this node calls; "" if it calls none."""
+        module = None if node is None else self.called_by(node)
+        return "" if module is None else self.names[id(module)]
+
+    def passes_through(self, node: fx.Node) -> bool:
+        """Whether this node hands its input on in eval mode."""
+        module = self.called_by(node)
+        if module is not None:
+            return type(module) in DOES_NOTHING and not has_hooks(module)
+        if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
+            training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            return training is False
+        return False
+
+    def source(self, node: fx.Node) -> str:
+        """Name of the layer whose output this node reads, through what hands it on; "" if it is no layer."""
+        source = _input(node)
+        while source is not None and self.passes_through(source):
+            source = _input(source)
+        return self.name_of(source)
+
+    def readers(self, node: fx.Node) -> Iterator[str]:
+        """Names of the modules that read this node's output; "" for any other reader."""
+        for user in node.users:
+            if self.passes_through(user):
+                yield from self.readers(user)
+            else:
+                yield self.name_of(user) if _input(user) is node and len(user.all_input_nodes) == 1 else ""
+        if not node.users:
+            yield ""
+
+    def read_tensors(self) -> Iterator[str]:
+        """Names of the modules whose own tensors code reads here."""
+        for node in self.graph.nodes:
+            if node.op == "get_attr":
+                yield self.names[id(submodule_of(self.root, str(node.target).rpartition(".")[0]))]
+
+
 def trace(module: nn.Module) -> Trace:
     """Trace a throw-away copy of ``module`` as far as it traces; what does not is tried child by child.
 
@@ -101,16 +158,16 @@ def trace(module: nn.Module) -> Trace:
     """
     copied = copy_module(module, clone)
     names = {id(m): name for name, m in named_modules_of(copied)}
-    result, graphs = Trace(), []
+    result, parts = Trace(), list[_Traced]()
     with unwritten_by_copies(module), tracing(copied), _quietly(copied), torch.no_grad():
         for root, graph in _graphs(copied, names, result.opaque):
-            graphs.append((names[id(root)], graph))
+            parts.append(_Traced(root, graph, names))
             result.rectified |= {names[id(layer)] for layer in find_rectified(root, graph)}
-            result.touched |= {_join(names[id(root)], owner) for owner in _owners_of_read_tensors(graph)}
+            result.touched.update(parts[-1].read_tensors())
     for reader in read_unseen(copied, result.opaque):
         result.unseen |= {names[id(part)] for part in modules_of(reader)}
-    result.producer = _pair(copied, names, graphs)
-    result.streams = list(_streams(copied, names, graphs, result))
+    result.producer = _pair(parts)
+    result.streams = list(_streams(parts, result))
     return result
 
 
@@ -119,34 +176,21 @@ def holds_parameters(layer: nn.Module) -> bool:
     return layer._parameters.get("weight") is not None and "bias" in layer._parameters
 
 
-def _streams(
-    root: nn.Module, names: dict[int, str], graphs: list[tuple[str, fx.Graph]], known: Trace
-) -> Iterator[Stream]:
+def _streams(parts: list[_Traced], known: Trace) -> Iterator[Stream]:
     """The streams of each graph, of convolutions and batch norms that are called in no other."""
-    called: list[str] = [
-        names[id(submodule_of(root, _join(prefix, str(node.target))))]
-        for prefix, graph in graphs
-        for node in graph.nodes
-        if node.op == "call_module"
-    ]
-    folded = {*known.producer, *known.producer.values()}
+    called = [name for part in parts for node in part.graph.nodes if (name := part.name_of(node))]
+    others = {*known.producer, *known.producer.values()} | known.touched | known.unseen
 
-    def name_in(prefix: str, kinds: tuple[type[nn.Module], ...], node: fx.Node) -> str:
-        if node.op != "call_module":
+    def name_in(part: _Traced, kinds: tuple[type[nn.Module], ...], node: fx.Node) -> str:
+        module, name = part.called_by(node), part.name_of(node)
+        if type(module) not in kinds or module is None or has_hooks(module) or name in others:
             return ""
-        module = submodule_of(root, _join(prefix, str(node.target)))
-        name = names[id(module)]
-        fits = type(module) in kinds and not has_hooks(module) and name not in folded | known.touched | known.unseen
-        fits = fits and (isinstance(module, _BatchNorm) or holds_parameters(module))
+        fits = isinstance(module, _BatchNorm) or holds_parameters(module)
         return name if fits and called.count(name) == 1 else ""
 
-    for prefix, graph in graphs:
-        stream = find_stream(
-            graph,
-            partial(name_in, prefix, CONVOLUTIONS),
-            partial(name_in, prefix, STOCK_NORMS),
-            partial(_passes_through, root=root, prefix=prefix),
-        )
+    for part in parts:
+        writes, reads = partial(name_in, part, CONVOLUTIONS), partial(name_in, part, STOCK_NORMS)
+        stream = find_stream(part.graph, writes, reads, part.passes_through)
         if stream.sums:
             yield stream
 
@@ -180,68 +224,22 @@ def _graphs(root: nn.Module, names: dict[int, str], opaque: dict[str, str]) -> I
         yield from _graphs(child, names, opaque)
 
 
-def _join(root: str, name: str) -> str:
-    return f"{root}.{name}" if root and name else root or name
-
-
-def _owners_of_read_tensors(graph: fx.Graph) -> Iterator[str]:
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            yield str(node.target).rpartition(".")[0]
-
-
-def _pair(root: nn.Module, names: dict[int, str], graphs: list[tuple[str, fx.Graph]]) -> dict[str, str]:
+def _pair(parts: list[_Traced]) -> dict[str, str]:
     """Batch norm -> layer, where every call of the one meets a call of the other and nothing else."""
     sources: dict[str, set[str]] = {}
     readers: dict[str, set[str]] = {}
-    for prefix, graph in graphs:
-        for node in graph.nodes:
-            if node.op != "call_module":
-                continue
-            module = submodule_of(root, _join(prefix, str(node.target)))
-            name = names[id(module)]
+    for part in parts:
+        for node in part.graph.nodes:
+            module, name = part.called_by(node), part.name_of(node)
             if isinstance(module, _BatchNorm):
-                sources.setdefault(name, set()).add(_source(node, root, prefix, names))
+                sources.setdefault(name, set()).add(part.source(node))
             elif isinstance(module, (_ConvNd, nn.Linear)):
-                readers.setdefault(name, set()).update(_readers(node, root, prefix, names))
+                readers.setdefault(name, set()).update(part.readers(node))
     pairs = {norm: next(iter(layers)) for norm, layers in sources.items() if len(layers) == 1}
     return {norm: layer for norm, layer in pairs.items() if readers.get(layer) == {norm}}
-
-
-def _source(node: fx.Node, root: nn.Module, prefix: str, names: dict[int, str]) -> str:
-    """Name of the layer whose output this node reads, through what does nothing in eval mode; "" if it is no layer."""
-    source = _input(node)
-    while source is not None and _passes_through(source, root, prefix):
-        source = _input(source)
-    if source is None or source.op != "call_module":
-        return ""
-    return names[id(submodule_of(root, _join(prefix, str(source.target))))]
-
-
-def _readers(node: fx.Node, root: nn.Module, prefix: str, names: dict[int, str]) -> Iterator[str]:
-    """Names of the modules that read this node's output; "" for any other reader."""
-    for user in node.users:
-        if _passes_through(user, root, prefix):
-            yield from _readers(user, root, prefix, names)
-        elif user.op == "call_module" and _input(user) is node and len(user.all_input_nodes) == 1:
-            yield names[id(submodule_of(root, _join(prefix, str(user.target))))]
-        else:
-            yield ""
-    if not node.users:
-        yield ""
 
 
 def _input(node: fx.Node) -> fx.Node | None:
     """The one input of a node, if it has just one argument that is a node."""
     source = node.args[0] if node.args else node.kwargs.get("input")
     return source if isinstance(source, fx.Node) else None
-
-
-def _passes_through(node: fx.Node, root: nn.Module, prefix: str) -> bool:
-    if node.op == "call_module":
-        module = submodule_of(root, _join(prefix, str(node.target)))
-        return type(module) in DOES_NOTHING and not has_hooks(module)
-    if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
-        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-        return training is False
-    return False

@@ -8,6 +8,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from fastadv_adapters import FastAttackModel, FastAttackWarning
+from fastadv_adapters.folding import trace
 from tests.support.tools import batch, settle
 
 FLOAT32: Any = {"dtype": torch.float32}
@@ -57,3 +58,38 @@ def test_len_in_a_forward_folds_and_the_warning_points_at_the_callers_line() -> 
     with pytest.warns(FastAttackWarning, match="contiguous layout") as caught:
         torchattacks.FGSM(fast)(x, y)
     assert caught[0].filename == __file__
+
+
+class Reads(nn.Module):
+    """Calls a convolution that it shares, by its weight."""
+
+    def __init__(self, shared: nn.Conv2d) -> None:
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.shared.weight, padding=1)
+
+
+class TwoBranches(nn.Module):
+    """Does not trace as a whole: each branch is traced by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.calls, self.reads, self.head = nn.Sequential(conv, nn.BatchNorm2d(4)), Reads(conv), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.sum() > torch.inf):
+            return x
+        out: Tensor = self.head((self.calls(x) + self.reads(x)).mean((2, 3)))
+        return out
+
+
+def test_a_weight_that_another_branch_reads_under_another_name_is_not_folded() -> None:
+    net = settle(TwoBranches().eval())
+    assert trace(net).touched == {"calls.0"}
+    fast = FastAttackModel(net, dtype=torch.float32)
+    x, _ = batch()
+    torch.testing.assert_close(fast(x), net(x))
+    assert "the weight of calls.0 is read by other code too" in fast.summary()
