@@ -200,23 +200,20 @@ class _Builder:
         reads_first = trace.own_forward(name, part) if has_own_code else True
         if isinstance(reads_first, str):
             return f"kept: {reads_first}"
-        layer_name, why = self._layer_for(name, part, trace)
-        if layer_name and not reads_first:
-            layer_name, why = None, "its own forward does more with its input than the batch norm"
-        if layer_name:
-            vars(part)["balance"] = self._fold(layer_name, original)
-            swap(part, None, has_own_code=has_own_code)
-            return f"folded into {layer_name}"
-        swap(part, self._freeze(original), has_own_code=has_own_code)
-        return f"frozen into scale and shift: {why}"
-
-    def _layer_for(self, name: str, norm: _BatchNorm, trace: Trace) -> tuple[str | None, str]:
-        """The layer that this batch norm folds into, or why there is none."""
         layer_name = trace.producer.get(name)
         if layer_name is None:
-            return None, "no layer before it that it alone reads"
-        why = why_not(layer_name, self.parts[layer_name][0], norm, trace)
-        return None if why else layer_name, why
+            why = "no layer before it that it alone reads"
+        else:
+            why = why_not(layer_name, self.parts[layer_name][0], part, trace)
+            why = why or ("" if reads_first else "its own forward does more with its input than the batch norm")
+            if not why:
+                vars(part)["balance"] = self._fold(layer_name, original)
+                swap(part, None, has_own_code=has_own_code)
+                return f"folded into {layer_name}"
+        own: ScaleAndShift = {}  # for each dtype that its input may have; still to be filled
+        self.frozen.append((original, own))
+        swap(part, own, has_own_code=has_own_code)
+        return f"frozen into scale and shift: {why}"
 
     def _fold(self, layer_name: str, norm: _BatchNorm) -> Balance:
         """Give a layer own tensors that hold it and the batch norm behind it."""
@@ -231,12 +228,6 @@ class _Builder:
         become(part, Joined)
         vars(part)["balance"] = self.result.balances[layer_name] = Balance()
         return self.result.balances[layer_name]
-
-    def _freeze(self, norm: _BatchNorm) -> ScaleAndShift:
-        """Own scale and shift of a batch norm, in each dtype that its input may have: still to be filled."""
-        own: ScaleAndShift = {}
-        self.frozen.append((norm, own))
-        return own
 
     def own_tensors(self) -> None:
         """Lay out all other tensors and have them followed."""
