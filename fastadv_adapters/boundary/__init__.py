@@ -8,7 +8,7 @@ accelerators ``on_device`` and ``powers``); ``watching`` tells who asks which sa
 
 import torch
 
-from .crossing import Crossing, Pulled, Rows, mark_rewritten
+from .crossing import Crossing, Pulled, Rows, State, mark_rewritten
 from .ends import (
     Cuts,
     Ends,
@@ -27,7 +27,7 @@ from .on_device import DeviceState
 from .on_host import HostState
 from .packing import Packed, pack_arguments
 from .run import Engine, Run, Tape, UnbalancedFoldError
-from .scaling import FLOOR, START, STEP, GradientStats, LossScale, State, scale
+from .scaling import FLOOR, START, STEP, GradientStats, LossScale, scale
 from .watching import Watch, watch_gradients
 
 

@@ -10,10 +10,16 @@ from torch import Tensor
 
 from ..modules import gradients_of
 from .ends import Cuts, Ends
-from .scaling import LossScale, Shift, State, scale
+from .on_device import DeviceState
+from .on_host import HostState
+from .scaling import LossScale, Shift, scale
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Tensors with their graph, and the gradients that come in at them."""
+
+
+State = HostState | DeviceState
+"""What the boundary of one model remembers: one class for processors, one for accelerators, with the same methods."""
 
 
 class Pulled(NamedTuple):
@@ -53,15 +59,8 @@ class Rows:
             return self.at_ends
         return self.at_outputs is None or (self.at_outputs != () and all(self.at_outputs))
 
-    def apart(self, given: Sequence[bool], *, cut: bool) -> bool:
-        """Whether gradients may be scaled sample by sample.
-
-        Args:
-            given: at which outputs gradients come in.
-            cut: whether they are scaled at the ends.
-        """
-        if cut:
-            return self.at_ends
+    def apart(self, given: Sequence[bool]) -> bool:
+        """Whether gradients that come in at these outputs may be scaled there sample by sample."""
         known = self.at_outputs
         if not known:
             return known is None
@@ -122,14 +121,14 @@ class Crossing:
         if cuts is not None and cuts.above:
             # What comes in may lie below the range even of the upper part.
             if not isinstance(self.loss_scale, (int, float)):  # a number is for half precision alone
-                pairs, shift, _ = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
+                pairs, shift, _ = self._scaled(pairs, wanted, apart=self.rows.apart(given))
             pairs, past = _above(pairs, cuts, wanted)
             if shift is not None:
                 past = [g if g is None else (-shift).times(g) for g in past]
             pairs, own, loss_scale = self._scaled(pairs, wanted, apart=self.rows.at_ends)
             shift = own if shift is None or own is None else own + shift
         else:
-            pairs, shift, loss_scale = self._scaled(pairs, wanted, apart=self.rows.apart(given, cut=False))
+            pairs, shift, loss_scale = self._scaled(pairs, wanted, apart=self.rows.apart(given))
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if pairs:
             found = _below(pairs, wanted, cuts, keep=keep)

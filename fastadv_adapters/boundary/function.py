@@ -16,7 +16,7 @@ from ..modules import autocast, without_anomaly_mode, without_reentrant_checkpoi
 from .crossing import Crossing, Pulled
 from .packing import Packed
 from .run import Run, Tape
-from .watching import current_watches
+from .watching import WATCHES
 
 Audit = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor | None], Pulled, Sequence[Tensor] | None], Pulled]
 
@@ -46,7 +46,7 @@ class Call:
     output: Packed | None = None
 
     def __post_init__(self) -> None:
-        self.watches = current_watches()
+        self.watches = WATCHES.get()
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """Run with gradients through the boundary; returns the model's output."""

@@ -14,10 +14,10 @@ from .scaling import (
     PATIENCE,
     START,
     STEP,
+    Counts,
     GradientStats,
     LossScale,
     Shift,
-    State,
     added,
     back_of,
     bounds_of,
@@ -48,21 +48,21 @@ class DeviceShift:
         return DeviceShift(self.exponents + cast("DeviceShift", other).exponents)
 
 
-class DeviceState(State):
-    """See :class:`State`."""
+class DeviceState(Counts):
+    """As ``HostState``, which says what each method is for."""
 
+    lost = None
     exponent: Tensor
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self._passes = self._samples = self._entries = 0
-        self._counts = torch.zeros(
-            4, dtype=torch.int64, device=device
-        )  # nonfinite, zero, entries that are zero, logits
+        super().__init__()
+        self.device = device
+        # Samples that are not finite, and all zero; entries that are zero; outputs that are not finite.
+        self._counts = torch.zeros(4, dtype=torch.int64, device=device)
         self._start, self.exponent = (torch.full((), START, dtype=torch.int32, device=device) for _ in range(2))
-        self._calm = torch.zeros((), dtype=torch.int64, device=device)
-        self._spoilt_at_start = torch.zeros((), dtype=torch.int64, device=device)
-        self._incurable = torch.zeros((), dtype=torch.int64, device=device)
+        self._calm, self._spoilt_at_start, self._incurable = (
+            torch.zeros((), dtype=torch.int64, device=device) for _ in range(3)
+        )
 
     def start_anew(self) -> None:
         """Scale as for a model that was never seen."""
@@ -86,7 +86,7 @@ class DeviceState(State):
 
     def reset_counts(self) -> None:
         """Forget all counts."""
-        self._passes = self._samples = self._entries = 0
+        super().reset_counts()
         self._counts.zero_()
 
     def count_logits(self, outputs: Sequence[Tensor]) -> None:
@@ -94,12 +94,6 @@ class DeviceState(State):
         peaks = row_peaks([o for o in outputs if o.is_floating_point()])
         if peaks is not None:
             self._counts[3] += (~peaks.isfinite()).sum()
-
-    def count_pass(self, *, samples: int, entries: int) -> None:
-        """Count one backward pass and its size."""
-        self._passes += 1
-        self._samples += samples
-        self._entries += entries
 
     def stats(self) -> GradientStats:
         """Read the counts; waits for the device."""

@@ -16,10 +16,10 @@ from .scaling import (
     PATIENCE,
     START,
     STEP,
+    Counts,
     GradientStats,
     LossScale,
     Shift,
-    State,
     added,
     back_of,
     bounds_of,
@@ -76,13 +76,23 @@ class HostShift:
         return HostShift(self.exponents + other.exponents, lowest, highest)
 
 
-class HostState(State):
-    """See :class:`State`."""
+class HostState(Counts):
+    """What the boundary of one model remembers between passes, and its arithmetic there.
+
+    An overflow deep in the network seldom reaches the input as an infinity: the next layer sums infinities of both
+    signs to NaN. So NaN lowers the exponent too, down to the lowest. Samples that are still spoilt there were spoilt by
+    something else: that many are put up with until the next update, and if lowering has cured no other sample, the
+    exponent goes back to the start.
+
+    Attributes:
+        device: of the tensors that pass.
+        exponent: the exponent to which the largest entry of a scaled gradient is brought.
+    """
 
     exponent: int
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+        self.device = device
         self.start_anew()
         self.reset_counts()
 
@@ -93,19 +103,20 @@ class HostState(State):
         self._moderate = False
 
     def start_at_most(self, exponent: int) -> None:
-        """Scale no higher than this."""
+        """Scale no higher than this, now and later: above it a gradient was seen to overflow."""
         self._start, self.exponent = min(self._start, exponent), min(self.exponent, exponent)
 
     def follow(self) -> None:
-        """Weights have new values."""
+        """Weights have new values: scale as before, or a step higher if there has been no overflow for long."""
         if self._calm >= PATIENCE:
             self.exponent, self._calm = min(self.exponent + STEP, self._start), 0
         self._incurable = 0
 
     def reset_counts(self) -> None:
         """Forget all counts."""
-        self._passes = self._samples = self._nonfinite = self._zero = self._logits = self._entries = self._zeros = 0
-        self._vanished, self._came_in = 0, (0, 0)
+        super().reset_counts()
+        self._nonfinite = self._zero = self._logits = self._zeros = self._vanished = 0
+        self._came_in = (0, 0)
 
     def count_logits(self, outputs: Sequence[Tensor]) -> None:
         """Count the samples with a non-finite output."""
@@ -115,19 +126,13 @@ class HostState(State):
                 self._logits += sum(not math.isfinite(number) for number in _numbers(floating))
                 return
 
-    def count_pass(self, *, samples: int, entries: int) -> None:
-        """Count one backward pass and its size."""
-        self._passes += 1
-        self._samples += samples
-        self._entries += entries
-
     def stats(self) -> GradientStats:
         """The counts."""
         return GradientStats(self._passes, self._samples, self._nonfinite, self._zero, self._logits)
 
     @property
-    def lost(self) -> int:
-        """See :class:`State`."""
+    def lost(self) -> int | None:
+        """How many samples have had gradients that were not finite, or that vanished; None if asking would wait."""
         return self._nonfinite + self._vanished
 
     def zero_entries(self) -> float:
@@ -166,7 +171,7 @@ class HostState(State):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """As before afterwards."""
+        """As before afterwards: for passes that only warm up or record."""
         before: dict[str, Any] = dict(vars(self))
         try:
             yield
@@ -182,7 +187,15 @@ class HostState(State):
         higher: int = 0,
         wide: bool = False,
     ) -> HostShift | None:
-        """By which powers of two a pass is scaled."""
+        """By which powers of two a pass is scaled; None for none.
+
+        Args:
+            loss_scale: the option.
+            grads: what comes in at the outputs.
+            leaves: the inputs.
+            higher: by so much higher than usual, as a power of two.
+            wide: whether the network has float32's range, in which a scale matters only near the ends of that.
+        """
         self._came_in = (0, 0)
         if loss_scale not in ("per-sample", "per-call") or not grads:
             return None
@@ -210,7 +223,20 @@ class HostState(State):
         past: Sequence[Tensor | None] = (),
         entered: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Undo the scale, put 0 for what is not finite, count, and scale lower from now on after an overflow."""
+        """Undo the scale, put 0 for what is not finite, count, and scale lower from now on after an overflow.
+
+        Args:
+            loss_scale: how the gradients were scaled.
+            grads: at the inputs, scaled.
+            shift: by what.
+            past: gradients at the inputs that were never scaled, to be added.
+            entered: the outputs and the gradients that entered there, if the network may overflow: samples that were
+                spoilt when they came in cannot tell of an overflow. None if it cannot.
+
+        Returns:
+            The gradients in float32 (or float64), contiguous, and which samples lost entries: bool (N,), or None if
+            the gradients are empty.
+        """
         bounds = bounds_of(grads)
         grads = unscaled(grads, loss_scale)
         peaks = row_peaks(grads)

@@ -9,9 +9,7 @@ The same is written twice. On an accelerator (``on_device``) nothing may wait fo
 are tensors there. On a processor (``on_host``) nothing waits, and reading the largest entries spares most operators.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -66,108 +64,21 @@ class Shift(Protocol):
         """Both, one after the other."""
 
 
-class State(ABC):
-    """What the boundary of one model remembers between passes, and its arithmetic there.
+class Counts:
+    """How many backward passes there were, with how many samples and entries."""
 
-    An overflow deep in the network seldom reaches the input as an infinity: the next layer sums infinities of both
-    signs to NaN. So NaN lowers the exponent too, down to the lowest. Samples that are still spoilt there were spoilt by
-    something else: that many are put up with until the next update, and if lowering has cured no other sample, the
-    exponent goes back to the start.
+    def __init__(self) -> None:
+        self._passes = self._samples = self._entries = 0
 
-    Attributes:
-        device: of the tensors that pass.
-        exponent: the exponent to which the largest entry of a scaled gradient is brought.
-    """
-
-    exponent: int | Tensor
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    @property
-    def lost(self) -> int | None:
-        """How many samples have had gradients that were not finite, or that vanished; None if asking would wait."""
-        return None
-
-    @abstractmethod
-    def start_anew(self) -> None:
-        """Scale as for a model that was never seen."""
-
-    @abstractmethod
-    def start_at_most(self, exponent: int) -> None:
-        """Scale no higher than this, now and later: above it a gradient was seen to overflow."""
-
-    @abstractmethod
-    def follow(self) -> None:
-        """Weights have new values: scale as before, or a step higher if there has been no overflow for long."""
-
-    @abstractmethod
-    def count_logits(self, outputs: Sequence[Tensor]) -> None:
-        """Count the samples with a non-finite output."""
-
-    @abstractmethod
     def count_pass(self, *, samples: int, entries: int) -> None:
-        """Count one backward pass and its size; apart from what :meth:`finish` counts, which may be replayed."""
+        """Count one backward pass and its size; apart from what ``finish`` counts, which may be replayed."""
+        self._passes += 1
+        self._samples += samples
+        self._entries += entries
 
-    @abstractmethod
     def reset_counts(self) -> None:
         """Forget all counts."""
-
-    @abstractmethod
-    def kept(self) -> AbstractContextManager[None]:
-        """As before afterwards: for passes that only warm up or record."""
-
-    @abstractmethod
-    def stats(self) -> GradientStats:
-        """Read the counts; waits for the device."""
-
-    @abstractmethod
-    def zero_entries(self) -> float:
-        """The share of gradient entries that came back as exactly 0; waits for the device."""
-
-    @abstractmethod
-    def shift_for(
-        self,
-        loss_scale: LossScale,
-        grads: Sequence[Tensor],
-        leaves: Sequence[Tensor],
-        *,
-        higher: int = 0,
-        wide: bool = False,
-    ) -> Shift | None:
-        """By which powers of two a pass is scaled; None for none.
-
-        Args:
-            loss_scale: the option.
-            grads: what comes in at the outputs.
-            leaves: the inputs.
-            higher: by so much higher than usual, as a power of two.
-            wide: whether the network has float32's range, in which a scale matters only near the ends of that.
-        """
-
-    @abstractmethod
-    def finish(
-        self,
-        loss_scale: LossScale,
-        grads: Sequence[Tensor],
-        shift: Shift | None,
-        past: Sequence[Tensor | None] = (),
-        entered: Sequence[Tensor] | None = None,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Undo the scale, put 0 for what is not finite, count, and scale lower from now on after an overflow.
-
-        Args:
-            loss_scale: how the gradients were scaled.
-            grads: at the inputs, scaled.
-            shift: by what.
-            past: gradients at the inputs that were never scaled, to be added.
-            entered: the outputs and the gradients that entered there, if the network may overflow: samples that were
-                spoilt when they came in cannot tell of an overflow. None if it cannot.
-
-        Returns:
-            The gradients in float32 (or float64), contiguous, and which samples lost entries: bool (N,), or None if
-            the gradients are empty.
-        """
+        self._passes = self._samples = self._entries = 0
 
 
 def scale(grad: Tensor, shift: Shift | None, loss_scale: LossScale) -> Tensor:

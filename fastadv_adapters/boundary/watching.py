@@ -31,7 +31,8 @@ class Watch:
         self.spoilt = spoilt if self.spoilt is None else self.spoilt | spoilt
 
 
-_watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
+WATCHES: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
+"""Those that forward passes of this thread report to now."""
 
 
 @contextmanager
@@ -50,13 +51,8 @@ def watch_gradients() -> Iterator[Watch]:
         ValueError: in a backward pass with another number of samples than those before.
     """
     watch = Watch()
-    token = _watches.set((*_watches.get(), watch))
+    token = WATCHES.set((*WATCHES.get(), watch))
     try:
         yield watch
     finally:
-        _watches.reset(token)
-
-
-def current_watches() -> tuple[Watch, ...]:
-    """The watches that forward passes of this thread report to now."""
-    return _watches.get()
+        WATCHES.reset(token)

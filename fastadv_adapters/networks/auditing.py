@@ -273,7 +273,7 @@ class Auditor:
     def _problem(
         self, tensors: Sequence[Tensor], needs: Sequence[bool], grads: Gradients, index: Tensor | None
     ) -> Problem:
-        apart = self.crossing.rows.apart([g is not None for g in grads], cut=False)
+        apart = self.crossing.rows.apart([g is not None for g in grads])
         run = self.draws or self.twin.bind(self.arguments)
         whole = Problem(run, [t.detach() for t in tensors], needs, grads, apart)
         if index is not None:

@@ -44,7 +44,7 @@ class Mender:
         """
         found = pulled.gradients
         fits = are_rows(found) and len(lost) == len(found[0])
-        apart = fits and self.crossing.rows.apart([g is not None for g in self.grads], cut=False)
+        apart = fits and self.crossing.rows.apart([g is not None for g in self.grads])
         whole = Problem(self.twin, [t.detach() for t in self.tensors], self.needs, self.grads, apart)
         index = lost.nonzero().flatten()
         better = self._run(whole.part(index)) if apart else None
