@@ -37,26 +37,22 @@ def make_engine(
         around: a context for each run of its code.
         give_up: told why, once, if this engine cannot run this network, and what runs it then.
     """
-    if precision.device.type != "cuda":
-        if name == "compile":
-            return CompileEngine(network, precision, around=around, give_up=give_up)
-        if name == "cudagraph":
-            give_up(f"CUDA graphs need a model on a CUDA device, and this one is on {precision.device}")
+    records = precision.device.type == "cuda"
+    if name == "cudagraph" and not records:
+        give_up(f"CUDA graphs need a model on a CUDA device, and this one is on {precision.device}")
+    if name == "compile" and not records:
+        return CompileEngine(network, precision, around=around, give_up=give_up)
+    if name == "eager" or not records:
         return EagerEngine(network, precision, convert=True, around=around)
-    if name == "eager":
-        return EagerEngine(network, precision, convert=True, around=around)
+    compiled = None
     after = {"compile": 0, "auto": AUTO_COMPILES_AFTER}.get(name)
-    compiled = (
-        None
-        if after is None
-        else CompileEngine(network, precision, around=around, give_up=partial(give_up, runs="cudagraph"))
-    )
-    recorder = CudaRecorder(precision.device)
+    if after is not None:
+        compiled = CompileEngine(network, precision, around=around, give_up=partial(give_up, runs="cudagraph"))
     return ReplayEngine(
         network,
         precision,
         around=around,
-        recorder=recorder,
+        recorder=CudaRecorder(precision.device),
         give_up=give_up,
         compiled=compiled,
         compile_after=after or 0,
