@@ -24,13 +24,10 @@ _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: torch.conv1d, 4: torch.conv2d,
 class Spread:
     """One layer's way back, for all shapes of input.
 
-    It does not hold the layer, which holds it: a network that is dropped is freed at once.
-
     Attributes:
         bias, stride, padding, dilation: of the layer.
         forward: its weight.
         turned: the same, turned round; made by the first backward pass.
-        exact: whether :meth:`gradient` may be used now; else PyTorch's own runs. Here always.
     """
 
     bias: Tensor | None

@@ -66,14 +66,11 @@ class _Along:
 class Blocks:
     """One layer's way back, for all shapes of input.
 
-    It does not hold the layer, which holds it: a network that is dropped is freed at once.
-
     Attributes:
         bias, stride, padding: of the layer.
         forward: its weight.
         rows, columns: the blocks.
         backward: the weight of the convolution that gives the gradient; made by the first backward pass.
-        exact: whether :meth:`gradient` may be used now; else PyTorch's own runs. Here always.
     """
 
     bias: Tensor | None

@@ -48,13 +48,10 @@ class Geometry:
 class LaidOut:
     """The weights of one layer as its passes want them, best for one shape of input and right for all.
 
-    It does not hold the layer, which holds it: a network that is dropped is freed at once.
-
     Attributes:
         geometry, bias, dtype: of the layer.
         forward: the weights for the forward pass.
         backward: those for the backward pass, once there has been one.
-        exact: whether :meth:`gradient` may be used now; else PyTorch's own runs. Here always.
     """
 
     geometry: Geometry
@@ -82,6 +79,8 @@ class LaidOut:
 
 
 Weights = LaidOut | Winograd | Spread | Blocks
+"""``exact`` tells whether its gradient may be used now; else PyTorch's own runs. None of them holds the layer, which
+holds it: a network that is dropped is freed at once."""
 
 Algorithm = Literal["depthwise", "few channels", "winograd", "laid out"]
 """How a layer is run."""
