@@ -5,7 +5,7 @@ with ``objectives`` (another class, or just a higher loss) over ``targets``, mad
 ``directions``, ``steps`` of some size and ``balls`` to project onto (in L1 by ``shrinking``); ``rounding`` keeps
 results inside them. Samples whose iterates come again (``cycles``) rest until the next start (``resting``). ``looking``
 is shared by ``search`` and ``stream``, through which samples pass one by one (``flow``). ``doubts`` notes what is
-allowed and seldom meant; ``shares`` knows how sure a share of samples is.
+allowed and seldom meant, and knows how sure a share of samples is.
 
 Public beside ``SafePGD``: losses, balls and step sizes, for attacks of one's own.
 """
@@ -23,12 +23,12 @@ from .doubts import (
     doubt_mode,
     doubt_steps,
     is_random,
+    wilson,
 )
 from .flow import Departed, Entrants, Streaming
 from .losses import Loss, LossFunction, LossName, asked_of, resolve_loss
 from .objectives import undecided
 from .safe_pgd import SafePGD
-from .shares import wilson
 from .steps import LEAST_ROWS, step_sizes
 from .stream import stream_of
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .balls import Norm
-from .shares import wilson
 
 NONE_RIGHT = "no sample is right even without an attack: check labels, weights and what the model normalises"
 
@@ -30,6 +29,8 @@ NEAR = 0.2
 
 SUM = 1e-2
 """By how much the sum of probabilities in half precision may differ from 1."""
+
+_Z = 1.959963984540054  # of the normal distribution, two-sided, 95 %
 
 
 def doubt_budget(eps: float, norm: Norm, bounds: tuple[float, float], coordinates: int) -> str | None:
@@ -135,3 +136,11 @@ def is_random(first: Tensor, second: Tensor) -> bool:
     peak = first.where(first.isfinite(), 0).abs().amax(1, keepdim=True).clamp_min(torch.finfo(first.dtype).tiny)
     apart = (first - second).abs().nan_to_num(nan=0.0, posinf=torch.inf)  # a class may be left out, by -inf, in both
     return bool((apart / peak > APART).any())
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953."""
+    share, square = successes / count, _Z**2 / count
+    middle = (share + square / 2) / (1 + square)
+    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / count / 4)
+    return (middle - half if successes else 0.0), (middle + half if successes < count else 1.0)
