@@ -267,7 +267,7 @@ class _Builder:
             pad_first(part, self.precision)
         route(self.result.network, self.precision)
         names = {id(part): name for name, (part, _) in self.parts.items()}
-        found = run_in_place(self.result.network, passing=Skipped, fresh=Affine)
+        found = run_in_place(self.result.network)
         self.result.in_place += [names[id(activation)] for activation in found]
 
     def _own_parameters(

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..modules import become, has_hooks, kind_of, modules_of
+from .parts import Affine, Skipped
 from .tracing import DOES_NOTHING
 
 # Those whose gradient PyTorch reads off the output, bit for bit. Not ReLU6 and Hardtanh, which copy their input first.
@@ -48,19 +49,10 @@ class _Sequence:
         return input
 
 
-def run_in_place(network: nn.Module, *, passing: type, fresh: type) -> list[nn.Module]:
-    """Have sequences of layers call activations in place where nobody can tell.
-
-    Args:
-        network: a copy that nobody else runs.
-        passing: class of layers that hand their input on.
-        fresh: class of layers whose output is a new tensor that their backward pass does not read.
-
-    Returns:
-        The activations.
-    """
+def run_in_place(network: nn.Module) -> list[nn.Module]:
+    """Have sequences of layers in a copy call activations in place where nobody can tell; returns the activations."""
     plain = [part for part in modules_of(network) if _is_plain(part)]
-    chosen = {part: set(_places(part, passing, fresh)) for part in plain}  # type: ignore[arg-type]
+    chosen = {part: set(_places(part)) for part in plain}  # type: ignore[arg-type]
     found: dict[nn.Module, None] = {}
     for part, places in chosen.items():
         layers: tuple[nn.Module, ...] = tuple(part)  # type: ignore[arg-type]
@@ -87,13 +79,13 @@ def _is_plain(part: nn.Module) -> bool:
     return all(getattr(type(part), name) is getattr(nn.Sequential, name) for name in names)
 
 
-def _places(layers: Iterable[nn.Module], passing: type, fresh: type) -> Iterator[int]:
+def _places(layers: Iterable[nn.Module]) -> Iterator[int]:
     """The places of activations that may run in place; ``own`` follows what the last layer gave."""
     own = False
     for place, part in enumerate(layers):
         if own and _may_run_in_place(part):
             yield place
-        own = _gives_own(part, own, passing, fresh)
+        own = _gives_own(part, own)
 
 
 def _may_run_in_place(part: nn.Module) -> bool:
@@ -102,14 +94,14 @@ def _may_run_in_place(part: nn.Module) -> bool:
     return not isinstance(part, nn.LeakyReLU) or part.negative_slope >= 0
 
 
-def _gives_own(part: nn.Module, own: bool, passing: type, fresh: type) -> bool:
+def _gives_own(part: nn.Module, own: bool) -> bool:
     """Whether a layer gives a tensor that nobody else reads, its own backward pass included."""
     if has_hooks(part):
         return False
-    if isinstance(part, passing) or kind_of(part) in DOES_NOTHING:
+    if isinstance(part, Skipped) or kind_of(part) in DOES_NOTHING:
         return own
     if _is_plain(part):
         for inner in part:  # type: ignore[attr-defined]
-            own = _gives_own(inner, own, passing, fresh)
+            own = _gives_own(inner, own)
         return own
-    return kind_of(part) in _FRESH or isinstance(part, fresh)
+    return kind_of(part) in _FRESH or isinstance(part, Affine)

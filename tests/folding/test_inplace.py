@@ -52,7 +52,7 @@ def changed_in_place(fast: nn.Module, x: Tensor) -> int:
 def without(monkeypatch: pytest.MonkeyPatch, net: nn.Module, **options: Any) -> FastAttackModel:
     """The same fast model with nothing in place."""
     with monkeypatch.context() as patch:
-        patch.setattr(folding, "run_in_place", lambda network, **kinds: [])
+        patch.setattr(folding, "run_in_place", lambda network: [])
         return FastAttackModel(net, engine="eager", **options)
 
 
@@ -96,7 +96,7 @@ def test_what_kept_its_input_keeps_half(monkeypatch: pytest.MonkeyPatch) -> None
     options: Any = {"dtype": torch.float32, "engine": "eager", "channels_last": False}
     image = 4 * 64 * 4  # bytes; the first convolution keeps one, each activation its output, or input and output
     assert bytes_kept(FastAttackModel(net, **options), x).total == 4 * image
-    monkeypatch.setattr(folding, "run_in_place", lambda network, **kinds: [])
+    monkeypatch.setattr(folding, "run_in_place", lambda network: [])
     assert bytes_kept(FastAttackModel(net, **options), x).total == 7 * image
 
 
