@@ -38,10 +38,10 @@ class Geometry:
     stride: list[int]
     dilation: list[int]
 
-    def steps(self, shape: torch.Size) -> list[tuple[int, int]]:
-        """For each dimension of an input of this shape: the last step, and how many entries no step reads."""
+    def left(self, shape: torch.Size) -> list[int]:
+        """How many entries no step reads, for each dimension of an input of this shape."""
         sizes = zip(shape[2:], self.kernel, self.padding, self.stride, self.dilation, strict=True)
-        return [divmod(size + 2 * pad - dilation * (kernel - 1) - 1, by) for size, kernel, pad, by, dilation in sizes]
+        return [(size + 2 * pad - dilation * (kernel - 1) - 1) % by for size, kernel, pad, by, dilation in sizes]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class LaidOut:
     def gradient(self, grad: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
         """The gradient at an input of this shape from that at the output; not itself differentiable."""
         g, ops = self.geometry, torch.ops.mkldnn
-        rest = g.padding, [left for _, left in g.steps(shape)], g.stride, g.dilation, 1
+        rest = g.padding, g.left(shape), g.stride, g.dilation, 1
         if self.backward is None:
             self.backward = ops._reorder_convolution_transpose_weight(_by_channels(weight), *rest, list(grad.shape))
         gradient: Tensor = ops._convolution_transpose_pointwise(grad, self.backward, None, *rest, "none", [], "")
