@@ -8,7 +8,7 @@ accelerators ``on_device`` and ``powers``); ``watching`` tells who asks which sa
 
 import torch
 
-from .crossing import Crossing, Pulled, Rows, State, mark_rewritten
+from .crossing import Crossing, Pulled, Rows, State, mark_rewritten, memory_of
 from .ends import (
     Cuts,
     Ends,
@@ -66,6 +66,7 @@ __all__ = [
     "mark_ends",
     "mark_rewritten",
     "matrix_calls",
+    "memory_of",
     "pack_arguments",
     "scale",
     "state_on",

@@ -89,7 +89,7 @@ class Crossing:
 
     def leave(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs as they are handed out: detached, floating ones in the logits dtype; counts those not finite."""
-        own = [o.clone() if _is_rewritten(o) else o for o in outputs]
+        own = [o if o.requires_grad or memory_of(o) not in _rewritten else o.clone() for o in outputs]
         left = [o.detach().to(self.logits_dtype) if o.is_floating_point() else o.detach() for o in own]
         if self.counts_outputs:
             self.state.count_logits(left)
@@ -169,22 +169,19 @@ def _below(pairs: Pairs, wanted: Sequence[Tensor], cuts: Cuts | None, *, keep: b
     return total
 
 
-_rewritten: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+_rewritten: WeakValueDictionary[int | None, Tensor] = WeakValueDictionary()
 """Tensors that updates write into, by the place of their memory: what is detached of them shares nothing else."""
 
 
 def mark_rewritten(tensor: Tensor) -> None:
     """Say of a tensor that updates write into it: what shares its memory is handed out as a copy."""
-    _rewritten[_place(tensor)] = tensor
+    _rewritten[memory_of(tensor)] = tensor
 
 
-def _is_rewritten(output: Tensor) -> bool:
-    return not output.requires_grad and output.layout is torch.strided and _place(output) in _rewritten
-
-
-def _place(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int | None:
+    """Where its storage lies; None for a layout that has none."""
     with torch._C.DisableTorchFunction():  # a mode takes this for a way to write without a trace
-        return tensor.untyped_storage().data_ptr()
+        return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
 
 
 def _above(pairs: Pairs, cuts: Cuts, wanted: Sequence[Tensor]) -> tuple[Pairs, Sequence[Tensor | None]]:

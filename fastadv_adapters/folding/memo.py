@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..boundary import mark_rewritten
+from ..boundary import mark_rewritten, memory_of
 from ..modules import Precision, generator_states, is_transformed, refusals_borne, registered_in, states_of_torch
-from .kept import Kept, Stage, memory_of
+from .kept import Kept, Stage
 from .keys import NoKeyError, copied, key_for, tensors_of
 from .traceless import opened_by
 
