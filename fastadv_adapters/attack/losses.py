@@ -68,7 +68,7 @@ class Loss:
             )
         return values
 
-    def _in_float32(self, outputs: Any, targets: Any, error: RuntimeError) -> object:
+    def _in_float32(self, outputs: Any, targets: Any, error: RuntimeError) -> Any:
         try:
             return self.function(_copies(outputs, narrow=True), _copies(targets))
         except Exception:
@@ -103,8 +103,11 @@ class Loss:
             leaves = [t.detach().requires_grad_(t.is_floating_point() or t.is_complex()) for t in outputs.tensors]
             values = self.rate(outputs.rebuild(leaves), targets, samples)
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            has = values.requires_grad and len(wanted) > 0  # of parameters of the loss alone, perhaps
-            found = torch.autograd.grad(values.sum(), wanted, allow_unused=True) if has else ()
+            try:
+                found = _gradients(values, wanted)
+            except RuntimeError as error:  # of two dtypes, which some losses bear in the forward pass alone
+                values = self._in_float32(outputs.rebuild(leaves), targets, error)
+                found = _gradients(values, wanted)
         if all(gradient is None for gradient in found):
             raise ValueError(
                 f"expected a loss that can be differentiated by the logits, got values of {self.name} without "
@@ -112,6 +115,12 @@ class Loss:
             )
         each = iter(found)
         return values.detach(), [next(each) if leaf.requires_grad else None for leaf in leaves]
+
+
+def _gradients(values: Tensor, wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not (values.requires_grad and wanted):  # it may be of parameters of the loss alone
+        return ()
+    return torch.autograd.grad(values.sum(), wanted, allow_unused=True)
 
 
 def asked_of(loss: LossName | LossFunction | Loss) -> LossName | LossFunction | Loss:
